@@ -1,0 +1,50 @@
+"""quantune: which quantization and which fine-tuning should I ship?
+
+    snakemake                                          the report of config.yaml
+    snakemake --configfile experiments/local-opt.yaml  the report of another configuration
+    snakemake work/checkpoints/opt-2m+nf4+lora         any chain, named or not in the configuration
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+# Snakemake would merge config.yaml into a configuration given on the command line.
+if not workflow.overwrite_configfiles:
+
+    configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/model.smk"  #    checkpoints/{model}
+include: "rules/dataset.smk"  #  sources/{dataset}
+include: "rules/tokenize.smk"  # prepared/{dataset}/{model}
+include: "rules/quantize.smk"  # checkpoints/{parent}+{quantization}
+include: "rules/train.smk"  #    checkpoints/{parent}+{finetuning}
+include: "rules/merge.smk"  #    checkpoints/{parent}+merge
+include: "rules/evaluate.smk"  # evaluations/{variant}/{evaluation}
+include: "rules/report.smk"  #   report
+include: "rules/unknown.smk"  #  anything else: an error that helps
+
+
+rule all:
+    default_target: True
+    input:
+        f"{WORK}/report",
+
+
+rule checkpoints:
+    input:
+        asked_checkpoints,
+
+
+rule evaluations:
+    input:
+        asked_evaluations,
+
+
+localrules:
+    all,
+    checkpoints,
+    evaluations,
+    unknown,

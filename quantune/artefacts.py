@@ -1,0 +1,233 @@
+"""What is made, what it was made from, and whether it is still what the configuration asks for.
+
+An artefact is a folder with a `provenance.json`. Its digest is SHA-256 over the canonical JSON of its stage, the
+stage's version, its recipe, its sources' content hashes and its parents' digests. The configuration alone gives the
+digest that is expected; the artefact records the one it was made with. Equal digests mean interchangeable artefacts, on
+any machine, branch or date.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+PROVENANCE = "provenance.json"
+RUN = "run.json"
+UNRECORDED = {PROVENANCE, RUN, ".snakemake_timestamp"}
+
+
+def canonical(value: Any) -> str:
+    """Return the one JSON text of a value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def sha256(text: str) -> str:
+    """Return the SHA-256 of a text, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One thing to be made: where it lies, what it is made from and how."""
+
+    path: str
+    stage: str
+    version: int
+    recipe: dict[str, Any]
+    parents: dict[str, "Artefact | tuple[Artefact, ...]"] = field(default_factory=dict)
+    """Role -> the artefacts that its digest rests on."""
+    sources: dict[str, str] = field(default_factory=dict)
+    """Name -> SHA-256 of the files from outside that it is made from."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What changes how it is made or shown, but not what it is."""
+    reads: dict[str, "tuple[Artefact, ...]"] = field(default_factory=dict)
+    """Role -> artefacts that must be on disk too, and whose digests the parents' already cover."""
+
+    @cached_property
+    def digest(self) -> str:
+        """The recipe digest."""
+        parents = {role: [item.digest for item in made_from] for role, made_from in roles(self.parents).items()}
+        return recipe_digest(self.stage, self.version, self.recipe, self.sources, parents)
+
+    def order(self) -> dict[str, Any]:
+        """Return all that a job needs to make it, as plain data."""
+        return {
+            "path": self.path,
+            "stage": self.stage,
+            "version": self.version,
+            "recipe": self.recipe,
+            "options": self.options,
+            "sources": self.sources,
+            "parents": {
+                role: [{"path": item.path, "digest": item.digest} for item in made_from]
+                for role, made_from in roles(self.parents).items()
+            },
+            "digest": self.digest,
+        }
+
+
+def roles(parents: dict[str, Any]) -> dict[str, tuple[Artefact, ...]]:
+    """Return the parents with every role's value as a tuple."""
+    return {role: item if isinstance(item, tuple) else (item,) for role, item in parents.items()}
+
+
+def recipe_digest(stage: str, version: int, recipe: dict, sources: dict, parents: dict[str, list[str]]) -> str:
+    """Return the digest of an artefact from what it is made from."""
+    return sha256(canonical([stage, version, recipe, sources, parents]))
+
+
+class State(Enum):
+    """How what lies on disk compares with what is asked for."""
+
+    MISSING = "missing"
+    CURRENT = "current"
+    STALE = "stale"
+
+
+def recorded(path: str | Path) -> dict[str, Any] | None:
+    """Return the provenance that lies in a folder, or None where there is none that can be read."""
+    try:
+        found = json.loads((Path(path) / PROVENANCE).read_text())
+        return found if isinstance(found, dict) and "digest" in found else None
+    except (OSError, ValueError):
+        return None
+
+
+def damage(path: str | Path, provenance: dict[str, Any]) -> str | None:
+    """Return the first listed file that is missing or has another size, or None; contents are not read."""
+    for listed in provenance.get("files", []):
+        try:
+            size = os.stat(Path(path) / listed["path"]).st_size
+        except OSError:
+            return f"{listed['path']} is missing"
+        if size != listed["size"]:
+            return f"{listed['path']} has {size} bytes, not {listed['size']}"
+    return None
+
+
+def state(artefact: Artefact) -> State:
+    """Compare what lies at the artefact's path with what the configuration asks for. Dates play no part."""
+    if not os.path.lexists(artefact.path):
+        return State.MISSING
+    found = recorded(artefact.path)
+    if found is None or found["digest"] != artefact.digest or damage(artefact.path, found):
+        return State.STALE
+    return State.CURRENT
+
+
+def differences(artefact: Artefact) -> list[str]:
+    """Return, in words, why the artefact on disk is not the one asked for: which key changed, from what to what."""
+    if not os.path.lexists(artefact.path):
+        return []
+    found = recorded(artefact.path)
+    if found is None:
+        return [f"{artefact.path} has no readable {PROVENANCE}"]
+    wanted, changes = artefact.order(), []
+    if found.get("stage") != wanted["stage"]:
+        changes.append(f"stage: {found.get('stage')} -> {wanted['stage']}")
+    elif found.get("version") != wanted["version"]:
+        changes.append(f"version of the stage {wanted['stage']}: {found.get('version')} -> {wanted['version']}")
+    changes += list(_changed("", found.get("recipe", {}), wanted["recipe"]))
+    changes += [f"source {change}" for change in _changed("", found.get("sources", {}), wanted["sources"])]
+    before, after = _digests(found.get("parents", {})), _digests(wanted["parents"])
+    changes += [f"made anew: {path}" for path in after if path in before and before[path] != after[path]]
+    changes += [f"now made from: {path}" for path in after if path not in before]
+    changes += [f"no longer made from: {path}" for path in before if path not in after]
+    if not changes and (broken := damage(artefact.path, found)):
+        changes.append(broken)
+    return changes
+
+
+def _digests(parents: dict[str, list[dict[str, str]]]) -> dict[str, str]:
+    return {item["path"]: item["digest"] for made_from in parents.values() for item in made_from}
+
+
+def _changed(prefix: str, before: Any, after: Any) -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted(before.keys() | after.keys()):
+            yield from _changed(f"{prefix}.{key}" if prefix else key, before.get(key), after.get(key))
+    elif before != after:
+        yield f"{prefix}: {_short(before)} -> {_short(after)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def marker(artefact: Artefact, work: str) -> str:
+    """Return a folder just newer than the stale artefact; as an input it makes the job run.
+
+    A folder, because a file would be compared by checksum with that of the last run; one for each artefact and just
+    newer than it, because a shared or future-dated one would make fresh artefacts look old.
+    """
+    folder = Path(work, ".stale", os.path.relpath(artefact.path, work).replace("/", "@"))
+    stamps = [path for path in (artefact.path, f"{artefact.path}/.snakemake_timestamp") if os.path.lexists(path)]
+    newer = max(os.lstat(path).st_mtime_ns for path in stamps) + 1_000_000
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder, ns=(newer, newer))
+    return str(folder)
+
+
+class Hashes:
+    """SHA-256 of files, remembered by path, size and time of change, so that no-op runs read no large file twice."""
+
+    def __init__(self, memory: str | Path):
+        self.memory = Path(memory)
+        try:
+            self.known = json.loads(self.memory.read_text())
+        except (OSError, ValueError):
+            self.known = {}
+
+    def file(self, path: str | Path) -> str:
+        """Return the SHA-256 of a file's content, in hexadecimal."""
+        path = os.path.realpath(path)
+        status = os.stat(path)
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
+        if path in self.known and self.known[path][:3] == stamp:
+            return self.known[path][3]
+        digest = file_sha256(path)
+        # a file changed within the clock's granularity of being read could change again unseen
+        if time.time_ns() - status.st_mtime_ns > 2_000_000_000:
+            self.known[path] = [*stamp, digest]
+            self._save()
+        return digest
+
+    def _save(self) -> None:
+        self.memory.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.memory.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(self.known))
+        partial.replace(self.memory)
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file; wait for another process that holds it, and say so.
+
+    A killed Snakemake can leave its job running; the job that takes its place waits here until that one is done.
+    """
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("another process is making this already (left over from a killed run?); waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,108 @@
+"""What is in a checkpoint folder, read from its safetensors files without loading the model."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from quantune.errors import QuantuneError
+from quantune.loading import TOKENIZER_FILES
+
+
+@dataclass
+class Tensors:
+    """Lazy access by name to every tensor of a checkpoint folder."""
+
+    folder: Path
+
+    def __post_init__(self):
+        self.files = [safe_open(path, "pt") for path in sorted(Path(self.folder).glob("*.safetensors"))]
+        self.where = {name: file for file in self.files for name in file.keys()}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.where
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.where[name].get_tensor(name)
+
+    def names(self) -> list[str]:
+        """Return the names of all tensors, sorted."""
+        return sorted(self.where)
+
+    def shape(self, name: str) -> list[int]:
+        """Return a tensor's shape without reading its data."""
+        return self.where[name].get_slice(name).get_shape()
+
+
+def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return name -> (outputs, inputs) of each linear layer of a full-precision checkpoint that is quantized.
+
+    All `nn.Linear` modules are, save the output embedding (`lm_head`), as in the GPTQ and AWQ papers. The model is
+    built on the meta device: no weight is read.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    head = model.get_output_embeddings()
+    return {
+        name: (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+
+
+def finite(tensors: Tensors, names: list[str]) -> Iterator[str]:
+    """Yield the names of floating-point tensors that hold a NaN or an infinity."""
+    for name in names:
+        tensor = tensors[name]
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+            yield name
+
+
+def require(condition: bool, layer: str, message: str) -> None:
+    """Raise QuantuneError naming the layer unless the condition holds."""
+    if not condition:
+        raise QuantuneError(f"structural check: layer '{layer}': {message}")
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer's files and the generation defaults from one checkpoint folder to another."""
+    for name in (*TOKENIZER_FILES, "generation_config.json", "preprocessor_config.json", "processor_config.json"):
+        if (Path(source) / name).is_file() and not (Path(folder) / name).exists():
+            shutil.copyfile(Path(source) / name, Path(folder) / name)
+
+
+def probe_tokens(vocabulary: int) -> torch.Tensor:
+    """Return two fixed sequences of 64 random token ids, shape (2, 64), int64: the input of the logits checks."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocabulary, (2, 64), generator=generator)
+
+
+@torch.no_grad()
+def probe_logits(model) -> torch.Tensor:
+    """Return the model's float32 logits of the probe tokens, shape (2, 64, vocabulary), on the CPU."""
+    tokens = probe_tokens(model.config.vocab_size).to(model.device)
+    return model(input_ids=tokens, use_cache=False).logits.float().cpu()
+
+
+def relative_distance(logits: torch.Tensor, reference: torch.Tensor) -> float:
+    """Return the Frobenius norm of the difference over that of the reference."""
+    return float((logits - reference).norm() / reference.norm())
+
+
+def require_identical_reload(expected: torch.Tensor, folder: Path, dtype: str) -> None:
+    """Load the checkpoint from disk and compare its probe logits with those of the model it was saved from.
+
+    Raises:
+        QuantuneError: if they differ in a single bit.
+    """
+    from quantune import loading
+
+    found = probe_logits(loading.model([folder], dtype))
+    if not torch.equal(found, expected):
+        worst = float((found - expected).abs().max())
+        raise QuantuneError(f"the saved checkpoint does not reload to the same model: logits differ by up to {worst:g}")

@@ -1,0 +1,23 @@
+"""Errors a user can act on: each says what is wrong, what is allowed and what to type instead."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class QuantuneError(Exception):
+    """Something the user can mend; shown without a traceback."""
+
+
+class ConfigError(QuantuneError):
+    """The configuration, or a chain typed by hand, asks for something that cannot be made."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the known name closest to `name`, or an empty string."""
+    close = difflib.get_close_matches(str(name), [str(item) for item in known], n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the names as readable text: "a, b, c", or "none"."""
+    return ", ".join(str(name) for name in names) or "none"

@@ -1,0 +1,25 @@
+"""Evaluations: every module in this folder is one kind, found by being here.
+
+A module defines an `Evaluation` recipe. What it measures is kept raw, item by item; every number shown is derived from
+the raw items by `quantune.statistics`, so that a change of protocol needs no GPU.
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from quantune.recipe import Recipe, subclasses
+
+
+class Evaluation(Recipe):
+    """How a variant is evaluated. Subclasses set the literal `kind` and implement `evaluate`."""
+
+    track: ClassVar[Literal["text", "speech"]] = "text"
+
+    def evaluate(self, model: list[Path], data: Path | None, folder: Path) -> dict[str, Any]:
+        """Evaluate the variant whose folders are given; write the raw items into `folder`; return the result."""
+        raise NotImplementedError
+
+
+def kinds() -> list[type[Evaluation]]:
+    """Return every kind of evaluation."""
+    return subclasses(__name__, Evaluation, "kind")

@@ -1,0 +1,106 @@
+"""Perplexity over windows of a split, each window's log-likelihood kept.
+
+Non-overlapping windows (`stride: null`) are the protocol of the GPTQ and AWQ papers: the documents are joined, cut into
+windows of `length` tokens, and a rest shorter than a window is left out; the first token of a window is context only.
+With a stride, windows overlap and only the last `stride` tokens of each are scored, each with at least
+`length - stride` tokens of context: slower, and closer to how a model is used
+(https://huggingface.co/docs/transformers/perplexity).
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from quantune.evaluations import Evaluation
+from quantune.recipe import Dtype
+
+
+class Perplexity(Evaluation):
+    """How well a variant predicts a split."""
+
+    settings: ClassVar[frozenset[str]] = frozenset({"general"})
+
+    kind: Literal["perplexity"]
+    """Token perplexity, word perplexity and bits per byte."""
+    dataset: str
+    """Name of the dataset."""
+    split: str = "test"
+    """Its split to evaluate on."""
+    length: int = Field(default=1024, gt=1)
+    """Tokens in one window; at most what the model was made for (2048 in the GPTQ and AWQ papers)."""
+    stride: int | None = Field(default=None, gt=0)
+    """Tokens by which overlapping windows advance; null: windows do not overlap."""
+    max_windows: int | None = Field(default=None, gt=0)
+    """Only the first so many windows; null: all."""
+    separator: str = "\n\n"
+    """What joins the documents."""
+    batch_size: int = Field(default=1, gt=0)
+    """Windows evaluated together."""
+    dtype: Dtype = "float32"
+    """Of the weights that are not packed, and of the computation."""
+    general: bool = False
+    """A general-domain set: what fine-tuning costs on it is shown as forgetting."""
+
+    @model_validator(mode="after")
+    def _stride_fits(self):
+        if self.stride is not None and self.stride >= self.length:
+            raise ValueError(f"stride {self.stride} must be below length {self.length}; null for no overlap")
+        return self
+
+    def windows(self, total: int) -> list[tuple[int, int, int]]:
+        """Return (begin, first scored, end) token positions of each window over `total` tokens."""
+        if self.stride is None:
+            spans = [(begin, begin + 1, begin + self.length) for begin in range(0, total - self.length + 1, self.length)]
+        else:
+            spans, scored = [], 1
+            while scored < total and (not spans or spans[-1][2] < total):
+                end = min(max(scored + self.stride, self.length), total)
+                spans.append((max(0, end - self.length), scored, end))
+                scored = end
+        return spans[: self.max_windows]
+
+    def evaluate(self, model: list[Path], data: Path | None, folder: Path) -> dict[str, Any]:
+        """Write `items.parquet`, a row a window: begin, tokens scored, their bytes and words, and their negative
+        log-likelihood in nats (float64). Return the summary."""
+        import numpy
+        import pandas
+        import torch
+        from tqdm import tqdm
+
+        from quantune import loading, statistics, text
+        from quantune.errors import QuantuneError
+
+        stream = text.stream(data, self.split, loading.tokenizer(model[0]), self.separator)
+        spans = self.windows(len(stream))
+        if not spans:
+            raise QuantuneError(
+                f"'{self.dataset}', split '{self.split}', has {len(stream)} tokens: too few for one window of"
+                f" {self.length}; lower 'length'"
+            )
+        loaded = loading.model(model, self.dtype)
+        text.require_length(loaded.config, self.length)
+        losses = numpy.zeros(len(spans))
+        for first in tqdm(range(0, len(spans), self.batch_size), desc="perplexity", unit="batch"):
+            batch = spans[first : first + self.batch_size]
+            width = max(end - begin for begin, _, end in batch)
+            tokens = torch.zeros(len(batch), width, dtype=torch.long)
+            for row, (begin, _, end) in enumerate(batch):
+                tokens[row, : end - begin] = torch.from_numpy(stream.ids[begin:end].astype("int64"))
+            with torch.no_grad():
+                logits = loaded(input_ids=tokens.to(loaded.device), use_cache=False).logits
+            for row, (begin, scored, end) in enumerate(batch):
+                predicted = logits[row, scored - begin - 1 : end - begin - 1].float()
+                target = tokens[row, scored - begin : end - begin].to(predicted.device)
+                losses[first + row] = torch.nn.functional.cross_entropy(predicted, target, reduction="none").double().sum()
+        items = pandas.DataFrame(
+            {
+                "begin": [begin for begin, _, _ in spans],
+                "tokens": [end - scored for _, scored, end in spans],
+                "bytes": [int(stream.bytes[scored:end].sum()) for _, scored, end in spans],
+                "words": [int(stream.words[scored:end].sum()) for _, scored, end in spans],
+                "nll": losses,
+            }
+        )
+        items.to_parquet(folder / "items.parquet", index=False)
+        return {"kind": self.kind, "tokens_in_split": len(stream), **statistics.perplexity(items)}

@@ -1,0 +1,68 @@
+"""Fine-tuning methods: every module in this folder is one, found by being here.
+
+A method module defines one or more `Finetuning` recipes. To add a method, add a module and its test. The training loop
+itself (`quantune.training`) is the same for all.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from quantune.recipe import Recipe, subclasses
+
+
+class Finetuning(Recipe):
+    """How a checkpoint is trained: data, optimization and precision. Subclasses add `method` and what is trained."""
+
+    seeded: ClassVar[bool] = True
+    settings: ClassVar[frozenset[str]] = frozenset({"save_every"})
+
+    dataset: str
+    """Name of the dataset to train on."""
+    train_split: str = "train"
+    """Its split to train on."""
+    validation_split: str | None = "validation"
+    """Its split for the validation loss during training; null: none is computed."""
+    steps: int | None = Field(default=None, gt=0)
+    """Optimizer steps; give either this or `epochs`."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training split; give either this or `steps`."""
+    batch_size: int = Field(default=8, gt=0)
+    """Sequences in one forward and backward pass."""
+    gradient_accumulation: int = Field(default=1, gt=0)
+    """Forward and backward passes for each optimizer step; the effective batch is this times `batch_size`."""
+    length: int = Field(default=512, gt=1)
+    """Tokens in one training sequence; documents are joined by the end-of-text token and cut at this length."""
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How the learning rate falls to zero after the warm-up."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimizer steps over which the learning rate rises from zero."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of AdamW."""
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to at most this L2 norm."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the frozen weights and the computation; adapters are always trained in float32."""
+    evaluate_every: int = Field(default=50, gt=0)
+    """Optimizer steps between two points of the loss curves."""
+    save_every: int = Field(default=50, gt=0)
+    """Optimizer steps between two saved states: what a killed job loses at most."""
+
+    @model_validator(mode="after")
+    def _one_length(self):
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either 'steps' or 'epochs', not both and not neither")
+        return self
+
+    def prepare(self, model, seed: int):
+        """Return the model with what is to be trained requiring gradients, and everything else frozen."""
+        raise NotImplementedError
+
+
+def methods() -> list[type[Finetuning]]:
+    """Return every fine-tuning recipe."""
+    return subclasses(__name__, Finetuning, "method")

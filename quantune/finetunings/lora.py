@@ -1,0 +1,40 @@
+"""LoRA: low-rank adapters beside frozen linear layers (Hu et al., 2021, arXiv:2106.09685), with PEFT. On a 4-bit
+checkpoint this is QLoRA (Dettmers et al., 2023, arXiv:2305.14314)."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from quantune.finetunings import Finetuning
+
+
+class LoRA(Finetuning):
+    """Train a low-rank update of chosen linear layers."""
+
+    method: Literal["lora"]
+    """Low-rank adaptation."""
+    rank: int = Field(default=8, gt=0)
+    """Rank of the update (`r`): parameters and capacity grow with it."""
+    alpha: float = Field(default=16, gt=0)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    target_modules: list[str] | Literal["all-linear"] = ["q_proj", "v_proj"]
+    """Names of the linear layers that get an adapter, or all-linear."""
+
+    def prepare(self, model, seed: int):
+        """Return a `PeftModel` with adapters initialized from the seed; only they require gradients."""
+        import torch
+        from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+        if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        torch.manual_seed(seed)
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.target_modules,
+        )
+        return get_peft_model(model, config)

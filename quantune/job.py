@@ -1,0 +1,200 @@
+"""The frame of every job: logging, threads, seeds, and an output that exists only once it is whole."""
+
+import json
+import os
+import platform
+import random
+import resource
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from quantune.artefacts import PROVENANCE, RUN, UNRECORDED, file_sha256, locked, recorded, recipe_digest
+from quantune.artefacts import damage as damaged
+from quantune.errors import QuantuneError
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "llmcompressor",
+    "compressed-tensors",
+    "bitsandbytes",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pyarrow",
+)
+
+
+def run(snakemake: Any, body: Callable[..., dict[str, Any] | None], imports: bool = True) -> None:
+    """Make a rule's output.
+
+    `body(order, inputs, folder, scratch)` fills the empty `folder` and returns facts for the provenance; `scratch` is
+    kept until the output is complete, so that a killed job can go on from what it saved there. The folder is renamed
+    into place at the end: an artefact that exists is whole.
+
+    Args:
+        snakemake: the object Snakemake gives to scripts.
+        body: the stage.
+        imports: whether to set up torch (threads, determinism, seeds); false for stages that need no torch.
+    """
+    log = open(snakemake.log[0], "w", buffering=1)
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    order, started = snakemake.params.order, time.time()
+    for change in snakemake.params.get("why", []):
+        print(f"made again because: {change}")
+    try:
+        _prepare(snakemake.threads, order["options"], imports)
+        inputs = {role: [Path(path) for path in paths] for role, paths in _by_role(snakemake.input).items()}
+        make(order, lambda folder, scratch: body(order, inputs, folder, scratch), snakemake.params.work, started)
+    except QuantuneError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def make(order: dict[str, Any], body: Callable, work: str, started: float) -> None:
+    """Build an artefact in `work/tmp` and rename it into place.
+
+    Raises:
+        QuantuneError: if a parent on disk is not the one the order was made for.
+    """
+    target = Path(order["path"])
+    place = Path(work, "tmp", f"{order['digest'][:16]}.{target.name}")
+    with locked(place.with_name(place.name + ".lock")):
+        found = recorded(target)
+        if found and found["digest"] == order["digest"] and not damaged(target, found):
+            print("made by another process while this one waited")
+            return
+        digest = recipe_digest(*(order[key] for key in ("stage", "version", "recipe", "sources")), _parents(order))
+        folder, scratch = place / "output", place / "scratch"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        scratch.mkdir(exist_ok=True)
+        facts = body(folder, scratch) or {}
+        timing = facts.pop("run", {})
+        _write(folder / RUN, _run_facts(started) | timing)
+        _write(folder / PROVENANCE, _provenance(order, digest, facts, folder))
+        _settle(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(target):
+            os.rename(target, place / "replaced")
+        os.rename(folder, target)
+        shutil.rmtree(place, ignore_errors=True)
+    place.with_name(place.name + ".lock").unlink(missing_ok=True)
+    print(f"done in {time.time() - started:.1f} s: {target}")
+
+
+def _parents(order: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the digests that the parents on disk record, having checked that they are the ones asked for."""
+    digests = {}
+    for role, parents in order["parents"].items():
+        for parent in parents:
+            found = recorded(parent["path"])
+            if found is None or found["digest"] != parent["digest"]:
+                raise QuantuneError(
+                    f"{parent['path']} is not what the configuration asks for (another run or checkout changed it"
+                    " meanwhile?); run the same snakemake command again"
+                )
+            digests.setdefault(role, []).append(found["digest"])
+    return digests
+
+
+def _provenance(order: dict[str, Any], digest: str, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return what the artefact is: all of it follows from the recipe and the packages, none from the run."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in UNRECORDED)
+    return {
+        "digest": digest,
+        "stage": order["stage"],
+        "version": order["version"],
+        "recipe": order["recipe"],
+        "sources": order["sources"],
+        "parents": order["parents"],
+        "facts": facts,
+        "packages": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "files": [
+            {"path": str(path.relative_to(folder)), "size": path.stat().st_size, "sha256": file_sha256(path)}
+            for path in files
+        ],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _run_facts(started: float) -> dict[str, Any]:
+    """Return when, where and at what cost the artefact was made."""
+    import psutil
+
+    facts = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(time.time() - started, 2),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "command": os.environ.get("QUANTUNE_COMMAND", ""),
+        "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total},
+        "platform": platform.platform(),
+    }
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        facts["hardware"]["gpu"] = torch.cuda.get_device_name()
+        facts["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+        facts["cuda"] = torch.version.cuda
+    return facts
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _settle(folder: Path) -> None:
+    """Give every file its ordinary permissions and see it on disk before the rename makes it official."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        path.chmod(0o666 & ~umask)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _by_role(inputs: Any) -> dict[str, list[str]]:
+    """Return the rule's named inputs, each as a list."""
+    return {role: [value] if isinstance(value, str) else list(value) for role, value in inputs.items()}
+
+
+def _prepare(threads: int, options: dict[str, Any], imports: bool) -> None:
+    """Threads for this job alone, seeds, deterministic algorithms, no network."""
+    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUBLAS_WORKSPACE_CONFIG=":4096:8")
+    os.environ.setdefault("TQDM_MININTERVAL", "2")
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    random.seed(0)
+    if imports:
+        import numpy
+        import torch
+
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        numpy.random.seed(0)
+        torch.use_deterministic_algorithms(options.get("deterministic", True), warn_only=True)

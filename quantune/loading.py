@@ -1,0 +1,83 @@
+"""Load what a checkpoint folder holds: a whole model, or a base with an adapter on top. Always offline, always with an
+explicit dtype: loaders that choose one by themselves make perplexities incomparable."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "chat_template.jinja",
+)
+
+
+def device() -> torch.device:
+    """Return the first CUDA device where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def quantization_method(folder: Path) -> str | None:
+    """Return the `quant_method` that the checkpoint's config.json names, or None at full precision."""
+    config = json.loads((Path(folder) / "config.json").read_text())
+    return (config.get("quantization_config") or {}).get("quant_method")
+
+
+def model(folders: list[Path], dtype: str, trainable: bool = False) -> PreTrainedModel:
+    """Load a variant.
+
+    Args:
+        folders: the base and, if the variant is an adapter, the adapter after it.
+        dtype: name of the dtype for every weight that is not packed, such as "float32".
+        trainable: prepare the base for training; compressed-tensors layers are unpacked to dense weights, which is
+            what lets gradients through them.
+
+    Returns:
+        The model in evaluation mode, on `device()`; a `PeftModel` if there is an adapter.
+    """
+    base, *adapters = map(Path, folders)
+    options = {}
+    if trainable and quantization_method(base) == "compressed-tensors":
+        from transformers import CompressedTensorsConfig
+
+        options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        base, dtype=getattr(torch, dtype), device_map={"": device()}, local_files_only=True, **options
+    )
+    keep_cpu_kernels_exact(loaded)
+    for adapter in adapters:
+        from peft import PeftModel
+
+        loaded = PeftModel.from_pretrained(loaded, adapter, local_files_only=True)
+    return loaded.eval()
+
+
+def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that lies in a checkpoint folder."""
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Return the dtype in which the checkpoint's floating-point weights are stored (float32 if it does not say)."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return config.dtype or torch.float32
+
+
+def keep_cpu_kernels_exact(loaded: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking 4-bit layers for its bfloat16 CPU kernel.
+
+    On processors with AVX-512 BF16 the first evaluation would turn the block scales and the arithmetic into bfloat16,
+    whatever dtype was asked for (bitsandbytes 0.50, `Linear4bit.forward`): a number that depends on the processor.
+    """
+    for module in loaded.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

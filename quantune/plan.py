@@ -1,0 +1,186 @@
+"""From the configuration alone: what each artefact is made from, and the digest it must have."""
+
+from functools import lru_cache
+from pathlib import Path
+
+from quantune import sources
+from quantune.artefacts import Artefact, Hashes
+from quantune.chains import Step, Variant
+from quantune.config import Config
+from quantune.errors import ConfigError, listed, nearest
+
+# Versions of the stages that have no recipe class of their own; raised when the meaning of their output changes.
+VERSIONS = {"model": 1, "dataset": 1, "tokenize": 1, "merge": 1, "report": 1}
+
+
+class Plan:
+    """The artefacts of a configuration, each named as in the work folder."""
+
+    def __init__(self, config: Config):
+        self.config, self.work = config, config.work
+        self.hashes = Hashes(Path(config.work, ".hashes.json"))
+        for method in ("checkpoint", "dataset", "prepared", "evaluation"):
+            setattr(self, method, lru_cache(maxsize=None)(getattr(self, method)))
+
+    def checkpoint(self, name: str) -> Artefact:
+        """The checkpoint of a variant."""
+        variant = self.config.parse(name)
+        maker = {"model": self._model, "quantization": self._quantized, "finetuning": self._trained}
+        return maker.get(variant.kind, self._merged)(variant)
+
+    def loads(self, name: str) -> tuple[Artefact, ...]:
+        """The checkpoints that must be on disk to load a variant: the base and, for an adapter, the adapter."""
+        return tuple(self.checkpoint(str(item)) for item in self.config.parse(name).loads())
+
+    def dataset(self, name: str) -> Artefact:
+        """The documents of a dataset, split by split."""
+        entry = self._named("datasets", name)
+        files = self.dataset_files(name)
+        root = sources.resolve(entry.path, f"datasets.{name}.path")
+        base = root if root.is_dir() else root.parent
+        return self._artefact(
+            f"sources/{name}",
+            "dataset",
+            VERSIONS["dataset"],
+            entry.identity(),
+            sources={
+                path.relative_to(base).as_posix(): self.hashes.file(path) for paths in files.values() for path in paths
+            },
+            options={"files": {split: [str(path) for path in paths] for split, paths in files.items()}},
+        )
+
+    def dataset_files(self, name: str) -> dict[str, list[Path]]:
+        """Split -> the files outside that it is read from."""
+        entry, key = self._named("datasets", name), f"datasets.{name}"
+        return sources.split_files(sources.resolve(entry.path, f"{key}.path"), entry.splits, key)
+
+    def model_files(self, name: str) -> list[Path]:
+        """The files outside that a model is copied from."""
+        key = f"models.{name}.path"
+        return list(sources.model_files(sources.resolve(self._named("models", name).path, key), key).values())
+
+    def prepared(self, dataset: str, model: str) -> Artefact:
+        """The token ids of a dataset's documents, with the tokenizer of a model."""
+        return self._artefact(
+            f"prepared/{dataset}/{model}",
+            "tokenize",
+            VERSIONS["tokenize"],
+            {},
+            parents={"dataset": self.dataset(dataset), "model": self.checkpoint(model)},
+        )
+
+    def evaluation(self, variant: str, name: str) -> Artefact:
+        """The raw numbers of one evaluation of a variant."""
+        recipe = self._named("evaluations", name)
+        parents = {"checkpoint": self.checkpoint(variant)}
+        if dataset := getattr(recipe, "dataset", None):
+            parents["data"] = self.prepared(dataset, self.config.parse(variant).model)
+        return self._artefact(
+            f"evaluations/{variant}/{name}",
+            f"evaluate/{recipe.kind}",
+            recipe.version,
+            recipe.identity(),
+            parents=parents,
+            options=recipe.options(),
+            reads={"base": self.loads(variant)[:-1]},
+        )
+
+    def report(self) -> Artefact:
+        """The report on every variant and its ancestors."""
+        names = [str(variant) for variant in self.config.evaluated]
+        return self._artefact(
+            "report",
+            "report",
+            VERSIONS["report"],
+            {
+                "title": self.config.title,
+                "variants": names,
+                "listed": [str(variant) for variant in self.config.listed],
+                "evaluations": {name: entry.model_dump(mode="json") for name, entry in self.config.evaluations.items()},
+            },
+            parents={
+                "evaluations": tuple(self.evaluation(name, item) for name in names for item in self.config.evaluations),
+                "checkpoints": tuple(self.checkpoint(name) for name in names),
+            },
+        )
+
+    def explain(self, target: str) -> None:
+        """Raise ConfigError saying why nothing is made at a path below the work folder, if nothing is."""
+        makers = {
+            ("checkpoints", 1): self.checkpoint,
+            ("sources", 1): self.dataset,
+            ("prepared", 2): self.prepared,
+            ("evaluations", 2): self.evaluation,
+            ("report", 0): self.report,
+        }
+        kind, *names = target.split("/")
+        if (kind, len(names)) not in makers:
+            layout = "checkpoints/VARIANT, evaluations/VARIANT/EVALUATION, prepared/DATASET/MODEL, sources/DATASET, report"
+            raise ConfigError(f"nothing is made at '{self.work}/{target}'; below '{self.work}' there are: {layout}")
+        makers[kind, len(names)](*names)
+
+    def _model(self, variant: Variant) -> Artefact:
+        files = self.model_files(variant.model)
+        return self._artefact(
+            f"checkpoints/{variant}",
+            "model",
+            VERSIONS["model"],
+            self.config.models[variant.model].identity(),
+            sources={path.name: self.hashes.file(path) for path in files},
+            options={"files": [str(path) for path in files]},
+        )
+
+    def _quantized(self, variant: Variant) -> Artefact:
+        recipe = self.config.quantizations[variant.steps[-1].name]
+        return self._artefact(
+            f"checkpoints/{variant}",
+            f"quantize/{recipe.method}",
+            recipe.version,
+            self._seeded(recipe, variant.steps[-1]),
+            parents={"parent": self.checkpoint(str(variant.parent))},
+            options=recipe.options(),
+        )
+
+    def _trained(self, variant: Variant) -> Artefact:
+        recipe = self.config.finetunings[variant.steps[-1].name]
+        return self._artefact(
+            f"checkpoints/{variant}",
+            f"train/{recipe.method}",
+            recipe.version,
+            self._seeded(recipe, variant.steps[-1]),
+            parents={
+                "parent": self.checkpoint(str(variant.parent)),
+                "data": self.prepared(recipe.dataset, variant.model),
+            },
+            options=recipe.options(),
+        )
+
+    def _merged(self, variant: Variant) -> Artefact:
+        return self._artefact(
+            f"checkpoints/{variant}",
+            "merge",
+            VERSIONS["merge"],
+            {},
+            parents={
+                "adapter": self.checkpoint(str(variant.parent)),
+                "base": self.checkpoint(str(variant.merge_base())),
+            },
+            reads={"parent": (self.checkpoint(str(variant.parent.parent)),)},
+        )
+
+    def _artefact(self, path: str, stage: str, version: int, recipe: dict, **more) -> Artefact:
+        options = {"deterministic": self.config.deterministic, **more.pop("options", {})}
+        return Artefact(f"{self.work}/{path}", stage, version, recipe, options=options, **more)
+
+    def _seeded(self, recipe, step: Step) -> dict:
+        if not recipe.seeded:
+            return recipe.identity()
+        return recipe.identity() | {"seed": self.config.seed if step.seed is None else step.seed}
+
+    def _named(self, section: str, name: str):
+        entries = getattr(self.config, section)
+        if name not in entries:
+            raise ConfigError(
+                f"'{name}' is not one of the {section}: {listed(entries)}{nearest(name, entries)}"
+            )
+        return entries[name]

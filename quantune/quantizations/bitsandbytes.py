@@ -1,0 +1,125 @@
+"""bitsandbytes: int8 with outliers kept (Dettmers et al., 2022, arXiv:2208.07339) and the 4-bit NormalFloat of QLoRA
+(Dettmers et al., 2023, arXiv:2305.14314). No data is needed; the packed weights are saved and loaded by transformers.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from quantune.quantizations import Quantization
+from quantune.recipe import Dtype
+
+BLOCK = 64  # weights that share one scale in bitsandbytes' 4-bit formats
+NESTED_BLOCK = 256  # scales that share one scale of their own with double quantization
+
+
+class BitsAndBytes(Quantization):
+    """What the bitsandbytes methods have in common."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of transformers' `BitsAndBytesConfig`."""
+        raise NotImplementedError
+
+    def layer_tensors(self, rows: int, columns: int) -> dict[str, tuple[str, list[int]]]:
+        """Return suffix -> (dtype, shape) of the tensors that each quantized layer must have on disk."""
+        raise NotImplementedError
+
+    def quantize(self, parent: Path, folder: Path) -> None:
+        """Quantize while loading; what stays unquantized keeps the parent's dtype.
+
+        The model is saved before it computes anything: a forward pass may repack the weights for its device.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+        from quantune import loading
+        from quantune.checkpoints import copy_tokenizer, probe_logits, require_identical_reload
+
+        options = {key: getattr(torch, value) if "dtype" in key else value for key, value in self.arguments().items()}
+        stored = loading.stored_dtype(parent)
+        model = AutoModelForCausalLM.from_pretrained(
+            parent,
+            dtype=stored,
+            quantization_config=BitsAndBytesConfig(**options),
+            device_map={"": loading.device()},
+            local_files_only=True,
+        ).eval()
+        model.save_pretrained(folder)
+        copy_tokenizer(parent, folder)
+        loading.keep_cpu_kernels_exact(model)
+        require_identical_reload(probe_logits(model), folder, str(stored).removeprefix("torch."))
+
+    def check(self, parent: Path, folder: Path) -> dict[str, Any]:
+        """Check the packed weight and the constants of every layer: present, of the right type and shape, finite."""
+        from quantune.checkpoints import Tensors, finite, linear_layers, require
+
+        tensors, layers = Tensors(folder), linear_layers(parent)
+        stored = 0
+        for name, (rows, columns) in layers.items():
+            for suffix, (dtype, shape) in self.layer_tensors(rows, columns).items():
+                key = f"{name}.{suffix}"
+                require(key in tensors, name, f"'{suffix}' is missing")
+                require(tensors.shape(key) == shape, name, f"'{suffix}' has shape {tensors.shape(key)}, not {shape}")
+                found = str(tensors[key].dtype).removeprefix("torch.")
+                require(found == dtype, name, f"'{suffix}' is {found}, not {dtype}")
+                stored += tensors[key].numel() * tensors[key].element_size()
+            for bad in finite(tensors, [f"{name}.{suffix}" for suffix in self.layer_tensors(rows, columns)]):
+                require(False, name, f"'{bad}' holds NaN or infinity")
+        weights = sum(rows * columns for rows, columns in layers.values())
+        return {"layers_quantized": len(layers), "bits_per_weight": round(8 * stored / weights, 4)}
+
+
+class Int8(BitsAndBytes):
+    """LLM.int8(): rows of int8 with one scale each; input features with outliers are computed in 16 bits."""
+
+    method: Literal["int8"]
+    """bitsandbytes LLM.int8()."""
+    outlier_threshold: float = Field(default=6.0, ge=0)
+    """Input features whose magnitude exceeds this are computed in 16 bits; 0: none are."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of transformers' `BitsAndBytesConfig`."""
+        return {"load_in_8bit": True, "llm_int8_threshold": self.outlier_threshold}
+
+    def layer_tensors(self, rows: int, columns: int) -> dict[str, tuple[str, list[int]]]:
+        """One int8 matrix and one scale for each row."""
+        return {"weight": ("int8", [rows, columns]), "SCB": ("float32", [rows])}
+
+
+class NormalFloat4(BitsAndBytes):
+    """NF4: 4-bit quantiles of a normal distribution, one scale for each block of 64 weights."""
+
+    method: Literal["nf4"]
+    """bitsandbytes 4-bit NormalFloat."""
+    double_quantization: bool = False
+    """Quantize the scales too, to 8 bits in blocks of 256: saves 0.37 bit per weight."""
+    compute_dtype: Dtype = "float32"
+    """Precision of the matrix products; bfloat16 on a GPU that has it."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of transformers' `BitsAndBytesConfig`."""
+        return {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": self.method,
+            "bnb_4bit_use_double_quant": self.double_quantization,
+            "bnb_4bit_compute_dtype": self.compute_dtype,
+        }
+
+    def misfit(self, widths: set[int]) -> str | None:
+        """bitsandbytes pads nothing: blocks of 64 must fill the rows."""
+        bad = sorted(width for width in widths if width % BLOCK)
+        return f"blocks of {BLOCK} weights do not fill the layers' input width {bad[0]}" if bad else None
+
+    def layer_tensors(self, rows: int, columns: int) -> dict[str, tuple[str, list[int]]]:
+        """Two weights in each byte, a table of 16 values, and the scales: float32, or 8 bits with scales of their own."""
+        blocks = rows * columns // BLOCK
+        tensors = {"weight": ("uint8", [rows * columns // 2, 1]), "weight.quant_map": ("float32", [16])}
+        if not self.double_quantization:
+            return tensors | {"weight.absmax": ("float32", [blocks])}
+        nested = -(-blocks // NESTED_BLOCK)
+        return tensors | {
+            "weight.absmax": ("uint8", [blocks]),
+            "weight.nested_absmax": ("float32", [nested]),
+            "weight.nested_quant_map": ("float32", [256]),
+        }

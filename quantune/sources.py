@@ -1,0 +1,209 @@
+"""Models and datasets from outside: local files and folders, identified by their content, never by their path."""
+
+import hashlib
+import os
+import shutil
+from collections import defaultdict
+from fnmatch import fnmatch
+from pathlib import Path
+
+from quantune.errors import ConfigError, QuantuneError, listed, nearest
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+FORMATS = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+NEAR = 0.5  # share of a document's three-word runs found in one training document that makes it a near duplicate
+
+
+def resolve(path: str, key: str) -> Path:
+    """Return a configured path with its environment variables filled in.
+
+    Raises:
+        ConfigError: naming the key, if a variable is not set or nothing is there.
+    """
+    text = os.path.expanduser(os.path.expandvars(path))
+    if "$" in text:
+        name = text.split("$", 1)[1].strip("{").split("/")[0].split("}")[0]
+        raise ConfigError(f"{key}: the environment variable '{name}' in '{path}' is not set; export {name}=/some/folder")
+    found = Path(text)
+    if not found.exists():
+        there = [item.name for item in found.parent.iterdir()] if found.parent.is_dir() else []
+        raise ConfigError(f"{key}: '{text}' does not exist{nearest(found.name, there)}")
+    return found
+
+
+def model_files(folder: Path, key: str) -> dict[str, Path]:
+    """Return name -> path of the files of a model in Hugging Face layout.
+
+    Raises:
+        ConfigError: if there is no config.json or no safetensors weights.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{key}: '{folder}' is a file; give the folder that holds config.json and *.safetensors")
+    files = {path.name: path for path in sorted(folder.iterdir()) if _any(path.name, MODEL_FILES)}
+    if "config.json" not in files:
+        raise ConfigError(f"{key}: '{folder}' has no config.json; give a folder in Hugging Face layout")
+    if not any(name.endswith(".safetensors") for name in files):
+        pickled = [path.name for path in folder.iterdir() if _any(path.name, PICKLES)]
+        hint = (
+            f"only pickled weights ({listed(pickled)}), which can run code when loaded; convert them to safetensors"
+            if pickled
+            else "no *.safetensors"
+        )
+        raise ConfigError(f"{key}: '{folder}' has {hint}")
+    return files
+
+
+def copy_model(files: list[Path], folder: Path) -> None:
+    """Copy a model's files."""
+    for path in files:
+        shutil.copyfile(path, folder / path.name)
+
+
+def split_files(root: Path, splits: dict, key: str) -> dict[str, list[Path]]:
+    """Return split -> files; a dataset that is split by shares has its files under the split "".
+
+    Raises:
+        ConfigError: if a pattern matches nothing.
+    """
+    if root.is_file() or not splits or not _named(splits):
+        if splits and _named(splits):
+            raise ConfigError(f"{key}.path: '{root}' is a file; splits by file name need the folder that holds them")
+        files = [root] if root.is_file() else [path for path in sorted(root.iterdir()) if path.suffix in FORMATS]
+        if not files:
+            raise ConfigError(f"{key}.path: '{root}' holds no file of a known format ({listed(FORMATS)})")
+        return {"": files}
+    found = {}
+    for split, patterns in splits.items():
+        found[split] = []
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            matches = sorted(path for path in root.glob(pattern) if path.is_file())
+            if not matches:
+                there = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
+                raise ConfigError(f"{key}.splits.{split}: no file '{pattern}' in '{root}'{nearest(pattern, there)}")
+            found[split] += matches
+    return found
+
+
+def documents(path: Path, recipe: dict) -> list[str]:
+    """Read a file's documents.
+
+    Args:
+        path: a text, JSON, JSON lines, CSV, TSV or Parquet file.
+        recipe: the dataset's recipe: format, column, document.
+
+    Raises:
+        QuantuneError: naming the file and the column, if the column is missing or not text.
+    """
+    kind = recipe["format"] or FORMATS.get(path.suffix)
+    if kind is None:
+        raise QuantuneError(f"'{path}': unknown format '{path.suffix}'; set 'format' to one of {listed(FORMATS.values())}")
+    if kind == "text":
+        text = path.read_text(encoding="utf-8")
+        if recipe["document"] == "file":
+            return [text]
+        return [part.strip("\n") for part in text.split("\n" if recipe["document"] == "line" else "\n\n")]
+    return _column(path, kind, recipe["column"])
+
+
+def _column(path: Path, kind: str, column: str) -> list[str]:
+    import tempfile
+
+    import datasets
+
+    datasets.disable_progress_bars()
+    options = {"sep": "\t"} if kind == "tsv" else {}
+    builder = "csv" if kind == "tsv" else kind
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            table = datasets.load_dataset(builder, data_files=str(path), split="train", cache_dir=cache, **options)
+        except Exception as error:
+            cause = error.__cause__ or error
+            raise QuantuneError(f"'{path}' cannot be read as {kind}: {str(cause).splitlines()[0]}") from error
+        if column not in table.column_names:
+            raise QuantuneError(
+                f"'{path}' has no column '{column}'; columns: {listed(table.column_names)}"
+                f"{nearest(column, table.column_names)}; set the dataset's 'column'"
+            )
+        values = list(table[column])
+    if bad := next((value for value in values if value is not None and not isinstance(value, str)), None):
+        raise QuantuneError(f"'{path}', column '{column}': text expected, found {type(bad).__name__} ({bad!r:.40})")
+    return [value or "" for value in values]
+
+
+def divide(texts: list[str], shares: dict[str, float], seed: int) -> dict[str, list[str]]:
+    """Split documents by shares, in an order drawn from the seed.
+
+    The order is that of SHA-256 over seed and position: the same with every version of every library.
+    """
+    order = sorted(range(len(texts)), key=lambda index: hashlib.sha256(f"{seed}:{index}".encode()).digest())
+    parts, begin, share = {}, 0, 0.0
+    for split, part in shares.items():
+        share += part
+        end = round(share * len(texts))
+        parts[split] = [texts[index] for index in sorted(order[begin:end])]
+        begin = end
+    return parts
+
+
+def without_leaks(splits: dict[str, list[str]], how: str) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """Drop held-out documents that repeat a training document.
+
+    Args:
+        splits: split -> documents; "train" is the training split.
+        how: "exact" (same letters and digits, case aside) or "near" (also: at least half of the document's three-word
+            runs occur in one training document).
+
+    Returns:
+        The splits, and split -> number of documents dropped.
+    """
+    exact = {_normal(text) for text in splits["train"]}
+    index = defaultdict(list)
+    if how == "near":
+        for number, text in enumerate(splits["train"]):
+            for run in _runs(text):
+                index[run].append(number)
+    kept, dropped = {"train": splits["train"]}, {}
+    for split, texts in splits.items():
+        if split != "train":
+            kept[split] = [text for text in texts if _normal(text) not in exact and not _near(text, index)]
+            dropped[split] = len(texts) - len(kept[split])
+    return kept, dropped
+
+
+def _near(text: str, index: dict[tuple, list[int]]) -> bool:
+    runs, hits = _runs(text), defaultdict(int)
+    for run in runs:
+        for number in index.get(run, ()):
+            hits[number] += 1
+    return bool(hits) and max(hits.values()) >= NEAR * len(runs)
+
+
+def _words(text: str) -> list[str]:
+    return "".join(letter if letter.isalnum() else " " for letter in text.casefold()).split()
+
+
+def _normal(text: str) -> str:
+    return " ".join(_words(text))
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    words = _words(text)
+    return {tuple(words[index : index + 3]) for index in range(max(1, len(words) - 2))}
+
+
+def _named(splits: dict) -> bool:
+    return any(not isinstance(value, float | int) for value in splits.values())
+
+
+def _any(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)

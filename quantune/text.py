@@ -1,0 +1,95 @@
+"""Text as tokens: documents with the bytes and words behind each token, streams of them, and training blocks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import pyarrow
+import pyarrow.parquet
+
+from quantune.errors import QuantuneError, listed, nearest
+
+
+def encode(texts: list[str], tokenizer) -> dict[str, list]:
+    """Tokenize documents without special tokens.
+
+    Returns:
+        For each document: ids, and for each token how many UTF-8 bytes of the text it ends (bytes) and how many
+        whitespace-separated words begin in it (words). Summed over a document they give its bytes and words exactly,
+        which is what makes bits per byte and word perplexity of any window exact.
+
+    Raises:
+        QuantuneError: if the tokenizer gives no offsets (a slow tokenizer).
+    """
+    if not tokenizer.is_fast:
+        raise QuantuneError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed")
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    sizes, words = [], []
+    for text, offsets in zip(texts, encoded["offset_mapping"], strict=True):
+        byte_at = numpy.concatenate([[0], numpy.cumsum([len(letter.encode()) for letter in text])]).astype("int64")
+        spaces = numpy.array([True, *(letter.isspace() for letter in text)])
+        starts = numpy.concatenate([[0], numpy.cumsum(spaces[:-1] & ~spaces[1:])]).astype("int64")
+        ends = numpy.maximum.accumulate(numpy.array([end for _, end in offsets], dtype="int64")) if offsets else []
+        if len(ends):
+            ends[-1] = len(text)
+        sizes.append(numpy.diff(byte_at[ends], prepend=0).tolist() if len(ends) else [])
+        words.append(numpy.diff(starts[ends], prepend=0).tolist() if len(ends) else [])
+    return {"ids": encoded["input_ids"], "bytes": sizes, "words": words}
+
+
+SCHEMA = pyarrow.schema([(name, pyarrow.list_(pyarrow.int32())) for name in ("ids", "bytes", "words")])
+
+
+@dataclass
+class Stream:
+    """Documents joined into one sequence of tokens; three arrays of the same length (int32)."""
+
+    ids: numpy.ndarray
+    bytes: numpy.ndarray
+    words: numpy.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def load(prepared: Path, split: str) -> list[dict[str, list[int]]]:
+    """Return the tokenized documents of a split, each with ids, bytes and words."""
+    path = Path(prepared) / f"{split}.arrow"
+    if not path.exists():
+        there = [item.stem for item in Path(prepared).glob("*.arrow")]
+        raise QuantuneError(f"'{prepared}' has no split '{split}'; splits: {listed(there)}{nearest(split, there)}")
+    with pyarrow.memory_map(str(path)) as source:
+        return pyarrow.ipc.open_file(source).read_all().to_pylist()
+
+
+def stream(prepared: Path, split: str, tokenizer, separator: str) -> Stream:
+    """Join a split's documents by a separator, begun as the tokenizer begins a text (`<s>` where it has one)."""
+    begin = list(tokenizer("", verbose=False)["input_ids"])
+    joint = encode([separator], tokenizer) if separator else {"ids": [[]], "bytes": [[]], "words": [[]]}
+    parts = {"ids": [begin], "bytes": [[0] * len(begin)], "words": [[0] * len(begin)]}
+    for number, document in enumerate(load(prepared, split)):
+        for name, part in parts.items():
+            if number:
+                part.append(joint[name][0])
+            part.append(document[name])
+    return Stream(*(numpy.concatenate([numpy.array(item, dtype="int32") for item in parts[name]]) for name in parts))
+
+
+def blocks(prepared: Path, split: str, end: int, length: int) -> numpy.ndarray:
+    """Return the split as training blocks, shape (blocks, length), int64: documents joined by the token `end`, cut.
+
+    Raises:
+        QuantuneError: if the split has fewer tokens than one block.
+    """
+    joined = numpy.concatenate([numpy.array([*item["ids"], end], dtype="int64") for item in load(prepared, split)])
+    count = len(joined) // length
+    if not count:
+        raise QuantuneError(f"split '{split}' has {len(joined)} tokens: too few for one block of {length}; lower 'length'")
+    return joined[: count * length].reshape(count, length)
+
+
+def require_length(config, length: int) -> None:
+    """Raise QuantuneError if the model was not made for sequences of this length."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit and length > limit:
+        raise QuantuneError(f"length {length} is more than the model's {limit} positions; lower 'length'")

@@ -1,0 +1,138 @@
+"""What all rules share: the checked configuration, the plan, and the functions that decide what runs.
+
+Whether a job runs is decided here by recipe digests, not by dates or by Snakemake's records: see `needs`.
+"""
+
+import os
+import re
+import sys
+
+from snakemake.exceptions import WorkflowError
+from snakemake.io import ancient
+
+sys.path.insert(0, str(workflow.basedir))
+os.environ["PYTHONPATH"] = os.pathsep.join([str(workflow.basedir), os.environ.get("PYTHONPATH", "")])
+os.environ.setdefault("QUANTUNE_COMMAND", " ".join(["snakemake", *sys.argv[1:]]))
+
+from quantune import artefacts
+from quantune import config as settings
+from quantune.errors import QuantuneError
+from quantune.plan import Plan
+from quantune.recipe import NAME
+
+
+def clearly(function, *arguments):
+    """Call a function of quantune; what the user can mend stops Snakemake with that message alone."""
+    try:
+        return function(*arguments)
+    except QuantuneError as error:
+        raise WorkflowError(str(error)) from None
+
+
+CONFIG = clearly(settings.load, config, ", ".join(os.path.relpath(path) for path in workflow.configfiles))
+PLAN = Plan(CONFIG)
+WORK = CONFIG.work
+CHAIN = rf"{NAME}(\+{NAME}(@\d+)?)*"
+
+
+def one_of(names):
+    """Return the pattern of a step with one of these names, such as `lora-quotes` or `lora-quotes@3`."""
+    return rf"({'|'.join(map(re.escape, names))})(@\d+)?" if names else "(?!)"
+
+
+def needs(artefact):
+    """Return the named inputs of the job that makes an artefact.
+
+    Missing: its parents. Current (the digest it records is the one expected, every file is there): its parents with
+    their dates ignored, so that nothing runs. Anything else: its parents and a marker newer than it, so that it runs.
+    """
+    made_from = {**artefacts.roles(artefact.parents), **artefact.reads}
+    inputs = {role: [item.path for item in items] for role, items in made_from.items()}
+    inputs["outside"] = outside_files(artefact)
+    state = artefacts.state(artefact)
+    if state is artefacts.State.CURRENT:
+        return {role: [ancient(path) for path in paths] for role, paths in inputs.items()}
+    if state is artefacts.State.STALE:
+        inputs["stale"] = [artefacts.marker(artefact, WORK)]
+    return inputs
+
+
+def outside_files(artefact):
+    """Return the files from outside that an artefact is read from."""
+    files = artefact.options.get("files", [])
+    return [path for paths in files.values() for path in paths] if isinstance(files, dict) else files
+
+
+def reason(artefact):
+    """Return why an artefact that exists is made again, for the job's message and log."""
+    changes = artefacts.differences(artefact)
+    return f" [made again because {'; '.join(changes)}]" if changes else ""
+
+
+def planned(wildcards):
+    """Return the artefact that a job's wildcards name; without wildcards, the report."""
+    given = dict(wildcards.items())
+    if "evaluation" in given:
+        return clearly(PLAN.evaluation, given["variant"], given["evaluation"])
+    if "dataset" in given and "model" in given:
+        return clearly(PLAN.prepared, given["dataset"], given["model"])
+    if "dataset" in given:
+        return clearly(PLAN.dataset, given["dataset"])
+    if given:
+        return clearly(PLAN.checkpoint, "+".join(given.values()))
+    return clearly(PLAN.report)
+
+
+def planned_inputs(wildcards):
+    """Return the named inputs of the job that the wildcards name."""
+    return needs(planned(wildcards))
+
+
+def planned_order(wildcards):
+    """Return all that the job needs to know."""
+    return planned(wildcards).order()
+
+
+def planned_reason(wildcards):
+    """Return why the job runs again, or an empty text."""
+    return reason(planned(wildcards))
+
+
+def asked_checkpoints(wildcards):
+    """Return the checkpoints of the variants in the configuration."""
+    return [PLAN.checkpoint(str(variant)).path for variant in CONFIG.listed]
+
+
+def asked_evaluations(wildcards):
+    """Return the evaluations of the variants in the configuration and of their ancestors."""
+    return [PLAN.evaluation(str(variant), name).path for variant in CONFIG.evaluated for name in CONFIG.evaluations]
+
+
+def memory_mb(wildcards):
+    """Return a job's memory in MB: the libraries, and five times the weights on disk."""
+    given = dict(wildcards.items())
+    name = given.get("model") or given.get("variant") or given.get("parent")
+    weights = sum(os.path.getsize(path) for path in PLAN.model_files(name.split("+")[0]))
+    return 2000 + 5 * weights // 1_000_000
+
+
+def gpus(wildcards):
+    """Return how many GPUs a job that computes takes: one where there is a driver."""
+    return 1 if os.path.exists("/dev/nvidiactl") else 0
+
+
+def explain_unknown(wildcards):
+    """Stop with what is wrong with a target below the work folder that no rule makes; other targets need nothing."""
+    clearly(PLAN.explain, wildcards.unknown)
+    return []
+
+
+wildcard_constraints:
+    model=NAME,
+    dataset=NAME,
+    evaluation=NAME,
+    variant=CHAIN,
+    parent=CHAIN,
+    quantization=one_of(CONFIG.quantizations),
+    finetuning=one_of(CONFIG.finetunings),
+    merge="merge",

@@ -1,0 +1,24 @@
+"""Dataset: takes text, JSON, CSV or Parquet files; makes `sources/{dataset}`, one Parquet file of documents a split."""
+
+
+rule dataset:
+    input:
+        unpack(planned_inputs),
+    output:
+        directory(f"{WORK}/sources/{{dataset}}"),
+    log:
+        f"{WORK}/logs/dataset/{{dataset}}.log",
+    benchmark:
+        f"{WORK}/logs/dataset/{{dataset}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        gpu=0,
+    params:
+        order=planned_order,
+        why=planned_reason,
+        work=WORK,
+    message:
+        "Read the dataset {wildcards.dataset}{params.why}"
+    script:
+        "../scripts/dataset.py"

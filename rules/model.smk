@@ -1,0 +1,24 @@
+"""Model: takes a folder in Hugging Face layout; makes `checkpoints/{model}`, a copy with safetensors weights only."""
+
+
+rule model:
+    input:
+        unpack(planned_inputs),
+    output:
+        directory(f"{WORK}/checkpoints/{{model}}"),
+    log:
+        f"{WORK}/logs/model/{{model}}.log",
+    benchmark:
+        f"{WORK}/logs/model/{{model}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        gpu=0,
+    params:
+        order=planned_order,
+        why=planned_reason,
+        work=WORK,
+    message:
+        "Copy the model {wildcards.model}{params.why}"
+    script:
+        "../scripts/model.py"

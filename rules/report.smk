@@ -1,0 +1,30 @@
+"""Report: takes the evaluations and checkpoints of every variant; makes `report/`: report.html, table.csv, metrics.json
+and the figures."""
+
+
+rule report:
+    input:
+        unpack(planned_inputs),
+    output:
+        report(
+            directory(f"{WORK}/report"),
+            patterns=["{figure}.svg"],
+            caption="../report/captions/figures.rst",
+            category="Results",
+        ),
+    log:
+        f"{WORK}/logs/report.log",
+    benchmark:
+        f"{WORK}/logs/report.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        gpu=0,
+    params:
+        order=planned_order,
+        why=planned_reason,
+        work=WORK,
+    message:
+        "Write the report{params.why}"
+    script:
+        "../scripts/report.py"

@@ -1,0 +1,18 @@
+"""Unknown: takes a target below the work folder that no other rule makes; says what is wrong with it and what to type
+instead."""
+
+
+ruleorder: model > dataset > tokenize > merge > quantize > train > evaluate > report > unknown
+
+
+rule unknown:
+    input:
+        explain_unknown,
+    output:
+        f"{WORK}/{{unknown}}",
+    log:
+        f"{WORK}/logs/unknown/{{unknown}}.log",
+    message:
+        "{wildcards.unknown} cannot be made"
+    shell:
+        "exit 1"

@@ -1,0 +1,36 @@
+"""Read a dataset's files into documents, divide them into splits, drop leaks; write one Parquet file for each split."""
+
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+from quantune import job, sources
+from quantune.errors import QuantuneError
+
+
+def dataset(order, inputs, folder, scratch):
+    recipe, files = order["recipe"], order["options"]["files"]
+    splits = {
+        split: [text for path in paths for text in sources.documents(Path(path), recipe)]
+        for split, paths in files.items()
+    }
+    read = sum(map(len, splits.values()))
+    splits = {split: [text for text in texts if text.strip()] for split, texts in splits.items()}
+    empty = read - sum(map(len, splits.values()))
+    if list(splits) == [""]:
+        shares = recipe["splits"] or {"train": 1.0}
+        splits = sources.divide(splits[""], shares, recipe["seed"])
+    leaks = {}
+    if recipe["remove_leaks"] != "none":
+        splits, leaks = sources.without_leaks(splits, recipe["remove_leaks"])
+    for split, texts in splits.items():
+        if not texts:
+            raise QuantuneError(f"split '{split}' has no documents left (read {read}, empty {empty}, leaks {leaks})")
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), folder / f"{split}.parquet")
+        print(f"{split}: {len(texts)} documents, {sum(map(len, texts))} characters")
+    print(f"dropped: {empty} empty, {sum(leaks.values())} held-out documents that repeat a training document")
+    return {"documents": {split: len(texts) for split, texts in splits.items()}, "empty": empty, "leaks": leaks}
+
+
+job.run(snakemake, dataset, imports=False)

@@ -1,0 +1,19 @@
+"""Evaluate a variant: keep the raw items, and a summary beside them."""
+
+import json
+
+from pydantic import TypeAdapter
+
+from quantune import config, job
+
+
+def evaluate(order, inputs, folder, scratch):
+    (checkpoint,), (data,) = inputs["checkpoint"], inputs.get("data", [None])
+    recipe = TypeAdapter(config.Evaluation).validate_python(order["recipe"])
+    result = recipe.evaluate([*inputs.get("base", []), checkpoint], data, folder)
+    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+    return {}
+
+
+job.run(snakemake, evaluate)

@@ -1,0 +1,24 @@
+"""Fold an adapter into the nearest unquantized ancestor of what it was trained on; save a whole model again."""
+
+import torch
+
+from quantune import checkpoints, job, loading
+
+
+def merge(order, inputs, folder, scratch):
+    (base,), (adapter,), (parent,) = inputs["base"], inputs["adapter"], inputs["parent"]
+    unmerged = checkpoints.probe_logits(loading.model([parent, adapter], "float32"))
+    model = loading.model([base, adapter], "float32").merge_and_unload()
+    stored = loading.stored_dtype(base)
+    model.to(stored).save_pretrained(folder)
+    checkpoints.copy_tokenizer(base, folder)
+    merged = checkpoints.probe_logits(loading.model([folder], "float32"))
+    distance = checkpoints.relative_distance(merged, unmerged)
+    print(f"merged into {base.name}, stored as {stored}; logits differ by {distance:.2e} from the unmerged adapter's")
+    tensors = checkpoints.Tensors(folder)
+    for bad in checkpoints.finite(tensors, tensors.names()):
+        checkpoints.require(False, bad, "holds NaN or infinity after merging")
+    return {"relative_distance_from_unmerged": distance, "parameters": sum(map(torch.numel, model.parameters()))}
+
+
+job.run(snakemake, merge)
