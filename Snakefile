@@ -1,8 +1,8 @@
 """quantune: which quantization and which fine-tuning should I ship?
 
-    snakemake                                          the report of config.yaml
-    snakemake --configfile experiments/local-opt.yaml  the report of another configuration
-    snakemake work/checkpoints/opt-2m+nf4+lora         any chain, named or not in the configuration
+- `snakemake`: the report of config.yaml
+- `snakemake --configfile experiments/local-opt.yaml`: the report of another configuration
+- `snakemake work/checkpoints/opt-2m+nf4+lora`: any chain, named in the configuration or not
 """
 
 from snakemake.utils import min_version

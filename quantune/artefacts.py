@@ -140,7 +140,9 @@ def differences(artefact: Artefact) -> list[str]:
     changes += [f"made anew: {path}" for path in after if path in before and before[path] != after[path]]
     changes += [f"now made from: {path}" for path in after if path not in before]
     changes += [f"no longer made from: {path}" for path in before if path not in after]
-    if not changes and (broken := damage(artefact.path, found)):
+    if not changes and found["digest"] != artefact.digest:
+        changes.append("what it is made from comes in another order")
+    if broken := damage(artefact.path, found):
         changes.append(broken)
     return changes
 
@@ -211,8 +213,6 @@ def file_sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The grammar of variants: a variant is a chain of steps applied to a model, and its name is its path.
 
-    opt-125m                              the model as downloaded
-    opt-125m+nf4+lora-quotes              QLoRA: quantize, then train an adapter
-    opt-125m+lora-quotes@3+merge+gptq-w4  fine-tune with seed 3, fold the adapter in, then quantize
+opt-125m                              the model as downloaded
+opt-125m+nf4+lora-quotes              QLoRA: quantize, then train an adapter
+opt-125m+lora-quotes@3+merge+gptq-w4  fine-tune with seed 3, fold the adapter in, then quantize
 """
 
 import re

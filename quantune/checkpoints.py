@@ -1,5 +1,6 @@
 """What is in a checkpoint folder, read from its safetensors files without loading the model."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ class Tensors:
 
     def __post_init__(self):
         self.files = [safe_open(path, "pt") for path in sorted(Path(self.folder).glob("*.safetensors"))]
-        self.where = {name: file for file in self.files for name in file.keys()}
+        self.where = {name: file for file in self.files for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
 
     def __contains__(self, name: str) -> bool:
         return name in self.where
@@ -74,6 +75,21 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     for name in (*TOKENIZER_FILES, "generation_config.json", "preprocessor_config.json", "processor_config.json"):
         if (Path(source) / name).is_file() and not (Path(folder) / name).exists():
             shutil.copyfile(Path(source) / name, Path(folder) / name)
+
+
+def save_adapter(model, folder: Path) -> None:
+    """Save a `PeftModel`'s adapter so that the same adapter gives the same bytes.
+
+    PEFT writes the target modules in the order of a Python set, which varies from process to process, and an empty
+    model card, which is left out: `provenance.json` says more.
+    """
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def probe_tokens(vocabulary: int) -> torch.Tensor:

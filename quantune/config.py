@@ -208,7 +208,8 @@ def _reference_problems(config: Config):
                     known = config.datasets[entry.dataset].split_names()
                 if known is not None and value not in known:
                     what = "dataset" if field == "dataset" else f"split of the dataset '{entry.dataset}'"
-                    yield f"{section}.{name}.{field}: '{value}' is not a {what}; allowed: {listed(known)}{nearest(value, known)}"
+                    hint = f"allowed: {listed(known)}{nearest(value, known)}"
+                    yield f"{section}.{name}.{field}: '{value}' is not a {what}; {hint}"
     for name, dataset in config.datasets.items():
         kinds = {isinstance(value, float) for value in dataset.splits.values()}
         if len(kinds) > 1:
@@ -235,15 +236,21 @@ def _explain(error: dict[str, Any], raw: dict[str, Any]) -> str:
         return f"{where}: {error['input']!r} is not allowed; allowed: {context['expected']}"
     if kind == "missing":
         return f"{where}: is missing; {_description(error['loc'], raw)}"
-    if kind == "union_tag_invalid":
-        allowed = context["expected_tags"].replace("'", "").split(", ")
-        return f"{where}: {context['tag']!r} is not a known {context['discriminator']}; allowed: {listed(allowed)}{nearest(context['tag'], allowed)}"
-    if kind == "union_tag_not_found":
-        return f"{where}: {context['discriminator']} is missing"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        tag = context["discriminator"].strip("'")
+        allowed = sorted(_tags(evaluations.kinds() if tag == "kind" else _recipes(path[0]), tag))
+        if kind == "union_tag_not_found":
+            return f"{where}.{tag}: is missing; allowed: {listed(allowed)}"
+        hint = nearest(context["tag"], allowed)
+        return f"{where}.{tag}: '{context['tag']}' is not known; allowed: {listed(allowed)}{hint}"
     if kind == "string_pattern_mismatch":
         return f"{where}: '{error['input']}' is not a name; names are lower-case letters, digits, '.' and '-' ({NAME})"
     message = error["msg"].removeprefix("Value error, ")
     return f"{where}: {message[0].lower()}{message[1:]}, found {error['input']!r:.60}"
+
+
+def _recipes(section: str) -> list[type[Recipe]]:
+    return quantizations.methods() if section == "quantizations" else finetunings.methods()
 
 
 def _tags(recipes: list[type[Recipe]], tag: str) -> set[str]:

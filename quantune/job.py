@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from quantune.artefacts import PROVENANCE, RUN, UNRECORDED, file_sha256, locked, recorded, recipe_digest
+from quantune.artefacts import PROVENANCE, RUN, UNRECORDED, file_sha256, locked, recipe_digest, recorded
 from quantune.artefacts import damage as damaged
 from quantune.errors import QuantuneError
 
@@ -30,6 +30,9 @@ PACKAGES = (
     "safetensors",
     "numpy",
     "pyarrow",
+    "pandas",
+    "matplotlib",
+    "jinja2",
 )
 
 
@@ -45,12 +48,10 @@ def run(snakemake: Any, body: Callable[..., dict[str, Any] | None], imports: boo
         body: the stage.
         imports: whether to set up torch (threads, determinism, seeds); false for stages that need no torch.
     """
-    log = open(snakemake.log[0], "w", buffering=1)
-    os.dup2(log.fileno(), 1)
-    os.dup2(log.fileno(), 2)
+    _log_to(snakemake.log[0])
     order, started = snakemake.params.order, time.time()
-    for change in snakemake.params.get("why", []):
-        print(f"made again because: {change}")
+    if snakemake.params.why:
+        print(snakemake.params.why.strip())
     try:
         _prepare(snakemake.threads, order["options"], imports)
         inputs = {role: [Path(path) for path in paths] for role, paths in _by_role(snakemake.input).items()}
@@ -93,6 +94,14 @@ def make(order: dict[str, Any], body: Callable, work: str, started: float) -> No
         shutil.rmtree(place, ignore_errors=True)
     place.with_name(place.name + ".lock").unlink(missing_ok=True)
     print(f"done in {time.time() - started:.1f} s: {target}")
+
+
+def _log_to(path: str) -> None:
+    """Send everything that this process prints, libraries included, to a file."""
+    with open(path, "w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    sys.stdout.reconfigure(line_buffering=True)
 
 
 def _parents(order: dict[str, Any]) -> dict[str, list[str]]:

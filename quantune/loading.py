@@ -1,5 +1,6 @@
 """Load what a checkpoint folder holds: a whole model, or a base with an adapter on top. Always offline, always with an
-explicit dtype: loaders that choose one by themselves make perplexities incomparable."""
+explicit dtype: loaders that choose one by themselves make perplexities incomparable.
+"""
 
 import json
 from pathlib import Path

@@ -102,7 +102,20 @@ class Plan:
                 "evaluations": tuple(self.evaluation(name, item) for name in names for item in self.config.evaluations),
                 "checkpoints": tuple(self.checkpoint(name) for name in names),
             },
+            reads={"lineage": self._data(names)},
         )
+
+    def _data(self, variants: list[str]) -> tuple[Artefact, ...]:
+        """The datasets, and their tokens, that variants were trained or evaluated on."""
+        found = {}
+        for variant in variants:
+            for made in [
+                self.checkpoint(variant),
+                *(self.evaluation(variant, name) for name in self.config.evaluations),
+            ]:
+                if prepared := made.parents.get("data"):
+                    found |= {item.path: item for item in (prepared.parents["dataset"], prepared)}
+        return tuple(found.values())
 
     def explain(self, target: str) -> None:
         """Raise ConfigError saying why nothing is made at a path below the work folder, if nothing is."""
@@ -115,7 +128,9 @@ class Plan:
         }
         kind, *names = target.split("/")
         if (kind, len(names)) not in makers:
-            layout = "checkpoints/VARIANT, evaluations/VARIANT/EVALUATION, prepared/DATASET/MODEL, sources/DATASET, report"
+            layout = (
+                "checkpoints/VARIANT, evaluations/VARIANT/EVALUATION, prepared/DATASET/MODEL, sources/DATASET, report"
+            )
             raise ConfigError(f"nothing is made at '{self.work}/{target}'; below '{self.work}' there are: {layout}")
         makers[kind, len(names)](*names)
 
@@ -180,7 +195,5 @@ class Plan:
     def _named(self, section: str, name: str):
         entries = getattr(self.config, section)
         if name not in entries:
-            raise ConfigError(
-                f"'{name}' is not one of the {section}: {listed(entries)}{nearest(name, entries)}"
-            )
+            raise ConfigError(f"'{name}' is not one of the {section}: {listed(entries)}{nearest(name, entries)}")
         return entries[name]

@@ -1,6 +1,7 @@
 """Models and datasets from outside: local files and folders, identified by their content, never by their path."""
 
 import hashlib
+import math
 import os
 import shutil
 from collections import defaultdict
@@ -33,7 +34,7 @@ def resolve(path: str, key: str) -> Path:
     text = os.path.expanduser(os.path.expandvars(path))
     if "$" in text:
         name = text.split("$", 1)[1].strip("{").split("/")[0].split("}")[0]
-        raise ConfigError(f"{key}: the environment variable '{name}' in '{path}' is not set; export {name}=/some/folder")
+        raise ConfigError(f"{key}: environment variable '{name}' in '{path}' is not set; export {name}=/some/folder")
     found = Path(text)
     if not found.exists():
         there = [item.name for item in found.parent.iterdir()] if found.parent.is_dir() else []
@@ -67,6 +68,14 @@ def copy_model(files: list[Path], folder: Path) -> None:
     """Copy a model's files."""
     for path in files:
         shutil.copyfile(path, folder / path.name)
+
+
+def parameters(folder: Path) -> int:
+    """Return the number of values in a folder's safetensors files, read from their headers."""
+    from safetensors import safe_open
+
+    files = [safe_open(path, "numpy") for path in folder.glob("*.safetensors")]
+    return sum(math.prod(file.get_slice(name).get_shape()) for file in files for name in file.keys())  # noqa: SIM118
 
 
 def split_files(root: Path, splits: dict, key: str) -> dict[str, list[Path]]:
@@ -106,7 +115,8 @@ def documents(path: Path, recipe: dict) -> list[str]:
     """
     kind = recipe["format"] or FORMATS.get(path.suffix)
     if kind is None:
-        raise QuantuneError(f"'{path}': unknown format '{path.suffix}'; set 'format' to one of {listed(FORMATS.values())}")
+        known = listed(sorted(set(FORMATS.values())))
+        raise QuantuneError(f"'{path}': unknown format '{path.suffix}'; set the dataset's 'format' to one of: {known}")
     if kind == "text":
         text = path.read_text(encoding="utf-8")
         if recipe["document"] == "file":

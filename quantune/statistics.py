@@ -71,12 +71,16 @@ def perplexity_change(items: pandas.DataFrame, reference: pandas.DataFrame) -> d
     else:
         p_value = math.erfc(abs(difference) / error / math.sqrt(2))
     return {
-        "change": math.expm1(difference),
-        "low": math.expm1(difference - Z95 * error),
-        "high": math.expm1(difference + Z95 * error),
+        "change": _expm1(difference),
+        "low": _expm1(difference - Z95 * error),
+        "high": _expm1(difference + Z95 * error),
         "p_value": p_value,
     }
 
 
 def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
+
+
+def _expm1(value: float) -> float:
+    return math.expm1(value) if value < 700 else math.inf

@@ -84,7 +84,9 @@ def blocks(prepared: Path, split: str, end: int, length: int) -> numpy.ndarray:
     joined = numpy.concatenate([numpy.array([*item["ids"], end], dtype="int64") for item in load(prepared, split)])
     count = len(joined) // length
     if not count:
-        raise QuantuneError(f"split '{split}' has {len(joined)} tokens: too few for one block of {length}; lower 'length'")
+        raise QuantuneError(
+            f"split '{split}' has {len(joined)} tokens, fewer than one block of {length}; lower 'length'"
+        )
     return joined[: count * length].reshape(count, length)
 
 

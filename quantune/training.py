@@ -47,6 +47,9 @@ def train(
     """Train the model in place; write `curves.csv`.
 
     Args:
+        model: only its parameters that require gradients are trained.
+        recipe: steps, batches, optimizer and curves.
+        seed: of data order and dropout.
         examples: number of training examples.
         batch: from example numbers to the arguments of the model's forward pass, `labels` among them.
         validation: batches for the validation loss; empty: none is computed.
@@ -98,7 +101,8 @@ def train(
             mean = sum(progress.losses) / len(progress.losses)
             progress.curves.append(_point(progress.step, progress.step * per_step, schedule, mean, held_out))
             progress.losses.clear()
-            tqdm.write(f"step {progress.step}: training loss {mean:.4f}" + (f", validation {held_out:.4f}" if held_out else ""))
+            shown = "" if held_out is None else f", validation {held_out:.4f}"
+            tqdm.write(f"step {progress.step}: training loss {mean:.4f}{shown}")
         if not last and progress.step % recipe.save_every == 0:
             save(scratch, progress, trained, optimizer, schedule)
     bar.close()

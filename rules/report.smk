@@ -1,5 +1,5 @@
 """Report: takes the evaluations and checkpoints of every variant; makes `report/`: report.html, table.csv, metrics.json
-and the figures."""
+and the figures, which `snakemake --report` shows too."""
 
 
 rule report:
@@ -10,7 +10,8 @@ rule report:
             directory(f"{WORK}/report"),
             patterns=["{figure}.svg"],
             caption="../report/captions/figures.rst",
-            category="Results",
+            category="Figures",
+            labels={"figure": "{figure}"},
         ),
     log:
         f"{WORK}/logs/report.log",

@@ -1,11 +1,11 @@
 """Fold an adapter into the nearest unquantized ancestor of what it was trained on; save a whole model again."""
 
-import torch
-
-from quantune import checkpoints, job, loading
+from quantune import job
 
 
 def merge(order, inputs, folder, scratch):
+    from quantune import checkpoints, loading
+
     (base,), (adapter,), (parent,) = inputs["base"], inputs["adapter"], inputs["parent"]
     unmerged = checkpoints.probe_logits(loading.model([parent, adapter], "float32"))
     model = loading.model([base, adapter], "float32").merge_and_unload()
@@ -18,7 +18,7 @@ def merge(order, inputs, folder, scratch):
     tensors = checkpoints.Tensors(folder)
     for bad in checkpoints.finite(tensors, tensors.names()):
         checkpoints.require(False, bad, "holds NaN or infinity after merging")
-    return {"relative_distance_from_unmerged": distance, "parameters": sum(map(torch.numel, model.parameters()))}
+    return {"relative_distance_from_unmerged": distance, "parameters": model.num_parameters()}
 
 
 job.run(snakemake, merge)

@@ -9,6 +9,7 @@ def model(order, inputs, folder, scratch):
     files = [Path(path) for path in order["options"]["files"]]
     sources.copy_model(files, folder)
     print(f"copied {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
+    return {"parameters": sources.parameters(folder)}
 
 
 job.run(snakemake, model, imports=False)

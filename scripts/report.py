@@ -1,10 +1,19 @@
-"""Write the report."""
+"""Write the report: the table, the metrics for DVC, the figures, and one page that holds everything."""
 
-from quantune import job
+import json
+import os
+
+from quantune import job, page, plots, report
 
 
-def report(order, inputs, folder, scratch):
-    (folder / "report.html").write_text("x")
+def write(order, inputs, folder, scratch):
+    gathered = report.gather(order)
+    report.write_table(report.table(gathered), folder / "table.csv")
+    (folder / "metrics.json").write_text(json.dumps(report.metrics(gathered), indent=1) + "\n")
+    figures = {name: (folder / f"{name}.svg").read_text() for name in plots.draw(gathered, folder)}
+    command = os.environ.get("QUANTUNE_COMMAND", "snakemake")
+    (folder / "report.html").write_text(page.render(gathered, figures, command))
+    print(f"{len(gathered.variants)} variants, {len(figures)} figures: open {order['path']}/report.html")
 
 
-job.run(snakemake, report, imports=False)
+job.run(snakemake, write, imports=False)

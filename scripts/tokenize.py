@@ -2,16 +2,17 @@
 
 import os
 
-import datasets
-import pyarrow
-
-from quantune import job, text
-from quantune.loading import tokenizer as load_tokenizer
+from quantune import job
 
 
 def tokenize(order, inputs, folder, scratch):
+    import datasets
+    import pyarrow
+
+    from quantune import loading, text
+
     (source,), (model,) = inputs["dataset"], inputs["model"]
-    tokenizer, tokens = load_tokenizer(model), {}
+    tokenizer, tokens = loading.tokenizer(model), {}
     for path in sorted(source.glob("*.parquet")):
         documents = datasets.Dataset.from_parquet(str(path), cache_dir=str(scratch))
         workers = min(int(os.environ["OMP_NUM_THREADS"]), len(documents))
@@ -24,9 +25,10 @@ def tokenize(order, inputs, folder, scratch):
             desc=f"tokenizing {path.stem}",
         )
         table = encoded.data.table.combine_chunks().cast(text.SCHEMA)
-        with pyarrow.OSFile(str(folder / f"{path.stem}.arrow"), "wb") as sink, pyarrow.ipc.new_file(
-            sink, text.SCHEMA
-        ) as writer:
+        with (
+            pyarrow.OSFile(str(folder / f"{path.stem}.arrow"), "wb") as sink,
+            pyarrow.ipc.new_file(sink, text.SCHEMA) as writer,
+        ):
             writer.write_table(table, max_chunksize=1024)
         tokens[path.stem] = sum(map(len, table["ids"]))
         print(f"{path.stem}: {len(documents)} documents, {tokens[path.stem]} tokens")

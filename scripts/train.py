@@ -1,12 +1,15 @@
 """Fine-tune a checkpoint: load it, add what is to be trained, run the loop, save a plain PEFT adapter."""
 
-import torch
 from pydantic import TypeAdapter
 
-from quantune import checkpoints, config, job, loading, text, training
+from quantune import config, job
 
 
 def train(order, inputs, folder, scratch):
+    import torch
+
+    from quantune import checkpoints, loading, text, training
+
     (parent,), (data,) = inputs["parent"], inputs["data"]
     settings = dict(order["recipe"]) | {"save_every": order["options"]["save_every"]}
     seed = settings.pop("seed")
@@ -16,9 +19,7 @@ def train(order, inputs, folder, scratch):
     blocks = torch.from_numpy(text.blocks(data, recipe.train_split, tokenizer.eos_token_id, recipe.length))
     held_out = torch.empty(0, recipe.length, dtype=torch.long)
     if recipe.validation_split:
-        held_out = torch.from_numpy(
-            text.blocks(data, recipe.validation_split, tokenizer.eos_token_id, recipe.length)
-        )
+        held_out = torch.from_numpy(text.blocks(data, recipe.validation_split, tokenizer.eos_token_id, recipe.length))
 
     model = loading.model([parent], recipe.precision, trainable=True)
     text.require_length(model.config, recipe.length)
@@ -42,8 +43,7 @@ def train(order, inputs, folder, scratch):
         folder=folder,
         scratch=scratch,
     )
-    model.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; provenance.json says more
+    checkpoints.save_adapter(model, folder)
     checkpoints.copy_tokenizer(parent, folder)
     return facts | {"trainable_parameters": trainable, "total_parameters": total}
 

@@ -51,7 +51,8 @@ class Perplexity(Evaluation):
     def windows(self, total: int) -> list[tuple[int, int, int]]:
         """Return (begin, first scored, end) token positions of each window over `total` tokens."""
         if self.stride is None:
-            spans = [(begin, begin + 1, begin + self.length) for begin in range(0, total - self.length + 1, self.length)]
+            begins = range(0, total - self.length + 1, self.length)
+            spans = [(begin, begin + 1, begin + self.length) for begin in begins]
         else:
             spans, scored = [], 1
             while scored < total and (not spans or spans[-1][2] < total):
@@ -62,11 +63,12 @@ class Perplexity(Evaluation):
 
     def evaluate(self, model: list[Path], data: Path | None, folder: Path) -> dict[str, Any]:
         """Write `items.parquet`, a row a window: begin, tokens scored, their bytes and words, and their negative
-        log-likelihood in nats (float64). Return the summary."""
-        import numpy
+        log-likelihood in nats (float64). Return the summary.
+
+        Raises:
+            QuantuneError: if the split is shorter than one window, or windows are longer than the model allows.
+        """
         import pandas
-        import torch
-        from tqdm import tqdm
 
         from quantune import loading, statistics, text
         from quantune.errors import QuantuneError
@@ -80,27 +82,35 @@ class Perplexity(Evaluation):
             )
         loaded = loading.model(model, self.dtype)
         text.require_length(loaded.config, self.length)
-        losses = numpy.zeros(len(spans))
-        for first in tqdm(range(0, len(spans), self.batch_size), desc="perplexity", unit="batch"):
-            batch = spans[first : first + self.batch_size]
-            width = max(end - begin for begin, _, end in batch)
-            tokens = torch.zeros(len(batch), width, dtype=torch.long)
-            for row, (begin, _, end) in enumerate(batch):
-                tokens[row, : end - begin] = torch.from_numpy(stream.ids[begin:end].astype("int64"))
-            with torch.no_grad():
-                logits = loaded(input_ids=tokens.to(loaded.device), use_cache=False).logits
-            for row, (begin, scored, end) in enumerate(batch):
-                predicted = logits[row, scored - begin - 1 : end - begin - 1].float()
-                target = tokens[row, scored - begin : end - begin].to(predicted.device)
-                losses[first + row] = torch.nn.functional.cross_entropy(predicted, target, reduction="none").double().sum()
         items = pandas.DataFrame(
             {
                 "begin": [begin for begin, _, _ in spans],
                 "tokens": [end - scored for _, scored, end in spans],
                 "bytes": [int(stream.bytes[scored:end].sum()) for _, scored, end in spans],
                 "words": [int(stream.words[scored:end].sum()) for _, scored, end in spans],
-                "nll": losses,
+                "nll": self._losses(loaded, stream.ids, spans),
             }
         )
         items.to_parquet(folder / "items.parquet", index=False)
         return {"kind": self.kind, "tokens_in_split": len(stream), **statistics.perplexity(items)}
+
+    def _losses(self, model, ids, spans: list[tuple[int, int, int]]) -> list[float]:
+        """Return each window's summed negative log-likelihood in nats, computed from float32 logits."""
+        import torch
+        from tqdm import tqdm
+
+        losses = []
+        for first in tqdm(range(0, len(spans), self.batch_size), desc="perplexity", unit="batch"):
+            batch = spans[first : first + self.batch_size]
+            tokens = torch.zeros(len(batch), max(end - begin for begin, _, end in batch), dtype=torch.long)
+            for row, (begin, _, end) in enumerate(batch):
+                tokens[row, : end - begin] = torch.from_numpy(ids[begin:end].astype("int64"))
+            tokens = tokens.to(model.device)
+            with torch.no_grad():
+                logits = model(input_ids=tokens, use_cache=False).logits
+            for row, (begin, scored, end) in enumerate(batch):
+                predicted = logits[row, scored - begin - 1 : end - begin - 1].float()
+                target = tokens[row, scored - begin : end - begin]
+                nll = torch.nn.functional.cross_entropy(predicted, target, reduction="none")
+                losses.append(float(nll.double().sum()))
+        return losses

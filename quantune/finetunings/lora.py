@@ -1,5 +1,6 @@
 """LoRA: low-rank adapters beside frozen linear layers (Hu et al., 2021, arXiv:2106.09685), with PEFT. On a 4-bit
-checkpoint this is QLoRA (Dettmers et al., 2023, arXiv:2305.14314)."""
+checkpoint this is QLoRA (Dettmers et al., 2023, arXiv:2305.14314).
+"""
 
 from typing import Literal
 

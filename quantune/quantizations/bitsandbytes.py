@@ -107,12 +107,12 @@ class NormalFloat4(BitsAndBytes):
         }
 
     def misfit(self, widths: set[int]) -> str | None:
-        """bitsandbytes pads nothing: blocks of 64 must fill the rows."""
+        """Bitsandbytes pads nothing: blocks of 64 must fill the rows."""
         bad = sorted(width for width in widths if width % BLOCK)
         return f"blocks of {BLOCK} weights do not fill the layers' input width {bad[0]}" if bad else None
 
     def layer_tensors(self, rows: int, columns: int) -> dict[str, tuple[str, list[int]]]:
-        """Two weights in each byte, a table of 16 values, and the scales: float32, or 8 bits with scales of their own."""
+        """Two weights a byte, a table of 16 values, and the scales: float32, or 8 bits with scales of their own."""
         blocks = rows * columns // BLOCK
         tensors = {"weight": ("uint8", [rows * columns // 2, 1]), "weight.quant_map": ("float32", [16])}
         if not self.double_quantization:

@@ -1,0 +1,52 @@
+# quantune: every job behind one command. `make help` lists them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(CURDIR)/$(VENV)/bin
+CORES  ?= all
+export PATH := $(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo report test lint schema stages lock clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+# torch first: it decides which build of everything below it is installed
+$(VENV)/ready: envs/pinned.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quantune needs Python 3.11 or newer; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet $$(grep '^torch==' envs/pinned.txt)
+	$(BIN)/python -m pip install --quiet -r envs/pinned.txt
+	@touch $@
+
+setup: $(VENV)/ready  ## create .venv from the pinned packages
+
+demo: $(VENV)/ready  ## set-up, then the report of config.yaml: eleven variants of a tiny model, a few minutes
+	snakemake --cores $(CORES) --quiet rules
+	@echo "open work/report/report.html"
+
+test: $(VENV)/ready  ## set-up, then the tests
+	python -m pytest
+
+lint: $(VENV)/ready  ## the linters
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile rules
+	snakemake --lint
+
+schema: $(VENV)/ready  ## write schemas/config.schema.json from the typed models
+	python -c "from pathlib import Path; from quantune.config import write_schema; write_schema(Path('schemas/config.schema.json'))"
+
+stages: $(VENV)/ready  ## record the stages' sources, once versions are raised where the meaning changed
+	python tests/test_stages.py
+
+lock:  ## resolve envs/direct.txt into envs/pinned.txt
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet $$(grep '^torch==' envs/direct.txt)
+	.venv-lock/bin/pip install --quiet -r envs/direct.txt
+	{ echo "# From direct.txt by \`make lock\`."; .venv-lock/bin/pip freeze | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > envs/pinned.txt
+	rm -rf .venv-lock
+
+clean:  ## remove what the demo made
+	rm -rf work .snakemake

@@ -1,0 +1,299 @@
+"""What the report tells, gathered from the artefacts on disk: typed and unrounded, before a word or a picture.
+
+Every number is derived from the raw items by `quantune.statistics`. How a variant was made is read from its
+provenance, never from its name.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas
+
+from quantune import artefacts, statistics
+
+MEASURES = ("token_perplexity", "word_perplexity", "bits_per_byte")
+SIGNIFICANT = 0.05  # two-sided p-value below which a change is told from chance
+KINDS = {"model": "model", "quantize": "quantization", "train": "finetuning", "merge": "merge"}
+RUN_FACTS = ("started", "seconds", "peak_memory_bytes", "peak_device_bytes", "hardware", "platform", "cuda", "command")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A relative change of token perplexity (0.05: five per cent worse), paired window by window."""
+
+    against: str
+    """The variant compared with."""
+    change: float
+    low: float
+    """Lower end of the 95 % interval; nan if there is only one window."""
+    high: float
+    p_value: float
+    """Two-sided, of no change; nan if there is only one window."""
+
+    @property
+    def verdict(self) -> Literal["worse", "better", "unclear"]:
+        """Which way perplexity changed, as far as that can be told from chance."""
+        if not self.p_value < SIGNIFICANT:
+            return "unclear"
+        return "worse" if self.change > 0 else "better"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One perplexity evaluation of one variant."""
+
+    path: str
+    """Of the evaluation's artefact."""
+    numbers: dict[str, float]
+    """What `statistics.perplexity` returns."""
+    from_root: Change | None
+    """Against the model at full precision; None for the model itself."""
+    from_parent: Change | None
+    """Against the variant without its last step."""
+
+
+@dataclass(frozen=True)
+class Generations:
+    """One evaluation's continuations by one variant: rows with prompt, text, tokens."""
+
+    path: str
+    items: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One variant: what it is, what it takes on disk, how it scores."""
+
+    name: str
+    path: str
+    parent: str | None
+    ancestors: tuple[str, ...]
+    """The variants it was made from, the model first."""
+    kind: str
+    """Of its last step: model, quantization, finetuning or merge."""
+    recipe: dict[str, Any]
+    facts: dict[str, Any]
+    listed: bool
+    """Asked for by name; otherwise it is here as an ancestor of one that is."""
+    size_bytes: int
+    """Weight files (*.safetensors) that must be on disk to load it: of an adapter, the base's too."""
+    bits_per_weight: float | None
+    """Of the quantized layers, scales and zero points counted; None at full precision."""
+    scores: dict[str, Score]
+    generations: dict[str, Generations]
+    curves: pandas.DataFrame | None
+    """Columns step, train_loss, validation_loss (nats per token); only of what was trained."""
+
+    @property
+    def model(self) -> str:
+        """The full-precision model that its chain begins with."""
+        return self.ancestors[0] if self.ancestors else self.name
+
+    @property
+    def steps(self) -> str:
+        """Its chain without the model, as in its name."""
+        return self.name.removeprefix(self.model).removeprefix("+")
+
+    @property
+    def parameters(self) -> int | None:
+        """How many parameters it has, if its provenance tells."""
+        return self.facts.get("parameters", self.facts.get("total_parameters"))
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is reported."""
+
+    title: str
+    path: str
+    digest: str
+    evaluations: dict[str, dict[str, Any]]
+    """Name -> recipe."""
+    variants: dict[str, Variant]
+    """Name -> variant, ancestors first."""
+    artefacts: dict[str, dict[str, Any]]
+    """Path -> lineage of every artefact that a number rests on."""
+
+    def named(self, kind: str) -> list[str]:
+        """Return the names of the evaluations of a kind."""
+        return [name for name, recipe in self.evaluations.items() if recipe["kind"] == kind]
+
+    def made_by(self, kind: str) -> list[Variant]:
+        """Return the variants whose last step is of a kind."""
+        return [variant for variant in self.variants.values() if variant.kind == kind]
+
+    def role(self, variant: Variant, evaluation: str) -> Literal["target", "general", "other"]:
+        """Return what an evaluation is to a fine-tuned variant: its own domain, what it must not forget, neither."""
+        recipe = self.evaluations[evaluation]
+        if recipe.get("general"):
+            return "general"
+        return "target" if recipe["dataset"] == variant.recipe.get("dataset") else "other"
+
+    @cached_property
+    def models(self) -> list[str]:
+        """The models that chains begin with."""
+        return list(dict.fromkeys(variant.model for variant in self.variants.values()))
+
+    @cached_property
+    def comparisons(self) -> int:
+        """How many different paired comparisons it shows."""
+        scores = [(variant.name, item) for variant in self.variants.values() for item in variant.scores.values()]
+        changes = [(name, item.path, change) for name, item in scores for change in (item.from_root, item.from_parent)]
+        return len({(name, path, change.against) for name, path, change in changes if change})
+
+
+def gather(order: dict[str, Any]) -> Report:
+    """Read every input of the report.
+
+    Args:
+        order: the report's `Artefact.order()`; paths are relative to the working directory.
+
+    Raises:
+        ValueError: if two variants of a model were not evaluated on the same windows.
+        OSError: if an input lacks a file.
+    """
+    recipe, parents = order["recipe"], order["parents"]
+    lineage = read_lineage([item for made_from in parents.values() for item in made_from])
+    paths = {Path(item["path"]).name: item["path"] for item in parents["checkpoints"]}
+    evaluated = {tuple(Path(item["path"]).parts[-2:]): item["path"] for item in parents.get("evaluations", [])}
+    windows = {
+        key: pandas.read_parquet(Path(path, "items.parquet"))
+        for key, path in evaluated.items()
+        if recipe["evaluations"][key[1]]["kind"] == "perplexity"
+    }
+    variants: dict[str, Variant] = {}
+    for name in recipe["variants"]:
+        provenance = lineage[paths[name]]
+        parent = variants.get(_parent(provenance))
+        ancestors = (*parent.ancestors, parent.name) if parent else ()
+        curves = Path(paths[name], "curves.csv")
+        variants[name] = Variant(
+            name=name,
+            path=paths[name],
+            parent=parent.name if parent else None,
+            ancestors=ancestors,
+            kind=KINDS[provenance["stage"].partition("/")[0]],
+            recipe=provenance["recipe"],
+            facts=provenance["facts"],
+            listed=name in recipe["listed"],
+            size_bytes=_size(provenance, parent),
+            bits_per_weight=_bits_per_weight(provenance, parent),
+            scores={
+                key[1]: _score(name, key[1], ancestors, evaluated[key], windows) for key in windows if key[0] == name
+            },
+            generations={
+                key[1]: Generations(path, _rows(Path(path, "items.jsonl")))
+                for key, path in evaluated.items()
+                if key[0] == name and recipe["evaluations"][key[1]]["kind"] == "generation"
+            },
+            curves=pandas.read_csv(curves) if curves.exists() else None,
+        )
+    return Report(recipe["title"], order["path"], order["digest"], recipe["evaluations"], variants, lineage)
+
+
+def read_lineage(asked: Iterable[dict[str, str]]) -> dict[str, dict[str, Any]]:
+    """Return path -> provenance of artefacts and of all they were made from, down to the sources.
+
+    Args:
+        asked: the report's inputs, each with path and digest. They have "run" too: when, where and how they were made.
+
+    An ancestor that is no longer on disk, or is there with another digest, is given by its digest alone.
+    """
+    asked = list(asked)
+    inputs, waiting, found = {item["path"] for item in asked}, asked, {}
+    while waiting:
+        item, *waiting = waiting
+        path = item["path"]
+        if path in found:
+            continue
+        provenance = artefacts.recorded(path)
+        if provenance is None or provenance["digest"] != item["digest"]:
+            provenance = {"digest": item["digest"]}
+        found[path] = provenance
+        if path in inputs:
+            run = json.loads(Path(path, artefacts.RUN).read_text())
+            found[path] = provenance | {"run": {key: run[key] for key in RUN_FACTS if key in run}}
+        waiting += [parent for made_from in provenance.get("parents", {}).values() for parent in made_from]
+    return dict(sorted(found.items()))
+
+
+def table(report: Report) -> list[dict[str, Any]]:
+    """Return a row for each variant, unrounded; None where something is not known or does not apply."""
+    return [_row(variant, report.named("perplexity")) for variant in report.variants.values()]
+
+
+def write_table(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write the table as CSV; what is None is left empty."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def metrics(report: Report) -> dict[str, dict[str, float]]:
+    """Return variant -> name -> number, as `dvc metrics` reads it; numbers that are not finite are left out."""
+    found = {}
+    for variant in report.variants.values():
+        numbers = {"size_bytes": variant.size_bytes}
+        for name, score in variant.scores.items():
+            numbers |= {f"{name}.{measure}": score.numbers[measure] for measure in MEASURES}
+        found[variant.name] = {key: value for key, value in numbers.items() if math.isfinite(value)}
+    return found
+
+
+def _row(variant: Variant, evaluations: list[str]) -> dict[str, Any]:
+    row = {"variant": variant.name, "listed": variant.listed, "model": variant.model, "parent": variant.parent}
+    row |= {"steps": variant.steps, "kind": variant.kind, "parameters": variant.parameters}
+    row |= {"trainable_parameters": variant.facts.get("trainable_parameters")}
+    row |= {"size_bytes": variant.size_bytes, "bits_per_weight": variant.bits_per_weight}
+    for name in evaluations:
+        score = variant.scores[name]
+        for measure in MEASURES:
+            row |= {f"{name}.{key}": score.numbers[key] for key in (measure, f"{measure}_error")}
+        for reference, change in (("full_precision", score.from_root), ("parent", score.from_parent)):
+            prefix = f"{name}.change_from_{reference}"
+            row[prefix] = change.change if change else None
+            row |= {f"{prefix}_{key}": getattr(change, key, None) for key in ("low", "high", "p_value")}
+    return row
+
+
+def _parent(provenance: dict[str, Any]) -> str | None:
+    """Return the name of the variant that the last step was applied to; None for a model."""
+    made_from = provenance["parents"].get("parent") or provenance["parents"].get("adapter")
+    return Path(made_from[0]["path"]).name if made_from else None
+
+
+def _size(provenance: dict[str, Any], parent: Variant | None) -> int:
+    own = sum(file["size"] for file in provenance["files"] if file["path"].endswith(".safetensors"))
+    return own + parent.size_bytes if _is_adapter(provenance) else own
+
+
+def _bits_per_weight(provenance: dict[str, Any], parent: Variant | None) -> float | None:
+    """Return the bits of the last quantization still in force: an adapter keeps its base's, merging ends it."""
+    return parent.bits_per_weight if _is_adapter(provenance) else provenance["facts"].get("bits_per_weight")
+
+
+def _is_adapter(provenance: dict[str, Any]) -> bool:
+    return any(file["path"] == "adapter_config.json" for file in provenance["files"])
+
+
+def _score(name: str, evaluation: str, ancestors: tuple[str, ...], path: str, windows: dict) -> Score:
+    def change(against: str) -> Change:
+        return Change(against, **statistics.perplexity_change(windows[name, evaluation], windows[against, evaluation]))
+
+    return Score(
+        path=path,
+        numbers=statistics.perplexity(windows[name, evaluation]),
+        from_root=change(ancestors[0]) if ancestors else None,
+        from_parent=change(ancestors[-1]) if ancestors else None,
+    )
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,68 @@
+"""What the tests share: a small valid configuration of their own, and the tokenizer of the embedded demo."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OPT = ROOT / "assets/models/opt-2m"
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """The tokenizer of opt-2m (BPE on bytes; begins a text with `</s>`, id 2)."""
+    from quantune import loading
+
+    return loading.tokenizer(OPT)
+
+
+@pytest.fixture
+def write_model(tmp_path):
+    """Return a function that writes a folder in Hugging Face layout, with weights that nothing can load."""
+
+    def write(name: str, config: dict | str, weights: str = "model.safetensors") -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+        (folder / weights).write_bytes(b"\x02" + bytes(7) + b"{}")
+        return str(folder)
+
+    return write
+
+
+@pytest.fixture
+def raw(tmp_path) -> dict:
+    """A valid configuration, as parsed from YAML: one model, two datasets, and a step of every kind."""
+    data = tmp_path / "data"
+    (data / "harbour").mkdir(parents=True)
+    for split in ("train", "validation", "test"):
+        (data / "harbour" / f"{split}.txt").write_text(f"The {split} log.\n\nA second entry of it.\n")
+    (data / "news.txt").write_text("First story.\n\nSecond story.\n\nThird story.\n")
+    files = {split: f"{split}.txt" for split in ("train", "validation", "test")}
+    return {
+        "work": str(tmp_path / "work"),
+        "models": {"opt": {"path": str(OPT)}},
+        "datasets": {
+            "harbour": {"path": str(data / "harbour"), "splits": files},
+            "news": {"path": str(data / "news.txt"), "splits": {"train": 0.5, "test": 0.5}},
+        },
+        "quantizations": {
+            "rtn-w4": {"method": "rtn", "bits": 4, "group_size": 32},
+            "rtn-w8": {"method": "rtn", "bits": 8, "group_size": 32},
+            "nf4": {"method": "nf4"},
+        },
+        "finetunings": {"lora": {"method": "lora", "dataset": "harbour", "steps": 10, "length": 16}},
+        "evaluations": {
+            "harbour": {"kind": "perplexity", "dataset": "harbour", "length": 16},
+            "news": {"kind": "perplexity", "dataset": "news", "length": 16, "general": True},
+            "prompts": {"kind": "generation", "prompts": ["The wind"]},
+        },
+        "variants": ["opt+{rtn-w4,rtn-w8}", "opt+nf4+lora", "opt+lora+merge+rtn-w4"],
+    }

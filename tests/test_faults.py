@@ -1,0 +1,74 @@
+"""Kill -9 at any moment loses at most the steps since the last saved state, and changes not one bit of the result."""
+
+import random
+import time
+
+import pytest
+from tests.workflow import Folder, kill, processes, wait_for, weights
+
+TARGET = "work/checkpoints/opt+lora"
+
+
+@pytest.fixture
+def untrained(finished, tmp_path):
+    """A folder where all that the training needs is made, and the training itself is not."""
+    folder = finished.copy(tmp_path / "project")
+    (folder.work / "checkpoints/opt+lora").rename(tmp_path / "expected")
+    return folder, weights(tmp_path / "expected")
+
+
+def state(folder: Folder) -> bool:
+    return any(folder.work.glob("tmp/*/scratch/state.pt"))
+
+
+def test_a_killed_training_job_goes_on(untrained):
+    folder, expected = untrained
+    running = folder.start(TARGET, "--cores", "1")
+    wait_for(lambda: state(folder))
+    for process in processes(rf"{folder.path}.*train\.py|scripts/tmp.*train\.py"):
+        kill(process)
+    assert running.wait(120) != 0
+    folder.run(TARGET, "--cores", "1")
+    assert "going on from step" in (folder.work / "logs/train/opt+lora.log").read_text()
+    assert weights(folder.path / TARGET) == expected
+    assert not any(folder.work.glob("tmp/*"))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_killed_snakemake_goes_on_after_unlock(untrained, seed):
+    """The orphaned job may still be at work: the new one waits for it and takes over what it made."""
+    folder, expected = untrained
+    running = folder.start(TARGET, "--cores", "1")
+    wait_for(lambda: any(folder.work.glob("tmp/*/scratch")))
+    time.sleep(random.Random(seed).uniform(0, 6))
+    kill(running.pid)
+    running.wait()
+    folder.run("--unlock")
+    folder.run(TARGET, "--cores", "1")
+    assert weights(folder.path / TARGET) == expected
+    assert folder.planned(TARGET) == set()
+
+
+def test_a_half_written_state_is_never_used(untrained):
+    folder, expected = untrained
+    running = folder.start(TARGET, "--cores", "1")
+    wait_for(lambda: state(folder))
+    for process in [running.pid, *processes(rf"{folder.path}.*train\.py|scripts/tmp.*train\.py")]:
+        kill(process)
+    running.wait()
+    (scratch,) = folder.work.glob("tmp/*/scratch")
+    (scratch / "state.partial").write_bytes(b"half")
+    folder.run("--unlock")
+    folder.run(TARGET, "--cores", "1")
+    assert weights(folder.path / TARGET) == expected
+
+
+def test_a_failing_job_leaves_everything_else_and_says_what_to_do(finished, tmp_path):
+    folder = finished.copy(tmp_path / "project")
+    folder.change(evaluations={"log": {"length": 1_000, "max_windows": 99}, "general": {"length": 1024}})
+    folder.config["evaluations"]["long"] = {"kind": "perplexity", "dataset": "log", "length": 2048}
+    folder.write(folder.config)
+    printed = folder.run("work/evaluations/opt/long", "--cores", "1", check=False)
+    assert "length 2048 is more than the model's 1024 positions; lower 'length'" in printed
+    assert "Traceback" not in (folder.work / "logs/evaluate/opt/long.log").read_text()
+    assert (folder.work / "evaluations/opt/log/result.json").exists()

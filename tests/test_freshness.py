@@ -1,0 +1,92 @@
+"""What runs again and what does not: decided by recipe digests, never by dates."""
+
+import json
+import os
+import random
+import shutil
+
+from tests.workflow import weights
+
+RTN_A = {"checkpoints/opt+rtn-a", "evaluations/opt+rtn-a/log", "evaluations/opt+rtn-a/general", "report"}
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    assert "Nothing to be done" in finished.run("--cores", "2")
+
+
+def test_changed_bits_plan_exactly_that_branch_and_the_log_says_why(project):
+    project.change(quantizations={"rtn-a": {"bits": 3}})
+    assert project.planned() == RTN_A
+    printed = project.run("--cores", "2")
+    assert "[made again because bits: 8 -> 3]" in printed
+    assert "bits: 8 -> 3" in (project.work / "logs/quantize/opt+rtn-a.log").read_text()
+    assert project.planned() == set()
+
+    project.change(quantizations={"rtn-a": {"bits": 8}})
+    assert project.planned() == RTN_A
+    assert "[made again because bits: 3 -> 8]" in project.run("--dry-run")
+
+
+def test_a_change_reaches_every_descendant(project):
+    project.change(finetunings={"lora": {"rank": 4}})
+    trained = {"opt+lora", "opt+nf4+lora", "opt+lora+merge", "opt+lora+merge+rtn-b"}
+    expected = {f"checkpoints/{name}" for name in trained}
+    expected |= {f"evaluations/{name}/{item}" for name in trained for item in ("log", "general")}
+    assert project.planned() == expected | {"report"}
+
+
+def test_settings_that_change_no_result_rerun_no_job_that_computes(project):
+    project.change(finetunings={"lora": {"save_every": 5}}, evaluations={"log": {"general": True}})
+    assert project.planned() == {"report"}
+
+
+def test_dates_mean_nothing(project):
+    chance = random.Random(0)
+    for folder, _, names in os.walk(project.work):
+        for path in [folder, *(os.path.join(folder, name) for name in names)]:
+            date = chance.randrange(1_000_000_000, 1_700_000_000)
+            os.utime(path, (date, date), follow_symlinks=False)
+    assert project.planned() == set()
+
+
+def test_snakemakes_records_mean_nothing(project):
+    shutil.rmtree(project.path / ".snakemake")
+    shutil.rmtree(project.work / "logs")
+    assert project.planned() == set()
+
+
+def test_a_deleted_weight_file_is_made_again_and_nothing_else(project):
+    checkpoint = project.work / "checkpoints/opt+rtn-a"
+    before = weights(checkpoint)
+    (checkpoint / "model.safetensors").unlink()
+    assert project.planned() == {"checkpoints/opt+rtn-a"}
+    assert "model.safetensors is missing" in project.run("--cores", "2")
+    assert weights(checkpoint) == before
+    assert project.planned() == set()
+
+
+def test_a_truncated_weight_file_is_made_again(project):
+    path = project.work / "checkpoints/opt+lora+merge/model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert project.planned() == {"checkpoints/opt+lora+merge"}
+
+
+def test_another_checkout_of_a_checkpoint_reruns_only_it(project, finished):
+    """As after `git checkout` of another configuration without its artefacts: the evaluation is current already."""
+    path = project.work / "checkpoints/opt+rtn-a/provenance.json"
+    record = json.loads(path.read_text())
+    record["digest"] = "0" * 64
+    path.write_text(json.dumps(record))
+    assert project.planned() == {"checkpoints/opt+rtn-a"}
+
+
+def test_changed_source_text_reruns_what_was_read_from_it(project, tmp_path):
+    copy = tmp_path / "general"
+    shutil.copytree(project.config["datasets"]["general"]["path"], copy)
+    project.change(datasets={"general": {"path": str(copy)}})
+    assert project.planned() == set(), "the same content at another path is the same source"
+    with (copy / "test.txt").open("a") as file:
+        file.write("\n\nA sentence that was not there before.\n")
+    names = {"opt", "opt+rtn-a", "opt+rtn-b", "opt+lora", "opt+lora+merge", "opt+lora+merge+rtn-b", "opt+nf4"}
+    expected = {f"evaluations/{name}/general" for name in names | {"opt+nf4+lora"}}
+    assert project.planned() == expected | {"sources/general", "prepared/general/opt", "report"}

@@ -1,0 +1,82 @@
+"""A stage whose source changed either still means the same, and is recorded so, or has its version raised.
+
+After a change: raise the version (quantune/plan.py, or `version` of the recipe class) if the same recipe now makes
+something else; then `make stages` records the sources anew. The record is part of the change that reviewers see.
+"""
+
+import ast
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from quantune import evaluations, finetunings, plan, quantizations
+
+ROOT = Path(__file__).parent.parent
+RECORD = ROOT / "tests/stages.json"
+LOADING = ["quantune/loading.py", "quantune/checkpoints.py"]
+OWN = {
+    "model": ["scripts/model.py"],
+    "dataset": ["scripts/dataset.py", "quantune/sources.py"],
+    "tokenize": ["scripts/tokenize.py", "quantune/text.py"],
+    "merge": ["scripts/merge.py", *LOADING],
+    "report": ["scripts/report.py", "quantune/report.py", "quantune/plots.py", "quantune/statistics.py"],
+}
+
+
+def stages() -> dict[str, tuple[int, list[str]]]:
+    """Return stage -> its version and its source files."""
+    found = {name: (plan.VERSIONS[name], files) for name, files in OWN.items()}
+    for kind, package, recipes, shared in (
+        ("quantize", quantizations, quantizations.methods(), ["scripts/quantize.py", *LOADING]),
+        ("train", finetunings, finetunings.methods(), ["scripts/train.py", "quantune/training.py", *LOADING]),
+        ("evaluate", evaluations, evaluations.kinds(), ["scripts/evaluate.py", "quantune/text.py", *LOADING]),
+    ):
+        init = f"{package.__name__.replace('.', '/')}/__init__.py"
+        for recipe in recipes:
+            tag = "kind" if kind == "evaluate" else "method"
+            name = recipe.model_fields[tag].annotation.__args__[0]
+            own = [
+                f"{base.__module__.replace('.', '/')}.py"
+                for base in recipe.__mro__
+                if package.__name__ in base.__module__
+            ]
+            files = sorted({path for path in own if (ROOT / path).exists()} | {init, *shared})
+            found[f"{kind}/{name}"] = (recipe.version, files)
+    return found
+
+
+def fingerprint(files: list[str]) -> str:
+    """Return the SHA-256 of the files' code; comments, docstrings and layout left out."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        tree = ast.parse((ROOT / path).read_text())
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                node.body = [item for item in body if not (isinstance(item, ast.Expr) and _is_text(item.value))] or body
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def record() -> dict[str, dict]:
+    return {name: {"version": version, "source": fingerprint(files)} for name, (version, files) in stages().items()}
+
+
+@pytest.mark.parametrize("stage", sorted(stages()))
+def test_a_changed_stage_is_recorded(stage):
+    recorded = json.loads(RECORD.read_text()).get(stage)
+    version, files = stages()[stage]
+    assert recorded == {"version": version, "source": fingerprint(files)}, (
+        f"the source of '{stage}' changed ({', '.join(files)}): raise its version if the same recipe now makes"
+        " something else, then run `make stages`"
+    )
+
+
+if __name__ == "__main__":
+    RECORD.write_text(json.dumps(record(), indent=1, sort_keys=True) + "\n")

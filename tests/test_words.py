@@ -1,0 +1,51 @@
+"""The report's wording of numbers and commands."""
+
+import math
+
+import pytest
+
+from quantune import words
+from quantune.report import Change
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (125.4604, 4.077, "125.5 ± 4.1"),
+        (1009.2, 90.5, "1,009 ± 90"),
+        (1.96025, 0.02038, "1.960 ± 0.020"),
+        (12.3456, math.nan, "12.35"),
+        (math.inf, math.nan, "∞"),
+        (1.2345e300, 1e299, "1.23e+300 ± 1e+299"),
+    ],
+)
+def test_numbers_show_the_digits_they_deserve(value, error, text):
+    assert words.measured(value, error) == text
+
+
+def test_changes_in_words():
+    assert words.evidence(Change("m", 0.019, 0.0086, 0.0294, 0.001)) == "+1.9 % (95 % interval +0.9 to +2.9 %)"
+    assert words.evidence(Change("m", 0.0, 0.0, 0.0, 1.0)) == "+0.0 % (the same in every window)"
+    alone = Change("m", 0.019, math.nan, math.nan, math.nan)
+    assert words.evidence(alone) == "+1.900 % (only one window: no interval)" and alone.verdict == "unclear"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(7, "7 bytes"), (1000, "1.00 kB"), (5_002_560, "5.00 MB"), (13_476_000_000, "13.5 GB"), (5e15, "5000 TB")],
+)
+def test_sizes_in_words(count, text):
+    assert words.size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("command", "again"),
+    [
+        ("snakemake --keep-going", "snakemake work/report"),
+        ("snakemake --cores 2 --configfile a.yaml --rerun-incomplete", "snakemake work/report --configfile a.yaml"),
+        ("snakemake --configfile=a.yaml -C seed=3", "snakemake work/report --configfile a.yaml --config seed=3"),
+        ("", "snakemake work/report"),
+    ],
+)
+def test_command_keeps_the_configuration(command, again):
+    assert words.again("work/report", command) == again
