@@ -39,13 +39,15 @@ schema: $(VENV)/ready  ## write schemas/config.schema.json from the typed models
 	python -c "from pathlib import Path; from quantune.config import write_schema; write_schema(Path('schemas/config.schema.json'))"
 
 stages: $(VENV)/ready  ## record the stages' sources, once versions are raised where the meaning changed
-	python tests/test_stages.py
+	PYTHONPATH=. python tests/test_stages.py
 
 lock:  ## resolve envs/direct.txt into envs/pinned.txt
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet $$(grep '^torch==' envs/direct.txt)
 	.venv-lock/bin/pip install --quiet -r envs/direct.txt
 	{ echo "# From direct.txt by \`make lock\`."; .venv-lock/bin/pip freeze | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > envs/pinned.txt
+	{ printf '%s\n' '# From direct.txt by `make lock`, for `snakemake --sdm conda`.' 'channels: [conda-forge]' 'dependencies:' \
+	    '  - python =3.12' '  - pip' '  - pip:'; grep -v '^#' envs/pinned.txt | sed 's/^/      - /'; } > envs/conda.yaml
 	rm -rf .venv-lock
 
 clean:  ## remove what the demo made

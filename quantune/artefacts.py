@@ -20,6 +20,7 @@ from typing import Any
 
 PROVENANCE = "provenance.json"
 RUN = "run.json"
+ABSENT = object()
 UNRECORDED = {PROVENANCE, RUN, ".snakemake_timestamp"}
 
 
@@ -154,13 +155,14 @@ def _digests(parents: dict[str, list[dict[str, str]]]) -> dict[str, str]:
 def _changed(prefix: str, before: Any, after: Any) -> Iterator[str]:
     if isinstance(before, dict) and isinstance(after, dict):
         for key in sorted(before.keys() | after.keys()):
-            yield from _changed(f"{prefix}.{key}" if prefix else key, before.get(key), after.get(key))
+            was, now = before.get(key, ABSENT), after.get(key, ABSENT)
+            yield from _changed(f"{prefix}.{key}" if prefix else key, was, now)
     elif before != after:
         yield f"{prefix}: {_short(before)} -> {_short(after)}"
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = "absent" if value is ABSENT else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -172,7 +174,12 @@ def marker(artefact: Artefact, work: str) -> str:
     """
     folder = Path(work, ".stale", os.path.relpath(artefact.path, work).replace("/", "@"))
     stamps = [path for path in (artefact.path, f"{artefact.path}/.snakemake_timestamp") if os.path.lexists(path)]
-    newer = max(os.lstat(path).st_mtime_ns for path in stamps) + 1_000_000
+    newest, now = max(os.lstat(path).st_mtime_ns for path in stamps), time.time_ns()
+    if newest > now - 1_000_000_000:  # dated in the future, or just now: Snakemake would fail the job that follows
+        newest = now - 1_000_000_000
+        for path in stamps:
+            os.utime(path, ns=(newest, newest), follow_symlinks=False)
+    newer = newest + 1_000_000
     folder.mkdir(parents=True, exist_ok=True)
     os.utime(folder, ns=(newer, newer))
     return str(folder)
@@ -184,9 +191,10 @@ class Hashes:
     def __init__(self, memory: str | Path):
         self.memory = Path(memory)
         try:
-            self.known = json.loads(self.memory.read_text())
+            known = json.loads(self.memory.read_text())
         except (OSError, ValueError):
-            self.known = {}
+            known = None
+        self.known = known if isinstance(known, dict) else {}
 
     def file(self, path: str | Path) -> str:
         """Return the SHA-256 of a file's content, in hexadecimal."""

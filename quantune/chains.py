@@ -13,10 +13,10 @@ from typing import Protocol
 import bracex
 
 from quantune.errors import ConfigError, listed, nearest
-from quantune.recipe import NAME
+from quantune.recipe import NAME, SEED
 
 MERGE = "merge"
-STEP = re.compile(rf"(?P<name>{NAME})(@(?P<seed>\d+))?")
+STEP = re.compile(rf"(?P<name>{NAME})(@(?P<seed>{SEED}))?")
 
 
 class Names(Protocol):
@@ -86,7 +86,10 @@ class Variant:
 
 def expand(patterns: list[str]) -> list[str]:
     """Expand braces as a shell would (`opt+{rtn-w4,nf4}`, `lora@{0..4}`) and drop repetitions, keeping the order."""
-    return list(dict.fromkeys(name for pattern in patterns for name in bracex.expand(pattern)))
+    try:
+        return list(dict.fromkeys(name for pattern in patterns for name in bracex.expand(pattern)))
+    except bracex.ExpansionLimitException as error:
+        raise ConfigError(f"the braces stand for too many variants ({error}); write fewer") from None
 
 
 def parse(text: str, names: Names) -> Variant:

@@ -3,13 +3,14 @@
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema
 
-from quantune import chains, evaluations, finetunings, quantizations, sources
-from quantune.errors import ConfigError, listed, nearest
-from quantune.recipe import NAME, Entry, Name, Recipe
+from quantune import chains, checks, evaluations, finetunings, quantizations, sources
+from quantune.errors import ConfigError
+from quantune.explain import explained
+from quantune.recipe import Entry, Name, Recipe
 
 
 def union(recipes: list[type[Recipe]], tag: str) -> Any:
@@ -29,6 +30,16 @@ class Model(Recipe):
     """Folder in Hugging Face layout (config.json, *.safetensors, tokenizer); may hold environment variables."""
 
 
+def _share(value: str | list[str] | float) -> str | list[str] | float:
+    if isinstance(value, float) and not 0 < value <= 1:
+        raise ValueError(f"a share is above 0 and at most 1, found {value:g}")
+    return value
+
+
+Share = Annotated[float, WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": 1})]
+Part = Annotated[str | list[str] | Share, AfterValidator(_share)]
+
+
 class Dataset(Recipe):
     """Where text comes from, and how it is cut into documents and splits."""
 
@@ -42,7 +53,7 @@ class Dataset(Recipe):
     """Column that holds the text, for every format but plain text."""
     document: Literal["file", "paragraph", "line"] = "paragraph"
     """What is one document in plain text; paragraphs are separated by blank lines."""
-    splits: dict[Name, str | list[str] | Annotated[float, Field(gt=0, le=1)]] = {}
+    splits: dict[Name, Part] = {}
     """Split -> its file names or patterns (`*.jsonl`) below `path`, or split -> its share of the documents, drawn with
     `seed`; empty: all documents are the split "train"."""
     seed: int = 0
@@ -61,6 +72,14 @@ class Dataset(Recipe):
         return numbers or None
 
 
+SECTIONS: dict[str, tuple[str | None, list[type[Recipe]]]] = {
+    "models": (None, [Model]),
+    "datasets": (None, [Dataset]),
+    "quantizations": ("method", quantizations.methods()),
+    "finetunings": ("method", finetunings.methods()),
+    "evaluations": ("kind", evaluations.kinds()),
+}
+"""Section -> the field that tells its recipes apart, and the recipes."""
 Quantization = union(quantizations.methods(), "method")
 Finetuning = union(finetunings.methods(), "method")
 Evaluation = union(evaluations.kinds(), "kind")
@@ -69,7 +88,7 @@ Evaluation = union(evaluations.kinds(), "kind")
 class Config(Entry):
     """A question to quantune: models, data, steps, and the variants to compare."""
 
-    work: str = "work"
+    work: str = Field(default="work", pattern=r"^\S+[^/\s]$")
     """Folder for everything that is made."""
     title: str = "quantune"
     """Title of the report."""
@@ -118,7 +137,7 @@ class Config(Entry):
         widths = self._widths(variant.model)
         for step, kind in zip(variant.steps, variant.kinds, strict=True):
             if kind == "quantization" and (problem := self.quantizations[step.name].misfit(widths)):
-                raise ConfigError(f"quantizations.{step.name}.group_size: {problem} (variant '{variant}')")
+                raise ConfigError(f"quantizations.{step.name}{problem}")
 
     def track(self, model: str) -> Literal["text", "speech"]:
         """Return which track a model belongs to, from its config.json."""
@@ -126,8 +145,14 @@ class Config(Entry):
 
     def _model_config(self, model: str) -> dict[str, Any]:
         key = f"models.{model}.path"
-        files = sources.model_files(sources.resolve(self.models[model].path, key), key)
-        return json.loads(files["config.json"].read_text())
+        path = sources.model_files(sources.resolve(self.models[model].path, key), key)["config.json"]
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise ConfigError(f"{key}: '{path}' is not JSON ({error})") from None
+        if not isinstance(found, dict):
+            raise ConfigError(f"{key}: '{path}' does not hold a JSON object: not a config.json of transformers")
+        return found
 
     def _widths(self, model: str) -> set[int]:
         """Return the input widths of the model's linear layers, as far as its config.json tells."""
@@ -148,139 +173,21 @@ def load(raw: dict[str, Any], name: str = "config") -> Config:
     """
     try:
         config = Config.model_validate(raw)
+        problems = list(checks.problems(config))
     except ValidationError as error:
-        problems = [_explain(item, raw) for item in error.errors()]
-        raise ConfigError("\n".join(f"{name}: {problem}" for problem in dict.fromkeys(problems))) from None
-    problems = list(_problems(config))
+        problems = explained(error, raw, SECTIONS, Config)
     if problems:
         raise ConfigError("\n".join(f"{name}: {problem}" for problem in problems))
     return config
 
 
-def _problems(config: Config):
-    """Yield what is wrong beyond the types: names, references, chains."""
-    yield from _name_problems(config)
-    yield from _reference_problems(config)
-    for section, key in ((config.models, "models"), (config.datasets, "datasets")):
-        for name, entry in section.items():
-            try:
-                path = sources.resolve(entry.path, f"{key}.{name}.path")
-                if key == "models":
-                    sources.model_files(path, f"{key}.{name}.path")
-                else:
-                    sources.split_files(path, entry.splits, f"{key}.{name}")
-            except ConfigError as error:
-                yield str(error)
-                return
-    for text in chains.expand(config.variants):
-        try:
-            variant = config.parse(text)
-        except ConfigError as error:
-            yield f"variants: {error}"
-            continue
-        for name, evaluation in config.evaluations.items():
-            if evaluation.track != config.track(variant.model):
-                yield (
-                    f"evaluations.{name}: '{evaluation.kind}' is a {evaluation.track} evaluation, and '{variant.model}'"
-                    f" (variant '{variant}') is a {config.track(variant.model)} model"
-                )
-
-
-def _name_problems(config: Config):
-    seen: dict[str, str] = {}
-    for section in ("models", "quantizations", "finetunings"):
-        for name in getattr(config, section):
-            if name == chains.MERGE:
-                yield f"{section}.{name}: '{chains.MERGE}' is reserved for merging adapters; choose another name"
-            elif name in seen:
-                yield f"{section}.{name}: the name is taken by {seen[name]}.{name}; names must differ"
-            seen[name] = section
-
-
-def _reference_problems(config: Config):
-    for section, entries in (("finetunings", config.finetunings), ("evaluations", config.evaluations)):
-        for name, entry in entries.items():
-            for field, value in entry.model_dump().items():
-                if value is None or not (field == "dataset" or field.endswith("split")):
-                    continue
-                known = config.datasets if field == "dataset" else None
-                if known is None and entry.dataset in config.datasets:
-                    known = config.datasets[entry.dataset].split_names()
-                if known is not None and value not in known:
-                    what = "dataset" if field == "dataset" else f"split of the dataset '{entry.dataset}'"
-                    hint = f"allowed: {listed(known)}{nearest(value, known)}"
-                    yield f"{section}.{name}.{field}: '{value}' is not a {what}; {hint}"
-    for name, dataset in config.datasets.items():
-        kinds = {isinstance(value, float) for value in dataset.splits.values()}
-        if len(kinds) > 1:
-            yield f"datasets.{name}.splits: give all splits as files, or all as shares"
-        shares = dataset.shares()
-        if shares and sum(shares.values()) > 1 + 1e-9:
-            yield f"datasets.{name}.splits: the shares add up to {sum(shares.values()):g}; at most 1 is allowed"
-        if dataset.remove_leaks != "none" and "train" not in dataset.split_names():
-            yield f"datasets.{name}.remove_leaks: needs a split named 'train' to compare with"
-
-
-def _explain(error: dict[str, Any], raw: dict[str, Any]) -> str:
-    """Return one line for a pydantic error: path, what is wrong, what is allowed."""
-    tags = {tag for recipes in (quantizations.methods(), finetunings.methods()) for tag in _tags(recipes, "method")}
-    tags |= _tags(evaluations.kinds(), "kind")
-    path = [part for index, part in enumerate(error["loc"]) if not (index == 2 and part in tags)]
-    while path and isinstance(path[-1], str) and ("[" in path[-1] or path[-1] in ("str", "float", "[key]")):
-        path.pop()
-    where, kind, context = ".".join(map(str, path)), error["type"], error.get("ctx", {})
-    if kind == "extra_forbidden":
-        known = _known_keys(error["loc"], raw)
-        return f"{where}: unknown key{nearest(str(path[-1]), known)}; allowed: {listed(known)}"
-    if kind == "literal_error":
-        return f"{where}: {error['input']!r} is not allowed; allowed: {context['expected']}"
-    if kind == "missing":
-        return f"{where}: is missing; {_description(error['loc'], raw)}"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        tag = context["discriminator"].strip("'")
-        allowed = sorted(_tags(evaluations.kinds() if tag == "kind" else _recipes(path[0]), tag))
-        if kind == "union_tag_not_found":
-            return f"{where}.{tag}: is missing; allowed: {listed(allowed)}"
-        hint = nearest(context["tag"], allowed)
-        return f"{where}.{tag}: '{context['tag']}' is not known; allowed: {listed(allowed)}{hint}"
-    if kind == "string_pattern_mismatch":
-        return f"{where}: '{error['input']}' is not a name; names are lower-case letters, digits, '.' and '-' ({NAME})"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {message[0].lower()}{message[1:]}, found {error['input']!r:.60}"
-
-
-def _recipes(section: str) -> list[type[Recipe]]:
-    return quantizations.methods() if section == "quantizations" else finetunings.methods()
-
-
-def _tags(recipes: list[type[Recipe]], tag: str) -> set[str]:
-    return {value for recipe in recipes for value in get_args(recipe.model_fields[tag].annotation)}
-
-
-def _entry_type(location: tuple, raw: dict[str, Any]) -> type[Entry]:
-    """Return the typed entry that a location in the raw configuration lies in."""
-    kinds = {"models": [Model], "datasets": [Dataset], "quantizations": quantizations.methods()}
-    kinds |= {"finetunings": finetunings.methods(), "evaluations": evaluations.kinds()}
-    if len(location) < 3 or location[0] not in kinds:
-        return Config
-    options = kinds[location[0]]
-    tag = "kind" if location[0] == "evaluations" else "method"
-    chosen = (raw[location[0]].get(location[1]) or {}).get(tag)
-    return next((item for item in options if len(options) == 1 or chosen in _tags([item], tag)), options[0])
-
-
-def _known_keys(location: tuple, raw: dict[str, Any]) -> list[str]:
-    return list(_entry_type(location, raw).model_fields)
-
-
-def _description(location: tuple, raw: dict[str, Any]) -> str:
-    field = _entry_type(location, raw).model_fields.get(str(location[-1]))
-    return (field.description or "").split(";")[0] if field else ""
-
-
 def schema() -> dict[str, Any]:
     """Return the JSON schema of the configuration, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+    found = Config.model_json_schema()
+    for section in found["properties"].values():
+        if "patternProperties" in section:
+            section["additionalProperties"] = False
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
 
 
 def write_schema(path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import platform
 import random
 import resource
+import shlex
 import shutil
 import sys
 import time
@@ -36,6 +37,12 @@ PACKAGES = (
 )
 
 
+def announce(root: str, arguments: list[str]) -> None:
+    """Tell the jobs that this process starts where the code lies and by which command they were asked for."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    os.environ.setdefault("QUANTUNE_COMMAND", shlex.join(["snakemake", *arguments[1:]]))
+
+
 def run(snakemake: Any, body: Callable[..., dict[str, Any] | None], imports: bool = True) -> None:
     """Make a rule's output.
 
@@ -55,7 +62,7 @@ def run(snakemake: Any, body: Callable[..., dict[str, Any] | None], imports: boo
     try:
         _prepare(snakemake.threads, order["options"], imports)
         inputs = {role: [Path(path) for path in paths] for role, paths in _by_role(snakemake.input).items()}
-        make(order, lambda folder, scratch: body(order, inputs, folder, scratch), snakemake.params.work, started)
+        make(order, lambda folder, scratch: body(order, inputs, folder, scratch), started)
     except QuantuneError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -64,14 +71,14 @@ def run(snakemake: Any, body: Callable[..., dict[str, Any] | None], imports: boo
         sys.exit(1)
 
 
-def make(order: dict[str, Any], body: Callable, work: str, started: float) -> None:
-    """Build an artefact in `work/tmp` and rename it into place.
+def make(order: dict[str, Any], body: Callable, started: float) -> None:
+    """Build an artefact in the work folder's `tmp` and rename it into place.
 
     Raises:
         QuantuneError: if a parent on disk is not the one the order was made for.
     """
     target = Path(order["path"])
-    place = Path(work, "tmp", f"{order['digest'][:16]}.{target.name}")
+    place = Path(order["options"]["work"], "tmp", f"{order['digest'][:16]}.{target.name}")
     with locked(place.with_name(place.name + ".lock")):
         found = recorded(target)
         if found and found["digest"] == order["digest"] and not damaged(target, found):

@@ -184,7 +184,7 @@ class Plan:
         )
 
     def _artefact(self, path: str, stage: str, version: int, recipe: dict, **more) -> Artefact:
-        options = {"deterministic": self.config.deterministic, **more.pop("options", {})}
+        options = {"work": self.work, "deterministic": self.config.deterministic, **more.pop("options", {})}
         return Artefact(f"{self.work}/{path}", stage, version, recipe, options=options, **more)
 
     def _seeded(self, recipe, step: Step) -> dict:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 NAME = r"[a-z0-9][a-z0-9.-]*"
+SEED = r"(?:0|[1-9][0-9]*)"
 Name = Annotated[str, StringConstraints(pattern=rf"^{NAME}$")]
 Dtype = Literal["float32", "bfloat16", "float16"]
 

@@ -1,8 +1,10 @@
 """Models and datasets from outside: local files and folders, identified by their content, never by their path."""
 
+import csv
 import hashlib
 import math
 import os
+import re
 import shutil
 from collections import defaultdict
 from fnmatch import fnmatch
@@ -33,7 +35,7 @@ def resolve(path: str, key: str) -> Path:
     """
     text = os.path.expanduser(os.path.expandvars(path))
     if "$" in text:
-        name = text.split("$", 1)[1].strip("{").split("/")[0].split("}")[0]
+        name = re.sub(r"^\$\{?(\w*).*", r"\1", text[text.index("$") :], flags=re.DOTALL)
         raise ConfigError(f"{key}: environment variable '{name}' in '{path}' is not set; export {name}=/some/folder")
     found = Path(text)
     if not found.exists():
@@ -118,11 +120,18 @@ def documents(path: Path, recipe: dict) -> list[str]:
         known = listed(sorted(set(FORMATS.values())))
         raise QuantuneError(f"'{path}': unknown format '{path.suffix}'; set the dataset's 'format' to one of: {known}")
     if kind == "text":
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise QuantuneError(f"'{path}' is not UTF-8 text ({error}); convert it, for example with iconv") from None
         if recipe["document"] == "file":
             return [text]
-        return [part.strip("\n") for part in text.split("\n" if recipe["document"] == "line" else "\n\n")]
+        return text.split("\n") if recipe["document"] == "line" else _paragraphs(text)
     return _column(path, kind, recipe["column"])
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [part.strip("\n") for part in re.split(r"\n[ \t]*\n", text)]
 
 
 def _column(path: Path, kind: str, column: str) -> list[str]:
@@ -131,21 +140,23 @@ def _column(path: Path, kind: str, column: str) -> list[str]:
     import datasets
 
     datasets.disable_progress_bars()
-    options = {"sep": "\t"} if kind == "tsv" else {}
+    options = {"keep_default_na": False} if kind in ("csv", "tsv") else {}
+    if kind == "tsv":
+        options |= {"sep": "\t", "quoting": csv.QUOTE_NONE}
     builder = "csv" if kind == "tsv" else kind
     with tempfile.TemporaryDirectory() as cache:
         try:
             table = datasets.load_dataset(builder, data_files=str(path), split="train", cache_dir=cache, **options)
         except Exception as error:
-            cause = error.__cause__ or error
-            raise QuantuneError(f"'{path}' cannot be read as {kind}: {str(cause).splitlines()[0]}") from error
+            cause = str(error.__cause__ or error).splitlines() or ["it is empty"]
+            raise QuantuneError(f"'{path}' cannot be read as {kind}: {cause[0]}") from error
         if column not in table.column_names:
             raise QuantuneError(
                 f"'{path}' has no column '{column}'; columns: {listed(table.column_names)}"
                 f"{nearest(column, table.column_names)}; set the dataset's 'column'"
             )
         values = list(table[column])
-    if bad := next((value for value in values if value is not None and not isinstance(value, str)), None):
+    for bad in (value for value in values if value is not None and not isinstance(value, str)):
         raise QuantuneError(f"'{path}', column '{column}': text expected, found {type(bad).__name__} ({bad!r:.40})")
     return [value or "" for value in values]
 
@@ -203,11 +214,11 @@ def _words(text: str) -> list[str]:
 
 
 def _normal(text: str) -> str:
-    return " ".join(_words(text))
+    return " ".join(_words(text)) or text.strip()
 
 
 def _runs(text: str) -> set[tuple[str, ...]]:
-    words = _words(text)
+    words = _words(text) or [text.strip()]
     return {tuple(words[index : index + 3]) for index in range(max(1, len(words) - 2))}
 
 

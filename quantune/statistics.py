@@ -66,8 +66,8 @@ def perplexity_change(items: pandas.DataFrame, reference: pandas.DataFrame) -> d
     if not items[keys].reset_index(drop=True).equals(reference[keys].reset_index(drop=True)):
         raise ValueError("the two evaluations are not over the same windows")
     difference, error = ratio(items.nll.to_numpy() - reference.nll.to_numpy(), items.tokens)
-    if not error or math.isnan(error):
-        p_value = 1.0 if difference == 0 else math.nan
+    if error == 0 or difference == 0:
+        p_value = float(difference == 0)
     else:
         p_value = math.erfc(abs(difference) / error / math.sqrt(2))
     return {
@@ -79,8 +79,8 @@ def perplexity_change(items: pandas.DataFrame, reference: pandas.DataFrame) -> d
 
 
 def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
+    return math.inf if value > 700 else math.exp(value)
 
 
 def _expm1(value: float) -> float:
-    return math.expm1(value) if value < 700 else math.inf
+    return math.inf if value > 700 else math.expm1(value)

@@ -5,20 +5,19 @@ Whether a job runs is decided here by recipe digests, not by dates or by Snakema
 
 import os
 import re
+import shutil
 import sys
 
 from snakemake.exceptions import WorkflowError
 from snakemake.io import ancient
 
 sys.path.insert(0, str(workflow.basedir))
-os.environ["PYTHONPATH"] = os.pathsep.join([str(workflow.basedir), os.environ.get("PYTHONPATH", "")])
-os.environ.setdefault("QUANTUNE_COMMAND", " ".join(["snakemake", *sys.argv[1:]]))
 
-from quantune import artefacts
+from quantune import artefacts, job
 from quantune import config as settings
 from quantune.errors import QuantuneError
 from quantune.plan import Plan
-from quantune.recipe import NAME
+from quantune.recipe import NAME, SEED
 
 
 def clearly(function, *arguments):
@@ -29,15 +28,16 @@ def clearly(function, *arguments):
         raise WorkflowError(str(error)) from None
 
 
+job.announce(workflow.basedir, sys.argv)
 CONFIG = clearly(settings.load, config, ", ".join(os.path.relpath(path) for path in workflow.configfiles))
 PLAN = Plan(CONFIG)
 WORK = CONFIG.work
-CHAIN = rf"{NAME}(\+{NAME}(@\d+)?)*"
+CHAIN = rf"{NAME}(\+{NAME}(@{SEED})?)*"
 
 
 def one_of(names):
     """Return the pattern of a step with one of these names, such as `lora-quotes` or `lora-quotes@3`."""
-    return rf"({'|'.join(map(re.escape, names))})(@\d+)?" if names else "(?!)"
+    return rf"({'|'.join(map(re.escape, names))})(@{SEED})?" if names else "(?!)"
 
 
 def needs(artefact):
@@ -118,7 +118,7 @@ def memory_mb(wildcards):
 
 def gpus(wildcards):
     """Return how many GPUs a job that computes takes: one where there is a driver."""
-    return 1 if os.path.exists("/dev/nvidiactl") else 0
+    return 1 if shutil.which("nvidia-smi") else 0
 
 
 def explain_unknown(wildcards):

@@ -10,6 +10,8 @@ rule dataset:
         f"{WORK}/logs/dataset/{{dataset}}.log",
     benchmark:
         f"{WORK}/logs/dataset/{{dataset}}.tsv"
+    conda:
+        "../envs/conda.yaml"
     threads: 1
     resources:
         mem_mb=2000,
@@ -17,7 +19,6 @@ rule dataset:
     params:
         order=planned_order,
         why=planned_reason,
-        work=WORK,
     message:
         "Read the dataset {wildcards.dataset}{params.why}"
     script:

@@ -11,6 +11,8 @@ rule evaluate:
         f"{WORK}/logs/evaluate/{{variant}}/{{evaluation}}.log",
     benchmark:
         f"{WORK}/logs/evaluate/{{variant}}/{{evaluation}}.tsv"
+    conda:
+        "../envs/conda.yaml"
     threads: CONFIG.threads
     resources:
         mem_mb=memory_mb,
@@ -18,7 +20,6 @@ rule evaluate:
     params:
         order=planned_order,
         why=planned_reason,
-        work=WORK,
     message:
         "Evaluate {wildcards.variant}: {wildcards.evaluation}{params.why}"
     script:

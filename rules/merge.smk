@@ -11,6 +11,8 @@ rule merge:
         f"{WORK}/logs/merge/{{parent}}+{{merge}}.log",
     benchmark:
         f"{WORK}/logs/merge/{{parent}}+{{merge}}.tsv"
+    conda:
+        "../envs/conda.yaml"
     threads: CONFIG.threads
     resources:
         mem_mb=memory_mb,
@@ -18,7 +20,6 @@ rule merge:
     params:
         order=planned_order,
         why=planned_reason,
-        work=WORK,
     message:
         "Merge the adapter {wildcards.parent}{params.why}"
     script:

@@ -10,6 +10,8 @@ rule model:
         f"{WORK}/logs/model/{{model}}.log",
     benchmark:
         f"{WORK}/logs/model/{{model}}.tsv"
+    conda:
+        "../envs/conda.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -17,7 +19,6 @@ rule model:
     params:
         order=planned_order,
         why=planned_reason,
-        work=WORK,
     message:
         "Copy the model {wildcards.model}{params.why}"
     script:

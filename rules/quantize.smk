@@ -10,6 +10,8 @@ rule quantize:
         f"{WORK}/logs/quantize/{{parent}}+{{quantization}}.log",
     benchmark:
         f"{WORK}/logs/quantize/{{parent}}+{{quantization}}.tsv"
+    conda:
+        "../envs/conda.yaml"
     threads: CONFIG.threads
     resources:
         mem_mb=memory_mb,
@@ -17,7 +19,6 @@ rule quantize:
     params:
         order=planned_order,
         why=planned_reason,
-        work=WORK,
     message:
         "Quantize {wildcards.parent} with {wildcards.quantization}{params.why}"
     script:

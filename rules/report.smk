@@ -17,6 +17,8 @@ rule report:
         f"{WORK}/logs/report.log",
     benchmark:
         f"{WORK}/logs/report.tsv"
+    conda:
+        "../envs/conda.yaml"
     threads: 1
     resources:
         mem_mb=2000,
@@ -24,7 +26,6 @@ rule report:
     params:
         order=planned_order,
         why=planned_reason,
-        work=WORK,
     message:
         "Write the report{params.why}"
     script:

@@ -10,6 +10,8 @@ rule tokenize:
         f"{WORK}/logs/tokenize/{{dataset}}/{{model}}.log",
     benchmark:
         f"{WORK}/logs/tokenize/{{dataset}}/{{model}}.tsv"
+    conda:
+        "../envs/conda.yaml"
     threads: CONFIG.threads
     resources:
         mem_mb=4000,
@@ -17,7 +19,6 @@ rule tokenize:
     params:
         order=planned_order,
         why=planned_reason,
-        work=WORK,
     message:
         "Tokenize {wildcards.dataset} for {wildcards.model}{params.why}"
     script:

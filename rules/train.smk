@@ -11,6 +11,8 @@ rule train:
         f"{WORK}/logs/train/{{parent}}+{{finetuning}}.log",
     benchmark:
         f"{WORK}/logs/train/{{parent}}+{{finetuning}}.tsv"
+    conda:
+        "../envs/conda.yaml"
     threads: CONFIG.threads
     resources:
         mem_mb=memory_mb,
@@ -18,7 +20,6 @@ rule train:
     params:
         order=planned_order,
         why=planned_reason,
-        work=WORK,
     message:
         "Train {wildcards.finetuning} on {wildcards.parent}{params.why}"
     script:

@@ -11,7 +11,8 @@ def evaluate(order, inputs, folder, scratch):
     (checkpoint,), (data,) = inputs["checkpoint"], inputs.get("data", [None])
     recipe = TypeAdapter(config.Evaluation).validate_python(order["recipe"])
     result = recipe.evaluate([*inputs.get("base", []), checkpoint], data, folder)
-    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    result = {key: None if value != value else value for key, value in result.items()}  # JSON has no NaN
+    (folder / "result.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     print(json.dumps(result))
     return {}
 

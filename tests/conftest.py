@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.workflow import finished, project  # noqa: F401 (fixtures)
+
 ROOT = Path(__file__).parents[1]
 OPT = ROOT / "assets/models/opt-2m"
 

@@ -6,9 +6,9 @@ import sys
 
 import pandas
 import pytest
-from tests.workflow import Folder, weights
 
 from quantune import statistics
+from tests.workflow import Folder, weights
 
 
 def result(folder, variant, evaluation="log"):

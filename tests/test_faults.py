@@ -4,6 +4,7 @@ import random
 import time
 
 import pytest
+
 from tests.workflow import Folder, kill, processes, wait_for, weights
 
 TARGET = "work/checkpoints/opt+lora"

@@ -16,12 +16,16 @@ from quantune import evaluations, finetunings, plan, quantizations
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "tests/stages.json"
 LOADING = ["quantune/loading.py", "quantune/checkpoints.py"]
+REPORT = ("report", "words", "plots", "page", "statistics")
 OWN = {
     "model": ["scripts/model.py"],
     "dataset": ["scripts/dataset.py", "quantune/sources.py"],
     "tokenize": ["scripts/tokenize.py", "quantune/text.py"],
     "merge": ["scripts/merge.py", *LOADING],
-    "report": ["scripts/report.py", "quantune/report.py", "quantune/plots.py", "quantune/statistics.py"],
+    "report": [
+        "scripts/report.py",
+        *(f"quantune/{name}.py" for name in ("report", "words", "plots", "page", "statistics")),
+    ],
 }
 
 

@@ -21,7 +21,7 @@ class Quantization(Recipe):
         raise NotImplementedError
 
     def misfit(self, widths: set[int]) -> str | None:
-        """Return why this recipe does not fit layers of these input widths, or None."""
+        """Return why this recipe does not fit layers of these input widths (".key: why", or ": why"), or None."""
         return None
 
 

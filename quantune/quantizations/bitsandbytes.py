@@ -109,7 +109,7 @@ class NormalFloat4(BitsAndBytes):
     def misfit(self, widths: set[int]) -> str | None:
         """Bitsandbytes pads nothing: blocks of 64 must fill the rows."""
         bad = sorted(width for width in widths if width % BLOCK)
-        return f"blocks of {BLOCK} weights do not fill the layers' input width {bad[0]}" if bad else None
+        return f": blocks of {BLOCK} weights do not fill the layers' input width {bad[0]}" if bad else None
 
     def layer_tensors(self, rows: int, columns: int) -> dict[str, tuple[str, list[int]]]:
         """Two weights a byte, a table of 16 values, and the scales: float32, or 8 bits with scales of their own."""

@@ -29,7 +29,9 @@ class Packed(Quantization):
         if not bad:
             return None
         fits = [size for size in (256, 128, 64, 32, 16, 8, 4) if all(width % size == 0 for width in widths)]
-        return f"{self.group_size} does not divide the layers' input width {bad[0]}; allowed: {fits} or null"
+        return (
+            f".group_size: {self.group_size} does not divide the layers' input width {bad[0]}; allowed: {fits} or null"
+        )
 
     def scheme(self):
         """Return the compressed-tensors scheme of this recipe's weights."""

@@ -1,0 +1,100 @@
+"""What is wrong with a configuration beyond the types: names, references, paths, chains. One line for each problem."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from quantune import chains, sources
+from quantune.errors import ConfigError, listed, nearest
+
+if TYPE_CHECKING:
+    from quantune.config import Config
+
+
+def problems(config: Config) -> list[str]:
+    """Return every problem, each once."""
+    found = [*_names(config), *_references(config), *_splits(config)]
+    unusable = dict(_paths(config))
+    found += unusable.values()
+    good_models = {name for name in config.models if f"models.{name}" not in unusable}
+    return list(dict.fromkeys([*found, *_chains(config, good_models)]))
+
+
+def _names(config: Config) -> Iterator[str]:
+    seen: dict[str, str] = {}
+    for section in ("models", "quantizations", "finetunings"):
+        for name in getattr(config, section):
+            if name == chains.MERGE:
+                yield f"{section}.{name}: '{chains.MERGE}' is reserved for merging adapters; choose another name"
+            elif name in seen:
+                yield f"{section}.{name}: the name is taken by {seen[name]}.{name}; names must differ"
+            seen[name] = section
+
+
+def _references(config: Config) -> Iterator[str]:
+    for section, entries in (("finetunings", config.finetunings), ("evaluations", config.evaluations)):
+        for name, entry in entries.items():
+            for field, value in entry.model_dump().items():
+                if value is None or not (field == "dataset" or field.endswith("split")):
+                    continue
+                known = config.datasets if field == "dataset" else None
+                if known is None and entry.dataset in config.datasets:
+                    known = config.datasets[entry.dataset].split_names()
+                if known is not None and value not in known:
+                    what = "dataset" if field == "dataset" else f"split of the dataset '{entry.dataset}'"
+                    hint = f"allowed: {listed(known)}{nearest(value, known)}"
+                    yield f"{section}.{name}.{field}: '{value}' is not a {what}; {hint}"
+
+
+def _splits(config: Config) -> Iterator[str]:
+    for name, dataset in config.datasets.items():
+        shares = dataset.shares()
+        if shares and len(shares) < len(dataset.splits):
+            yield f"datasets.{name}.splits: give all splits as files, or all as shares"
+        if shares and sum(shares.values()) > 1 + 1e-9:
+            yield f"datasets.{name}.splits: the shares add up to {sum(shares.values()):g}; at most 1 is allowed"
+        if dataset.remove_leaks != "none" and "train" not in dataset.split_names():
+            yield f"datasets.{name}.remove_leaks: needs a split named 'train' to compare with"
+
+
+def _paths(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield "section.name" -> what is wrong with the files that the entry names."""
+    for name in config.models:
+        try:
+            config.track(name)
+        except ConfigError as error:
+            yield f"models.{name}", str(error)
+    for name, entry in config.datasets.items():
+        shares = entry.shares()
+        if shares and len(shares) < len(entry.splits):
+            continue
+        try:
+            sources.split_files(sources.resolve(entry.path, f"datasets.{name}.path"), entry.splits, f"datasets.{name}")
+        except ConfigError as error:
+            yield f"datasets.{name}", str(error)
+
+
+def _chains(config: Config, good_models: set[str]) -> Iterator[str]:
+    try:
+        texts = chains.expand(config.variants)
+    except ConfigError as error:
+        yield f"variants: {error}"
+        return
+    for text in texts:
+        try:
+            variant = chains.parse(text, config)
+        except ConfigError as error:
+            yield f"variants: {error}"
+            continue
+        if variant.model not in good_models:
+            continue
+        try:
+            config.require_fit(variant)
+        except ConfigError as error:
+            yield str(error)
+        track = config.track(variant.model)
+        for name, evaluation in config.evaluations.items():
+            if evaluation.track != track:
+                what = f"'{evaluation.kind}' is a {evaluation.track} evaluation"
+                yield f"evaluations.{name}: {what}, and the model '{variant.model}' is a {track} model"
