@@ -39,21 +39,19 @@ def model(folders: list[Path], dtype: str, trainable: bool = False) -> PreTraine
     Args:
         folders: the base and, if the variant is an adapter, the adapter after it.
         dtype: name of the dtype for every weight that is not packed, such as "float32".
-        trainable: prepare the base for training; compressed-tensors layers are unpacked to dense weights, which is
-            what lets gradients through them.
+        trainable: something will be trained on top: packed compressed-tensors layers stay packed (see `packed_linear`).
 
     Returns:
         The model in evaluation mode, on `device()`; a `PeftModel` if there is an adapter.
     """
     base, *adapters = map(Path, folders)
-    options = {}
-    if trainable and quantization_method(base) == "compressed-tensors":
-        from transformers import CompressedTensorsConfig
-
-        options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
     loaded = AutoModelForCausalLM.from_pretrained(
-        base, dtype=getattr(torch, dtype), device_map={"": device()}, local_files_only=True, **options
+        base, dtype=getattr(torch, dtype), device_map={"": device()}, local_files_only=True
     )
+    if (trainable or adapters) and quantization_method(base) == "compressed-tensors":
+        from quantune.packed_linear import keep_packed
+
+        keep_packed(loaded)
     keep_cpu_kernels_exact(loaded)
     for adapter in adapters:
         from peft import PeftModel

@@ -6,7 +6,7 @@ from quantune import config, job
 def train(order, inputs, folder, scratch):
     import torch
 
-    from quantune import checkpoints, loading, text, training
+    from quantune import checkpoints, loading, packed_linear, text, training
 
     (parent,), (data,) = inputs["parent"], inputs["data"]
     recipe, seed = config.ordered(config.Finetuning, order)
@@ -23,6 +23,7 @@ def train(order, inputs, folder, scratch):
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     trainable, total = model.get_nb_trainable_parameters()
+    total += packed_linear.dense_parameters(model)
     print(f"training {trainable:,} of {total:,} parameters ({trainable / total:.4%}) on {len(blocks)} blocks")
 
     facts = training.train(

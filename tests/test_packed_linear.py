@@ -1,0 +1,77 @@
+"""Layers that stay packed compute what the dense ones do, forward and backward, and keep nothing dense."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from quantune import checkpoints, loading
+from quantune.finetunings.lora import LoRA
+from quantune.packed_linear import PackedLinear, dense_parameters, keep_packed
+from quantune.quantizations.rtn import RoundToNearest
+
+PARENT = Path(__file__).parent.parent / "assets/models/opt-2m"
+KEYS = [
+    {"bits": 4, "group_size": 32},
+    {"bits": 3, "group_size": 64, "symmetric": False},
+    {"bits": 2, "group_size": None},
+    {"bits": 8, "group_size": 128, "symmetric": False},
+]
+
+
+@pytest.fixture(params=KEYS, ids=str)
+def quantized(request, tmp_path):
+    RoundToNearest(method="rtn", **request.param).quantize(PARENT, tmp_path)
+    return tmp_path
+
+
+def test_packed_layers_compute_the_same_to_the_bit(quantized):
+    dense, packed = loading.model([quantized], "float32"), loading.model([quantized], "float32", trainable=True)
+    layers = [module for module in packed.modules() if isinstance(module, PackedLinear)]
+    assert len(layers) == 24
+    tokens = checkpoints.probe_tokens(packed.config.vocab_size)
+    assert torch.equal(packed(input_ids=tokens).logits, dense(input_ids=tokens).logits)
+    weights = dense_parameters(packed) + sum(item.numel() for item in packed.parameters())
+    assert weights == loading.model([PARENT], "float32").num_parameters()
+
+
+def test_an_adapter_gets_the_same_gradients(quantized):
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+    recipe = LoRA(method="lora", dataset="any", steps=1, target_modules="all-linear")
+    options = {"dtype": torch.float32, "quantization_config": CompressedTensorsConfig(dequantize=True)}
+    dense = recipe.prepare(AutoModelForCausalLM.from_pretrained(quantized, **options), seed=0)
+    packed = recipe.prepare(loading.model([quantized], "float32", trainable=True), seed=0)
+    tokens = checkpoints.probe_tokens(12288)
+    gradients = []
+    for model in (dense, packed):
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.constant_(value, 0.01)
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        gradients.append({name: value.grad for name, value in model.named_parameters() if value.requires_grad})
+    assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) == 48
+    for name, expected in gradients[0].items():
+        assert torch.allclose(gradients[1][name], expected, rtol=1e-3, atol=1e-5), name
+
+
+def test_nothing_dense_is_kept_for_the_backward_pass(tmp_path):
+    RoundToNearest(method="rtn", bits=4).quantize(PARENT, tmp_path)
+    model = loading.model([tmp_path], "float32", trainable=True)
+    model = LoRA(method="lora", dataset="any", steps=1, target_modules=["fc1", "fc2"]).prepare(model, seed=0)
+    saved = []
+
+    def pack(tensor):
+        saved.append(tensor.untyped_storage().nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(input_ids=torch.tensor([[2, 3, 4]])).logits.sum()
+    assert 128 * 512 * 4 not in saved, "no dense fc1 or fc2 among the tensors saved"
+    stored = sum(item.numel() * item.element_size() for item in model.buffers() if item.dtype == torch.int32)
+    assert stored == 4 * (4 * 128 * 128 + 2 * 128 * 512) / 2, "half a byte for each of the weights of four layers"
+
+
+def test_a_full_precision_model_is_left_alone():
+    model = loading.model([PARENT], "float32", trainable=True)
+    assert keep_packed(model) == 0 and dense_parameters(model) == 0
