@@ -4,14 +4,14 @@ The terms follow the tensors of transformers 5.17 (`models/*/modeling_*.py`, `lo
 (`tuners/lora/layer.py`) and bitsandbytes 0.50 (`autograd/_functions.py`). With N tokens (batch x length), width H,
 feed-forward size F and s bytes for a value of the dtype computed in, each layer keeps for the backward pass:
 
-- norms: their input. LayerNorm N·H·s and two float32 statistics a token; RMSNorm computes in float32: N·H·4 and one. The
-  model's first norm sees no gradient, where the embeddings are frozen, and keeps nothing; the last one makes up for it.
+- norms: their input. LayerNorm N·H·s and two float32 statistics a token; RMSNorm computes in float32: N·H·4 and one.
+  The first norm of all sees no gradient, the embeddings being frozen, and keeps nothing; the last makes up for it.
 - attention (`sdpa` with a flash kernel: no matrix of length x length): queries, keys, values, output, and one float32 a
   token and head.
 - feed-forward: ReLU its result, N·F·s; GELU its input; SwiGLU the gate, its SiLU and `up_proj`, 3·N·F·s.
 - frozen linear layers: nothing of their input; those of LLM.int8(): all of it.
-- adapted linear layers: their input in float32, shared among layers that read the same; where it is in another dtype, or
-  with dropout, a copy for each. Between A and B, N·rank·4.
+- adapted linear layers: their input in float32, shared among layers that read the same; where it is in another dtype,
+  or with dropout, a copy for each. Between A and B, N·rank·4.
 - dropout: a mask of one byte a value, after each part of the layer.
 
 Adapters are float32 whatever the base is (PEFT's `autocast_adapter_dtype`).

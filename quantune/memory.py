@@ -110,7 +110,8 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
 
     It is reached as the backward pass begins, in every step but the first: all activations are kept, and the loss
     (`ForCausalLMLoss`) holds the float32 log-probabilities, their gradient and that of the logits. With gradient
-    checkpointing only the inputs of layers and of the last norm are kept, and the peak may be reached within a layer that is recomputed.
+    checkpointing only the inputs of layers and of the last norm are kept, and the peak may be reached within a layer
+    that is recomputed.
 
     Args:
         config: the model's config.json.

@@ -8,7 +8,7 @@ from quantune import config, job
 def train(order, inputs, folder, scratch):
     import torch
 
-    from quantune import checkpoints, loading, text, training
+    from quantune import checkpoints, forecast, loading, text, training
 
     (parent,), (data,) = inputs["parent"], inputs["data"]
     settings = dict(order["recipe"]) | {"save_every": order["options"]["save_every"]}
@@ -45,7 +45,11 @@ def train(order, inputs, folder, scratch):
     )
     checkpoints.save_adapter(model, folder)
     checkpoints.copy_tokenizer(parent, folder)
-    return facts | {"trainable_parameters": trainable, "total_parameters": total}
+    return facts | {
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+        "estimated_bytes": forecast.training_bytes(parent, recipe),
+    }
 
 
 job.run(snakemake, train)

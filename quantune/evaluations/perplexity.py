@@ -7,13 +7,15 @@ With a stride, windows overlap and only the last `stride` tokens of each are sco
 (https://huggingface.co/docs/transformers/perplexity).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from quantune.evaluations import Evaluation
-from quantune.recipe import Dtype
+from quantune.memory import BYTES, Estimate, inference
+from quantune.recipe import Dtype, Recipe
 
 
 class Perplexity(Evaluation):
@@ -114,3 +116,10 @@ class Perplexity(Evaluation):
                 nll = torch.nn.functional.cross_entropy(predicted, target, reduction="none")
                 losses.append(float(nll.double().sum()))
         return losses
+
+    def memory(self, config: dict[str, Any], steps: Sequence[Recipe]) -> Estimate:
+        """A forward pass, while the last batch's logits and its last window in float32 are still there."""
+        forward = inference(config, steps, self.dtype, self.batch_size, self.length)
+        window = self.length * config["vocab_size"]
+        logits, copied = self.batch_size * window * BYTES[self.dtype], 4 * window * (self.dtype != "float32")
+        return Estimate(forward.terms | {"last batch": max(logits + copied, 4 * window + 2 * copied - logits)})
