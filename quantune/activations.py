@@ -88,13 +88,13 @@ class Pass:
         kept = {"attention", "cross attention", "encoder output"}  # the last once for all layers
         if layers.activation == "relu":
             kept.add("feed-forward")
-        total, dropout = 0, getattr(self.finetuning, "dropout", 0)
+        total, rank, dropout = 0, getattr(self.finetuning, "rank", 0), getattr(self.finetuning, "dropout", 0)
         for linear in layers.linears:
             positions = self.batch * self.model.frames if linear.reads == "encoder output" else self.tokens(layers)
             adapted = linear in self._adapted(layers)
             copied = adapted and (self._copy or dropout)
             if adapted:
-                total += positions * self.finetuning.rank * FLOAT
+                total += positions * rank * FLOAT
             if copied:
                 total += positions * linear.inputs * (FLOAT + bool(dropout))
             keeps = (adapted and not copied) or (self.quantization is not None and self.quantization.keeps_inputs)

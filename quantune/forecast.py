@@ -27,7 +27,7 @@ COMPUTES = ("quantize", "train", "merge", "evaluate")
 def estimate(plan: Plan, artefact: Artefact) -> Estimate | None:
     """Return the predicted peak of the tensors of the job that makes an artefact.
 
-    None for stages that load no model, and for models whose shape is not known.
+    None for stages that load no model, and where the shape of the model is not known or its recipe tells nothing.
     """
     if not computes(artefact):
         return None
@@ -42,7 +42,7 @@ def estimate(plan: Plan, artefact: Artefact) -> Estimate | None:
         made = memory.inference(config, after, "float32", batch=2, length=64)
         dtype = stored_dtype(config) if variant.kind == "merge" else "float32"
         return Estimate(made.terms | {"reloaded": memory.weights(architecture.read(config), dtype, *after)})
-    except QuantuneError:
+    except (QuantuneError, NotImplementedError):
         return None
 
 
@@ -74,13 +74,13 @@ def disk_bytes(plan: Plan, artefact: Artefact) -> int | None:
     if variant.kind == "model":
         return total
     try:
-        shape = architecture.read(config)
-    except QuantuneError:
+        shape, effective = architecture.read(config), in_effect(plan, variant)
+        if variant.kind == "finetuning":
+            made = memory.trainable(shape, effective[-1]) * BYTES["float32"]
+        else:
+            made = memory.weights(shape, stored_dtype(config), *effective, on_disk=True)
+    except (QuantuneError, NotImplementedError):
         return None
-    if variant.kind == "finetuning":
-        recipe = plan.config.finetunings[variant.steps[-1].name]
-        return total - weights + memory.trainable(shape, recipe) * BYTES["float32"]
-    made = memory.weights(shape, stored_dtype(config), *in_effect(plan, variant), on_disk=True)
     return total - weights + made
 
 
@@ -121,10 +121,10 @@ def recipes_of(folder: str | Path) -> list[Recipe]:
 
 
 def training_bytes(parent: Path, recipe: Recipe) -> int | None:
-    """Return the predicted peak of training on a checkpoint on disk; None where the model's shape is not known."""
+    """Return the predicted peak of training on a checkpoint on disk; None where it cannot be told."""
     try:
         return memory.training(json.loads((parent / "config.json").read_text()), recipes_of(parent), recipe).total
-    except QuantuneError:
+    except (QuantuneError, NotImplementedError):
         return None
 
 

@@ -118,8 +118,9 @@ class Perplexity(Evaluation):
         return losses
 
     def memory(self, config: dict[str, Any], steps: Sequence[Recipe]) -> Estimate:
-        """A forward pass, while the last batch's logits and its last window in float32 are still there."""
+        """A forward pass while the last batch's logits are there, or its scoring: log-probabilities of one window."""
         forward = inference(config, steps, self.dtype, self.batch_size, self.length)
-        window = self.length * config["vocab_size"]
-        logits, copied = self.batch_size * window * BYTES[self.dtype], 4 * window * (self.dtype != "float32")
-        return Estimate(forward.terms | {"last batch": max(logits + copied, 4 * window + 2 * copied - logits)})
+        logits = self.batch_size * self.length * config["vocab_size"] * BYTES[self.dtype]
+        window = self.length * config["vocab_size"] * BYTES["float32"]
+        copied = 0 if self.dtype == "float32" else window
+        return Estimate(forward.terms | {"scoring": copied + max(logits, window)})
