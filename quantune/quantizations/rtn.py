@@ -68,7 +68,7 @@ class Packed(Quantization):
                 require(key in tensors, name, f"'{part}' is missing")
                 require(tensors.shape(key) == shape, name, f"'{part}' has shape {tensors.shape(key)}, not {shape}")
                 found = str(tensors[key].dtype).removeprefix("torch.")
-                require(dtype in (None, found), name, f"'{part}' is {found}, not packed {dtype}")
+                require(dtype in (None, found), name, f"'{part}' is torch.{found}, not packed torch.{dtype}")
             for bad in finite(tensors, [f"{name}.weight_scale"]):
                 require(False, name, f"'{bad}' holds NaN or infinity")
         return {"layers_quantized": len(layers), "bits_per_weight": self.stored_bits(layers)}
