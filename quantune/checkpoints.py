@@ -110,6 +110,49 @@ def relative_distance(logits: torch.Tensor, reference: torch.Tensor) -> float:
     return float((logits - reference).norm() / reference.norm())
 
 
+def require_near(parent: Path, folder: Path, allowed: float) -> float:
+    """Return how far the probe logits of a quantized checkpoint are from its parent's, relative to their norm.
+
+    Raises:
+        QuantuneError: if it is further than allowed, naming the layer whose weights changed most.
+    """
+    from quantune import loading
+
+    original, changed = loading.model([parent], "float32"), loading.model([folder], "float32")
+    distance = relative_distance(probe_logits(changed), probe_logits(original))
+    print(f"logits differ by {distance:.4f} from {parent.name}'s; up to {allowed} is accepted")
+    if not distance <= allowed:
+        name, share = worst_layer(original, changed)
+        raise QuantuneError(
+            f"the logits moved by {distance:.3f}, more than the {allowed} accepted; the layer that changed most is"
+            f" '{name}' (by {share:.3f}); use more bits, smaller groups or other calibration data, or raise"
+            " 'max_distance'"
+        )
+    return distance
+
+
+def worst_layer(original, changed) -> tuple[str, float]:
+    """Return the linear layer whose dequantized weights changed most, and by how much, relative to their norm."""
+    distances = {}
+    for name, layer in original.named_modules():
+        if isinstance(layer, torch.nn.Linear) and layer is not original.get_output_embeddings():
+            distances[name] = relative_distance(dense_weight(changed.get_submodule(name)), layer.weight.float().cpu())
+    return max(distances.items(), key=lambda item: item[1])
+
+
+@torch.no_grad()
+def dense_weight(layer: torch.nn.Module) -> torch.Tensor:
+    """Return the weights that a layer computes with, (rows, columns), float32, on the CPU."""
+    weight = layer.weight
+    if hasattr(weight, "quant_state"):
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(weight.data, weight.quant_state).float().cpu()
+    if hasattr(weight, "SCB"):
+        return (weight.data.float() * weight.SCB.float()[:, None] / 127).cpu()
+    return weight.float().cpu()
+
+
 def require_identical_reload(expected: torch.Tensor, folder: Path, dtype: str) -> None:
     """Load the checkpoint from disk and compare its probe logits with those of the model it was saved from.
 

@@ -33,8 +33,8 @@ def _names(config: Config) -> Iterator[str]:
 
 
 def _references(config: Config) -> Iterator[str]:
-    for section, entries in (("finetunings", config.finetunings), ("evaluations", config.evaluations)):
-        for name, entry in entries.items():
+    for section in ("quantizations", "finetunings", "evaluations"):
+        for name, entry in getattr(config, section).items():
             for field, value in entry.model_dump().items():
                 if value is None or not (field == "dataset" or field.endswith("split")):
                     continue

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, WithJsonSchema
 
 from quantune import chains, checks, evaluations, finetunings, quantizations, sources
 from quantune.errors import ConfigError
@@ -159,6 +159,13 @@ class Config(Entry):
         config = self._model_config(model)
         keys = ("hidden_size", "d_model", "ffn_dim", "intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim")
         return {config[key] for key in keys if isinstance(config.get(key), int)}
+
+
+def ordered(kind: Any, order: dict[str, Any]) -> tuple[Any, int]:
+    """Return the recipe of a job's order, of the type `Quantization`, `Finetuning` or `Evaluation`, and its seed."""
+    keys = {**order["recipe"], **order["options"]["settings"]}
+    seed = keys.pop("seed", 0)
+    return TypeAdapter(kind).validate_python(keys), seed
 
 
 def load(raw: dict[str, Any], name: str = "config") -> Config:

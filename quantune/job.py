@@ -23,7 +23,6 @@ PACKAGES = (
     "torch",
     "transformers",
     "peft",
-    "llmcompressor",
     "compressed-tensors",
     "bitsandbytes",
     "datasets",

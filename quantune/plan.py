@@ -72,16 +72,14 @@ class Plan:
     def evaluation(self, variant: str, name: str) -> Artefact:
         """The raw numbers of one evaluation of a variant."""
         recipe = self._named("evaluations", name)
-        parents = {"checkpoint": self.checkpoint(variant)}
-        if dataset := getattr(recipe, "dataset", None):
-            parents["data"] = self.prepared(dataset, self.config.parse(variant).model)
+        parents = {"checkpoint": self.checkpoint(variant), **self._read(recipe, self.config.parse(variant))}
         return self._artefact(
             f"evaluations/{variant}/{name}",
             f"evaluate/{recipe.kind}",
             recipe.version,
             recipe.identity(),
             parents=parents,
-            options=recipe.options(),
+            options={"settings": recipe.options()},
             reads={"base": self.loads(variant)[:-1]},
         )
 
@@ -152,8 +150,8 @@ class Plan:
             f"quantize/{recipe.method}",
             recipe.version,
             self._seeded(recipe, variant.steps[-1]),
-            parents={"parent": self.checkpoint(str(variant.parent))},
-            options=recipe.options(),
+            parents={"parent": self.checkpoint(str(variant.parent)), **self._read(recipe, variant)},
+            options={"settings": recipe.options()},
         )
 
     def _trained(self, variant: Variant) -> Artefact:
@@ -163,11 +161,8 @@ class Plan:
             f"train/{recipe.method}",
             recipe.version,
             self._seeded(recipe, variant.steps[-1]),
-            parents={
-                "parent": self.checkpoint(str(variant.parent)),
-                "data": self.prepared(recipe.dataset, variant.model),
-            },
-            options=recipe.options(),
+            parents={"parent": self.checkpoint(str(variant.parent)), **self._read(recipe, variant)},
+            options={"settings": recipe.options()},
         )
 
     def _merged(self, variant: Variant) -> Artefact:
@@ -182,6 +177,11 @@ class Plan:
             },
             reads={"parent": (self.checkpoint(str(variant.parent.parent)),)},
         )
+
+    def _read(self, recipe, variant: Variant) -> dict[str, Artefact]:
+        """The tokens that a recipe with a `dataset` reads."""
+        dataset = getattr(recipe, "dataset", None)
+        return {"data": self.prepared(dataset, variant.model)} if dataset else {}
 
     def _artefact(self, path: str, stage: str, version: int, recipe: dict, **more) -> Artefact:
         options = {"work": self.work, "deterministic": self.config.deterministic, **more.pop("options", {})}

@@ -2,14 +2,12 @@
 
 import json
 
-from pydantic import TypeAdapter
-
 from quantune import config, job
 
 
 def evaluate(order, inputs, folder, scratch):
     (checkpoint,), (data,) = inputs["checkpoint"], inputs.get("data", [None])
-    recipe = TypeAdapter(config.Evaluation).validate_python(order["recipe"])
+    recipe, _ = config.ordered(config.Evaluation, order)
     result = recipe.evaluate([*inputs.get("base", []), checkpoint], data, folder)
     result = {key: None if value != value else value for key, value in result.items()}  # JSON has no NaN
     (folder / "result.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")

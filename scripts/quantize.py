@@ -1,16 +1,17 @@
-"""Quantize a checkpoint, save it packed, and check every layer of what was saved."""
-
-from pydantic import TypeAdapter
+"""Quantize a checkpoint, save it packed, check every layer of what was saved and how far the logits moved."""
 
 from quantune import config, job
 
 
 def quantize(order, inputs, folder, scratch):
-    (parent,) = inputs["parent"]
-    recipe = TypeAdapter(config.Quantization).validate_python(order["recipe"])
+    from quantune import checkpoints
+
+    (parent,), (data,) = inputs["parent"], inputs.get("data", [None])
+    recipe, seed = config.ordered(config.Quantization, order)
     print(f"quantizing {parent.name} with {recipe!r}")
-    recipe.quantize(parent, folder)
-    facts = recipe.check(parent, folder)
+    facts = recipe.quantize(parent, folder, data, seed)
+    facts |= recipe.check(parent, folder)
+    facts["logit_distance"] = checkpoints.require_near(parent, folder, recipe.max_distance or recipe.usual_distance())
     print(f"{facts['layers_quantized']} layers at {facts['bits_per_weight']} bits per weight; reload is exact")
     return facts
 

@@ -1,7 +1,5 @@
 """Fine-tune a checkpoint: load it, add what is to be trained, run the loop, save a plain PEFT adapter."""
 
-from pydantic import TypeAdapter
-
 from quantune import config, job
 
 
@@ -11,10 +9,7 @@ def train(order, inputs, folder, scratch):
     from quantune import checkpoints, forecast, loading, text, training
 
     (parent,), (data,) = inputs["parent"], inputs["data"]
-    settings = dict(order["recipe"]) | {"save_every": order["options"]["save_every"]}
-    seed = settings.pop("seed")
-    recipe = TypeAdapter(config.Finetuning).validate_python(settings)
-
+    recipe, seed = config.ordered(config.Finetuning, order)
     tokenizer = loading.tokenizer(parent)
     blocks = torch.from_numpy(text.blocks(data, recipe.train_split, tokenizer.eos_token_id, recipe.length))
     held_out = torch.empty(0, recipe.length, dtype=torch.long)

@@ -66,7 +66,7 @@ def test_a_valid_configuration_loads(raw):
         ("quantisations", {}, ["unknown key; did you mean 'quantizations'?; allowed: work, title, seed"]),
         ("models.opt.pth", "x", ["unknown key; did you mean 'path'?; allowed: path"]),
         ("datasets.harbour.colum", "x", ["unknown key; did you mean 'column'?; allowed: path, format, column"]),
-        ("quantizations.rtn-w4.groupsize", 32, ["unknown key; did you mean 'group_size'?", "allowed: bits, "]),
+        ("quantizations.rtn-w4.groupsize", 32, ["unknown key; did you mean 'group_size'?", "bits, group_size, symmetric"]),
         ("quantizations.nf4.bits", 4, ["unknown key", "allowed: ", "double_quantization", "compute_dtype"]),
         ("finetunings.lora.learning-rate", 0.1, ["unknown key; did you mean 'learning_rate'?", "rank, alpha"]),
         ("evaluations.harbour.strid", 8, ["unknown key; did you mean 'stride'?", "allowed: kind, dataset, split"]),

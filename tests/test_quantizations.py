@@ -26,6 +26,7 @@ RTN = [
 ]
 BITSANDBYTES = [
     {"method": "int8"},
+    {"method": "fp4"},
     {"method": "nf4"},
     {"method": "nf4", "double_quantization": True},
 ]
@@ -33,8 +34,8 @@ BITSANDBYTES = [
 
 def make(folder: Path, **keys) -> tuple:
     recipe = METHODS[keys["method"]](**keys)
-    recipe.quantize(PARENT, folder)
-    return recipe, recipe.check(PARENT, folder)
+    facts = recipe.quantize(PARENT, folder)
+    return recipe, facts | recipe.check(PARENT, folder)
 
 
 def weight(folder: Path) -> torch.Tensor:
@@ -88,7 +89,8 @@ def test_bitsandbytes_stays_near_the_original(tmp_path, keys):
 
         layer = loading.model([tmp_path], "float32").get_submodule(LAYER)
         found = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).double()
-        assert 0.05 < (found - original).norm() / original.norm() < 0.11  # 4 bits of a normal distribution: about 9 %
+        # 16 quantiles of a normal distribution are about 9 % from its values, 16 floating-point numbers about 13 %
+        assert 0.05 < (found - original).norm() / original.norm() < (0.11 if keys["method"] == "nf4" else 0.15)
         assert facts["bits_per_weight"] < 4.53
 
 

@@ -21,7 +21,7 @@ class BitsAndBytes(Quantization):
         """Return the arguments of transformers' `BitsAndBytesConfig`."""
         raise NotImplementedError
 
-    def quantize(self, parent: Path, folder: Path) -> None:
+    def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
         """Quantize while loading; what stays unquantized keeps the parent's dtype.
 
         The model is saved before it computes anything: a forward pass may repack the weights for its device.
@@ -45,6 +45,7 @@ class BitsAndBytes(Quantization):
         copy_tokenizer(parent, folder)
         loading.keep_cpu_kernels_exact(model)
         require_identical_reload(probe_logits(model), folder, str(stored).removeprefix("torch."))
+        return {}
 
     def check(self, parent: Path, folder: Path) -> dict[str, Any]:
         """Check the packed weight and the constants of every layer: present, of the right type and shape, finite."""
@@ -80,16 +81,18 @@ class Int8(BitsAndBytes):
         """Return the arguments of transformers' `BitsAndBytesConfig`."""
         return {"load_in_8bit": True, "llm_int8_threshold": self.outlier_threshold}
 
+    def usual_distance(self) -> float:
+        """Eight bits move the logits less than four."""
+        return 0.1
+
     def layer_tensors(self, rows: int, columns: int) -> dict[str, tuple[str, list[int]]]:
         """One int8 matrix and one scale for each row."""
         return {"weight": ("int8", [rows, columns]), "SCB": ("float32", [rows])}
 
 
-class NormalFloat4(BitsAndBytes):
-    """NF4: 4-bit quantiles of a normal distribution, one scale for each block of 64 weights."""
+class FourBit(BitsAndBytes):
+    """Tables of 16 values, one scale for each block of 64 weights."""
 
-    method: Literal["nf4"]
-    """bitsandbytes 4-bit NormalFloat."""
     double_quantization: bool = False
     """Quantize the scales too, to 8 bits in blocks of 256: saves 0.37 bit per weight."""
     compute_dtype: Dtype = "float32"
@@ -121,3 +124,17 @@ class NormalFloat4(BitsAndBytes):
             "weight.nested_absmax": ("float32", [nested]),
             "weight.nested_quant_map": ("float32", [256]),
         }
+
+
+class NormalFloat4(FourBit):
+    """NF4: the 16 values are quantiles of a normal distribution."""
+
+    method: Literal["nf4"]
+    """bitsandbytes 4-bit NormalFloat."""
+
+
+class FloatingPoint4(FourBit):
+    """FP4: the 16 values are 4-bit floating-point numbers."""
+
+    method: Literal["fp4"]
+    """bitsandbytes 4-bit floating point."""

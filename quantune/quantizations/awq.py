@@ -1,0 +1,99 @@
+"""AWQ: scale up the input channels that matter before rounding, and scale what comes before them down.
+
+Lin et al., 2023 (arXiv:2306.00978). For each pair of a preceding operation and the layers that read its output, the
+channel scales are mean(|x|)^alpha with the alpha, out of 20, that changes the layers' outputs least; then the range of
+each group is clipped where that helps, as in the authors' code (github.com/mit-han-lab/llm-awq). The full-precision
+function does not change.
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from quantune.calibration import Calibrated, draw
+from quantune.errors import QuantuneError, listed
+from quantune.quantizations.packed import save_packed
+from quantune.recipe import Entry
+
+
+class Mapping(Entry):
+    """One place where scales can be moved: from the inputs of some layers into what produces them."""
+
+    before: str
+    """Norm or linear layer, by its name inside a decoder layer, whose output the layers read."""
+    layers: list[str] = Field(min_length=1)
+    """The linear layers that read it."""
+
+
+def pairs(*mappings: tuple[str, str]) -> list[Mapping]:
+    """Return mappings from (before, "layer layer ...")."""
+    return [Mapping(before=before, layers=layers.split()) for before, layers in mappings]
+
+
+OPT = pairs(("self_attn.v_proj", "self_attn.out_proj"), ("fc1", "fc2"))
+OPT_NORMS = pairs(
+    ("self_attn_layer_norm", "self_attn.q_proj self_attn.k_proj self_attn.v_proj"), ("final_layer_norm", "fc1")
+)
+LLAMA = pairs(
+    ("input_layernorm", "self_attn.q_proj self_attn.k_proj self_attn.v_proj"),
+    ("self_attn.v_proj", "self_attn.o_proj"),
+    ("post_attention_layernorm", "mlp.gate_proj mlp.up_proj"),
+    ("mlp.up_proj", "mlp.down_proj"),
+)
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
+
+
+class AWQ(Calibrated):
+    """Activation-aware scales and clipping, then rounding to nearest."""
+
+    seeded: ClassVar[bool] = True
+
+    method: Literal["awq"]
+    """Activation-aware weight quantization: AWQ."""
+    clip: bool = True
+    """Clip the range of each group where that changes its output less (query and key layers are left alone)."""
+    mappings: list[Mapping] | None = None
+    """Where scales can be moved, for architectures other than OPT and the Llama family; null: by the architecture."""
+
+    def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
+        """Rescale and quantize layer by layer; every layer is calibrated on the original model's activations."""
+        import torch
+
+        from quantune import activation_aware, layerwise, loading, second_order
+
+        blocks, facts = draw(self, data, seed, loading.tokenizer(parent).eos_token_id)
+        model = layerwise.load(parent)
+        mappings = self.mappings or known_mappings(model.config)
+        grids, errors = {}, {}
+
+        def visit(name, layer, inputs):
+            scales = activation_aware.rescale(name, layer, inputs, mappings, self.grid)
+            for group in inputs:
+                scale = scales.get(next(iter(group.layers)), torch.ones_like(group.magnitude))
+                gram = group.gram / scale / scale[:, None]
+                for part, item in group.layers.items():
+                    clipped = self.clip and not part.endswith(("q_proj", "k_proj"))
+                    grids[part] = activation_aware.fit_clipped(item.weight.data, gram, self.grid, clipped)
+                    errors[part] = second_order.output_error(grids[part].weight, item.weight.data, gram)
+
+        layerwise.stream(model, layerwise.batches(blocks), visit, requantized=False)
+        save_packed(model, grids, self, parent, folder)
+        return {"calibration": facts, "output_errors": errors}
+
+
+def known_mappings(config) -> list[Mapping]:
+    """Return the mappings of an architecture.
+
+    Raises:
+        QuantuneError: for an architecture without one, saying how to declare it.
+    """
+    if config.model_type == "opt":
+        through_relu = config.activation_function == "relu"
+        return [*(OPT_NORMS if config.do_layer_norm_before else []), *(OPT if through_relu else OPT[:1])]
+    if config.model_type in LLAMA_LIKE:
+        return LLAMA
+    raise QuantuneError(
+        f"AWQ knows no mappings for the architecture '{config.model_type}' (known: opt, {listed(LLAMA_LIKE)}); declare"
+        " them in the quantization's 'mappings', such as [{before: input_layernorm, layers: [self_attn.q_proj]}]"
+    )
