@@ -7,7 +7,7 @@ export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo report test lint schema stages lock clean
+.PHONY: help setup demo plan report test lint schema stages lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ setup: $(VENV)/ready  ## create .venv from the pinned packages
 demo: $(VENV)/ready  ## set-up, then the report of config.yaml: sixteen variants of a tiny model, a few minutes
 	snakemake --cores $(CORES) --quiet rules
 	@echo "open work/report/report.html"
+
+plan: $(VENV)/ready  ## print what config.yaml would make, and the memory, disk and time it takes
+	snakemake plan --cores 1 --quiet all
 
 test: $(VENV)/ready  ## set-up, then the tests
 	python -m pytest

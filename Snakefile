@@ -2,6 +2,7 @@
 
 - `snakemake`: the report of config.yaml
 - `snakemake --configfile experiments/local-opt.yaml`: the report of another configuration
+- `snakemake plan`: what that will take in memory, disk and time; nothing is made
 - `snakemake work/checkpoints/opt-2m+nf4+lora`: any chain, named in the configuration or not
 """
 
@@ -24,6 +25,7 @@ include: "rules/train.smk"  #    checkpoints/{parent}+{finetuning}
 include: "rules/merge.smk"  #    checkpoints/{parent}+merge
 include: "rules/evaluate.smk"  # evaluations/{variant}/{evaluation}
 include: "rules/report.smk"  #   report
+include: "rules/plan.smk"  #     a table of what will be made and what it takes
 include: "rules/unknown.smk"  #  anything else: an error that helps
 
 
@@ -47,4 +49,5 @@ localrules:
     all,
     checkpoints,
     evaluations,
+    plan,
     unknown,

@@ -160,7 +160,7 @@ def _run_facts(started: float) -> dict[str, Any]:
         "seconds": round(time.time() - started, 2),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "command": os.environ.get("QUANTUNE_COMMAND", ""),
-        "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total},
+        "hardware": {"cpu": cpu(), "cores": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total},
         "platform": platform.platform(),
     }
     torch = sys.modules.get("torch")
@@ -171,7 +171,8 @@ def _run_facts(started: float) -> dict[str, Any]:
     return facts
 
 
-def _cpu() -> str:
+def cpu() -> str:
+    """Return the processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

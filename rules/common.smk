@@ -13,7 +13,7 @@ from snakemake.io import ancient
 
 sys.path.insert(0, str(workflow.basedir))
 
-from quantune import artefacts, job
+from quantune import artefacts, costs, forecast, job
 from quantune import config as settings
 from quantune.errors import QuantuneError
 from quantune.plan import Plan
@@ -109,11 +109,13 @@ def asked_evaluations(wildcards):
 
 
 def memory_mb(wildcards):
-    """Return a job's memory in MB: the libraries, and five times the weights on disk."""
-    given = dict(wildcards.items())
-    name = given.get("model") or given.get("variant") or given.get("parent")
-    weights = sum(os.path.getsize(path) for path in PLAN.model_files(name.split("+")[0]))
-    return 2000 + 5 * weights // 1_000_000
+    """Return a job's main memory in MB, from the sizes of the model and of its work."""
+    return forecast.host_bytes(PLAN, planned(wildcards)) // 1_000_000
+
+
+def planned_costs(wildcards):
+    """Return what everything that is not current will cost, as a table."""
+    return costs.table(clearly(costs.of_plan, PLAN))
 
 
 def gpus(wildcards):

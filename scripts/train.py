@@ -6,7 +6,7 @@ from quantune import config, job
 def train(order, inputs, folder, scratch):
     import torch
 
-    from quantune import checkpoints, loading, packed_linear, text, training
+    from quantune import checkpoints, forecast, loading, packed_linear, text, training
 
     (parent,), (data,) = inputs["parent"], inputs["data"]
     recipe, seed = config.ordered(config.Finetuning, order)
@@ -41,7 +41,11 @@ def train(order, inputs, folder, scratch):
     )
     checkpoints.save_adapter(model, folder)
     checkpoints.copy_tokenizer(parent, folder)
-    return facts | {"trainable_parameters": trainable, "total_parameters": total}
+    return facts | {
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+        "estimated_bytes": forecast.training_bytes(parent, recipe),
+    }
 
 
 job.run(snakemake, train)

@@ -4,9 +4,11 @@ A module defines an `Evaluation` recipe. What it measures is kept raw, item by i
 the raw items by `quantune.statistics`, so that a change of protocol needs no GPU.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from quantune.memory import Estimate
 from quantune.recipe import Recipe, subclasses
 
 
@@ -17,6 +19,10 @@ class Evaluation(Recipe):
 
     def evaluate(self, model: list[Path], data: Path | None, folder: Path) -> dict[str, Any]:
         """Evaluate the variant whose folders are given; write the raw items into `folder`; return the result."""
+        raise NotImplementedError
+
+    def memory(self, config: dict[str, Any], steps: Sequence[Recipe]) -> Estimate:
+        """Estimate the peak of `evaluate` from config.json and the recipes in effect (see `quantune.memory`)."""
         raise NotImplementedError
 
 

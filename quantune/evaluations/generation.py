@@ -1,13 +1,15 @@
 """Generations from fixed prompts, greedy, so that two variants can be read side by side."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from quantune.evaluations import Evaluation
-from quantune.recipe import Dtype
+from quantune.memory import Estimate, inference
+from quantune.recipe import Dtype, Recipe
 
 
 class Generation(Evaluation):
@@ -39,3 +41,8 @@ class Generation(Evaluation):
                 item = {"prompt": prompt, "text": tokenizer.decode(new, skip_special_tokens=True), "tokens": len(new)}
                 file.write(json.dumps(item, ensure_ascii=False) + "\n")
         return {"kind": self.kind, "prompts": len(self.prompts)}
+
+    def memory(self, config: dict[str, Any], steps: Sequence[Recipe]) -> Estimate:
+        """One prompt at a time; a token is at least one character."""
+        length = max(map(len, self.prompts)) + self.max_new_tokens
+        return inference(config, steps, self.dtype, 1, length, cache=True, logits=1)

@@ -7,13 +7,15 @@ With a stride, windows overlap and only the last `stride` tokens of each are sco
 (https://huggingface.co/docs/transformers/perplexity).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from quantune.evaluations import Evaluation
-from quantune.recipe import Dtype
+from quantune.memory import BYTES, Estimate, inference
+from quantune.recipe import Dtype, Recipe
 
 
 class Perplexity(Evaluation):
@@ -114,3 +116,11 @@ class Perplexity(Evaluation):
                 nll = torch.nn.functional.cross_entropy(predicted, target, reduction="none")
                 losses.append(float(nll.double().sum()))
         return losses
+
+    def memory(self, config: dict[str, Any], steps: Sequence[Recipe]) -> Estimate:
+        """A forward pass while the last batch's logits are there, or its scoring: log-probabilities of one window."""
+        forward = inference(config, steps, self.dtype, self.batch_size, self.length)
+        logits = self.batch_size * self.length * config["vocab_size"] * BYTES[self.dtype]
+        window = self.length * config["vocab_size"] * BYTES["float32"]
+        copied = 0 if self.dtype == "float32" else window
+        return Estimate(forward.terms | {"scoring": copied + max(logits, window)})

@@ -62,6 +62,14 @@ class Finetuning(Recipe):
         """Return the model with what is to be trained requiring gradients, and everything else frozen."""
         raise NotImplementedError
 
+    def targets(self, layer: str) -> bool:
+        """Return whether a linear layer with this name (`q_proj`), other than the output embedding, is adapted."""
+        raise NotImplementedError
+
+    def layer_parameters(self, rows: int, columns: int) -> int:
+        """Return the number of parameters trained beside an adapted layer (outputs, inputs)."""
+        raise NotImplementedError
+
 
 def methods() -> list[type[Finetuning]]:
     """Return every fine-tuning recipe."""

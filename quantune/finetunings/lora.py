@@ -39,3 +39,11 @@ class LoRA(Finetuning):
             target_modules=self.target_modules,
         )
         return get_peft_model(model, config)
+
+    def targets(self, layer: str) -> bool:
+        """Return whether a linear layer with this name gets an adapter."""
+        return self.target_modules == "all-linear" or layer in self.target_modules
+
+    def layer_parameters(self, rows: int, columns: int) -> int:
+        """Two matrices: (rank, columns) and (rows, rank)."""
+        return self.rank * (rows + columns)

@@ -12,7 +12,12 @@ from quantune.recipe import Recipe, subclasses
 
 
 class Quantization(Recipe):
-    """How a checkpoint is quantized. Subclasses set the literal `method` and implement the three functions."""
+    """How a checkpoint is quantized. Subclasses set the literal `method` and implement the functions below."""
+
+    unpacked: ClassVar[bool] = False
+    """Whether loading unpacks the weights: they are small on disk, dense in memory."""
+    keeps_inputs: ClassVar[bool] = False
+    """Whether, when an adapter is trained on top, quantized layers keep their inputs for the backward pass."""
 
     settings: ClassVar[frozenset[str]] = frozenset({"max_distance"})
     max_distance: float | None = Field(default=None, gt=0)
@@ -35,6 +40,13 @@ class Quantization(Recipe):
 
     def check(self, parent: Path, folder: Path) -> dict[str, Any]:
         """Check what is in `folder` tensor by tensor; return facts for the provenance, raise QuantuneError."""
+        raise NotImplementedError
+
+    def layer_tensors(self, rows: int, columns: int) -> dict[str, tuple[str | None, list[int]]]:
+        """Return suffix -> (dtype, shape) of the tensors that a quantized layer (outputs, inputs) has on disk.
+
+        A dtype of None is that of the parent.
+        """
         raise NotImplementedError
 
     def misfit(self, widths: set[int]) -> str | None:

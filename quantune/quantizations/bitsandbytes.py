@@ -3,7 +3,7 @@
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,10 +19,6 @@ class BitsAndBytes(Quantization):
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of transformers' `BitsAndBytesConfig`."""
-        raise NotImplementedError
-
-    def layer_tensors(self, rows: int, columns: int) -> dict[str, tuple[str, list[int]]]:
-        """Return suffix -> (dtype, shape) of the tensors that each quantized layer must have on disk."""
         raise NotImplementedError
 
     def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
@@ -73,6 +69,8 @@ class BitsAndBytes(Quantization):
 
 class Int8(BitsAndBytes):
     """LLM.int8(): rows of int8 with one scale each; input features with outliers are computed in 16 bits."""
+
+    keeps_inputs: ClassVar[bool] = True
 
     method: Literal["int8"]
     """bitsandbytes LLM.int8()."""

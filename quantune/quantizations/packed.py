@@ -4,7 +4,7 @@ Checkpoints are in the `pack-quantized` format of compressed-tensors, which tran
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,8 @@ from quantune.quantizations import Quantization
 
 class Packed(Quantization):
     """Uniform integer grids, packed into 32-bit words in compressed-tensors' `pack-quantized` format."""
+
+    unpacked: ClassVar[bool] = True
 
     bits: Literal[2, 3, 4, 8] = 4
     """Bits per weight."""
@@ -52,27 +54,30 @@ class Packed(Quantization):
         )
         return QuantizationScheme(targets=["Linear"], weights=weights)
 
+    def layer_tensors(self, rows: int, columns: int) -> dict[str, tuple[str | None, list[int]]]:
+        """Packed words, one scale for each group, and packed zero points if the grid is not symmetric."""
+        groups = columns // self.group_size if self.group_size else 1
+        tensors = {
+            "weight_packed": ("int32", [rows, -(-columns * self.bits // 32)]),
+            "weight_scale": (None, [rows, groups]),
+        }
+        if not self.symmetric:
+            tensors["weight_zero_point"] = ("int32", [-(-rows * self.bits // 32), groups])
+        return tensors
+
     def check(self, parent: Path, folder: Path) -> dict[str, Any]:
         """Check packed words, scales and zero points of every layer: present, of the right type and shape, finite."""
-        import torch
-
         from quantune.checkpoints import Tensors, finite, linear_layers, require
 
         tensors, layers = Tensors(folder), linear_layers(parent)
         for name, (rows, columns) in layers.items():
-            words = -(-columns * self.bits // 32)
-            groups = columns // self.group_size if self.group_size else 1
-            expected = {"weight_packed": (torch.int32, [rows, words]), "weight_scale": (None, [rows, groups])}
-            if not self.symmetric:
-                expected["weight_zero_point"] = (torch.int32, [-(-rows * self.bits // 32), groups])
             require(f"{name}.weight" not in tensors, name, "still holds its full-precision weight")
-            for part, (dtype, shape) in expected.items():
+            for part, (dtype, shape) in self.layer_tensors(rows, columns).items():
                 key = f"{name}.{part}"
                 require(key in tensors, name, f"'{part}' is missing")
                 require(tensors.shape(key) == shape, name, f"'{part}' has shape {tensors.shape(key)}, not {shape}")
-                require(
-                    dtype in (None, tensors[key].dtype), name, f"'{part}' is {tensors[key].dtype}, not packed {dtype}"
-                )
+                found = str(tensors[key].dtype).removeprefix("torch.")
+                require(dtype in (None, found), name, f"'{part}' is torch.{found}, not packed torch.{dtype}")
             for bad in finite(tensors, [f"{name}.weight_scale"]):
                 require(False, name, f"'{bad}' holds NaN or infinity")
         return {"layers_quantized": len(layers), "bits_per_weight": self.stored_bits(layers)}

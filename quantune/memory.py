@@ -1,0 +1,153 @@
+"""The memory that a model takes, from its config.json and the recipes alone: no weights are read, no torch imported.
+
+    >>> print(memory.inference(config, [nf4], "bfloat16", batch=8, length=2048))
+    >>> print(memory.training(config, [nf4], lora))
+
+An `Estimate` is a sum of named terms in bytes, to be compared with `torch.cuda.max_memory_allocated()`. What its
+activations are is told in `quantune.activations`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from quantune.activations import BYTES, FLOAT, Pass
+from quantune.architecture import Architecture, read
+from quantune.finetunings import Finetuning
+from quantune.quantizations import Quantization
+from quantune.recipe import Recipe
+
+WORKSPACE = 32 * 2**20
+"""What PyTorch sets aside for cuBLAS, on a data-centre GPU and with the setting that deterministic runs need."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Predicted peak memory of a model at work."""
+
+    terms: dict[str, int]
+    """What is there at the moment of the peak -> bytes."""
+
+    @property
+    def total(self) -> int:
+        """The peak, in bytes."""
+        return sum(self.terms.values())
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {value / 1e6:,.1f}" for name, value in self.terms.items() if value)
+        return f"{self.total / 1e6:,.1f} MB ({parts})"
+
+
+def weights(model: Architecture, dtype: str, quantization: Quantization | None = None, on_disk: bool = False) -> int:
+    """Return the bytes of a model's weights: codes, scales, zero points and tables included.
+
+    Args:
+        model: the model's shape.
+        dtype: of everything that is not quantized.
+        quantization: recipe of the linear layers, if they are quantized.
+        on_disk: as stored; otherwise as loaded, where some formats are unpacked (`Quantization.unpacked`).
+    """
+    parameters = model.parameters()
+    if quantization is None or (quantization.unpacked and not on_disk):
+        return sum(parameters.values()) * BYTES[dtype]
+    packed = 0
+    for count, linear in model.linears():
+        tensors = quantization.layer_tensors(linear.outputs, linear.inputs).values()
+        packed += count * sum(BYTES[kind or dtype] * prod(shape) for kind, shape in tensors)
+    return packed + (sum(parameters.values()) - parameters["linears"]) * BYTES[dtype]
+
+
+def trainable(model: Architecture, finetuning: Finetuning) -> int:
+    """Return the number of parameters that a fine-tuning trains."""
+    return sum(
+        count * finetuning.layer_parameters(linear.outputs, linear.inputs)
+        for count, linear in model.linears()
+        if finetuning.targets(linear.name)
+    )
+
+
+def inference(
+    config: dict[str, Any],
+    steps: Sequence[Recipe],
+    dtype: str,
+    batch: int,
+    length: int,
+    cache: bool = False,
+    logits: int | None = None,
+) -> Estimate:
+    """Estimate the peak of a forward pass without gradients: inside a layer, or when the logits are there.
+
+    Args:
+        config: the model's config.json.
+        steps: the recipes in effect: a quantization, a fine-tuning whose adapter lies on top, both or none.
+        dtype: of the weights that are not packed, and of the computation.
+        batch: sequences.
+        length: tokens in each; with `cache`, all that it ends up with.
+        cache: whether keys and values are kept, as in generation.
+        logits: positions of each sequence whose logits are computed; None: all (1 in generation).
+
+    Raises:
+        QuantuneError: if the model's shape is not known.
+    """
+    model, quantization, finetuning = read(config), _first(steps, Quantization), _first(steps, Finetuning)
+    step = Pass(model, batch, length, dtype, _packed(quantization), finetuning)
+    layer = max(map(step.at_work, model.layers))
+    head = step.logits(dtype, logits) + 2 * step.hidden(model.decoder)  # before and after the last norm
+    return Estimate(
+        {
+            "weights": weights(model, dtype, quantization),
+            "adapter": trainable(model, finetuning) * FLOAT if finetuning else 0,
+            "cache": step.cache() if cache else 0,
+            "workspace": WORKSPACE,
+            **({"logits": head} if head > layer else {"one layer": layer}),
+        }
+    )
+
+
+def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetuning) -> Estimate:
+    """Estimate the peak of `quantune.training.train`.
+
+    It is reached as the backward pass begins, in every step but the first: all activations are kept, and the loss
+    (`ForCausalLMLoss`) holds the float32 log-probabilities, their gradient and that of the logits. With gradient
+    checkpointing only the inputs of layers and of the last norm are kept, and the peak may be reached within a layer
+    that is recomputed.
+
+    Args:
+        config: the model's config.json.
+        steps: the recipes in effect before: a quantization, or none.
+        finetuning: what is trained, batch size and length, precision, gradient checkpointing.
+
+    Raises:
+        QuantuneError: if the model's shape is not known.
+    """
+    model, quantization = read(config), _first(steps, Quantization)
+    # on packed weights, all that is not quantized becomes float32 (PEFT's `prepare_model_for_kbit_training`)
+    dtype = "float32" if _packed(quantization) else finetuning.precision
+    step = Pass(model, finetuning.batch_size, finetuning.length, dtype, _packed(quantization), finetuning)
+    parameters, loss = trainable(model, finetuning), 3 * step.logits("float32")
+    if finetuning.gradient_checkpointing:
+        activations = sum(layers.count * step.hidden(layers) + step.norm(layers) for layers in model.layers)
+        layer = max(step.kept(layers) + step.gradients(layers) for layers in model.layers)
+    else:
+        activations, layer = sum(layers.count * step.kept(layers) for layers in model.layers), 0
+    return Estimate(
+        {
+            "weights": weights(model, dtype, quantization),
+            "adapter": parameters * FLOAT,
+            "gradients": parameters * FLOAT,
+            "optimizer": 2 * parameters * FLOAT,  # AdamW: the gradient's mean and mean square
+            "workspace": WORKSPACE,
+            "activations": activations,
+            **({"loss": loss} if loss > layer else {"one layer": layer}),
+        }
+    )
+
+
+def _packed(quantization: Quantization | None) -> Quantization | None:
+    """Return the quantization if its weights stay packed in memory."""
+    return quantization if quantization is not None and not quantization.unpacked else None
+
+
+def _first(steps: Sequence[Recipe], kind: type) -> Any:
+    return next((step for step in steps if isinstance(step, kind)), None)

@@ -1,0 +1,340 @@
+"""The estimates against what they predict: transformers' models, files on disk, and the tensors that autograd keeps."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, WhisperForConditionalGeneration
+
+from quantune import architecture, costs, forecast, loading, memory
+from quantune.activations import Pass
+from quantune.artefacts import roles
+from quantune.config import Config
+from quantune.errors import QuantuneError
+from quantune.finetunings.lora import LoRA
+from quantune.plan import Plan
+from quantune.quantizations import methods
+from tests.conftest import OPT, ROOT
+
+METHODS = {recipe.model_fields["method"].annotation.__args__[0]: recipe for recipe in methods()}
+OPT_SIZES = {"vocab_size": 50272, "max_position_embeddings": 2048, "model_type": "opt"}
+
+
+def opt(width: int, layers: int, heads: int, **more) -> dict:
+    sizes = {"hidden_size": width, "ffn_dim": 4 * width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return OPT_SIZES | sizes | {"word_embed_proj_dim": width} | more
+
+
+def llama(family: str, vocabulary: int, width: int, inner: int, layers: int, heads: int, **more) -> dict:
+    return {
+        "model_type": family,
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        **more,
+    }
+
+
+MODELS = {
+    "opt-125m": opt(768, 12, 12),
+    "opt-350m": opt(1024, 24, 16, word_embed_proj_dim=512, do_layer_norm_before=False),
+    "opt-1.3b": opt(2048, 24, 32),
+    "opt-2.7b": opt(2560, 32, 32),
+    "opt-6.7b": opt(4096, 32, 32),
+    "llama-2-7b": llama("llama", 32000, 4096, 11008, 32, 32),
+    "mistral-7b": llama("mistral", 32000, 4096, 14336, 32, 32, num_key_value_heads=8),
+    "qwen2-0.5b": llama("qwen2", 151936, 896, 4864, 24, 14, num_key_value_heads=2, tie_word_embeddings=True),
+    "qwen3": llama("qwen3", 151936, 1024, 3072, 2, 16, num_key_value_heads=8, head_dim=128),
+    "whisper-large-v2": {
+        "model_type": "whisper",
+        "vocab_size": 51865,
+        "d_model": 1280,
+        **{f"{part}_layers": 32 for part in ("encoder", "decoder")},
+        **{f"{part}_attention_heads": 20 for part in ("encoder", "decoder")},
+        **{f"{part}_ffn_dim": 5120 for part in ("encoder", "decoder")},
+    },
+}
+SMALL = {
+    "opt": opt(256, 3, 4, vocab_size=512, max_position_embeddings=128, dropout=0.0),
+    "llama": llama("llama", 512, 256, 704, 3, 4, max_position_embeddings=128),
+    "grouped": llama("llama", 512, 256, 704, 3, 4, num_key_value_heads=2, max_position_embeddings=128),
+}
+
+
+def lora(**keys) -> LoRA:
+    return LoRA(**{"method": "lora", "dataset": "any", "steps": 1, "batch_size": 4, "length": 128} | keys)
+
+
+def built(config: dict, **options):
+    config = AutoConfig.for_model(**config)
+    speech = config.model_type == "whisper"
+    return WhisperForConditionalGeneration(config) if speech else AutoModelForCausalLM.from_config(config, **options)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_are_counted_exactly(name):
+    with torch.device("meta"):
+        model = built(MODELS[name])
+    found = architecture.read(MODELS[name]).parameters()
+    assert sum(found.values()) == model.num_parameters()
+    head = model.get_output_embeddings()
+    linears = [item for item in model.modules() if isinstance(item, torch.nn.Linear) and item is not head]
+    assert found["linears"] == sum(item.weight.numel() for item in linears)
+    assert found["biases"] == sum(item.bias.numel() for item in linears if item.bias is not None)
+    assert found["norms"] == sum(value.numel() for key, value in model.named_parameters() if "norm" in key)
+
+
+def test_published_counts():
+    assert sum(architecture.read(MODELS["opt-6.7b"]).parameters().values()) == 6_658_473_984
+    assert memory.trainable(architecture.read(MODELS["opt-6.7b"]), lora(rank=16)) == 8_388_608
+    assert memory.trainable(architecture.read(MODELS["whisper-large-v2"]), lora(rank=32)) == 15_728_640
+
+
+def test_adapters_are_counted_as_peft_makes_them():
+    for targets in (["q_proj", "v_proj"], "all-linear"):
+        recipe = lora(rank=3, target_modules=targets)
+        model = recipe.prepare(built(SMALL["grouped"]), 0)
+        assert memory.trainable(architecture.read(SMALL["grouped"]), recipe) == model.get_nb_trainable_parameters()[0]
+
+
+def test_an_unknown_family_is_named():
+    with pytest.raises(QuantuneError, match="type 'mamba' is not known; known: opt, llama"):
+        architecture.read({"model_type": "mamba"})
+    with pytest.raises(QuantuneError, match="'opt' has no 'vocab_size'"):
+        architecture.read({"model_type": "opt", "hidden_size": 8})
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"method": "rtn", "bits": 4, "group_size": 32},
+        {"method": "rtn", "bits": 3, "group_size": 128, "symmetric": False},
+        {"method": "rtn", "bits": 8, "group_size": None},
+        {"method": "int8"},
+        {"method": "nf4"},
+        {"method": "nf4", "double_quantization": True},
+    ],
+    ids=str,
+)
+def test_packed_checkpoints_have_the_bytes_that_are_predicted(keys, tmp_path):
+    recipe = METHODS[keys["method"]](**keys)
+    recipe.quantize(OPT, tmp_path)
+    shape = architecture.read(json.loads((OPT / "config.json").read_text()))
+    written = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+    assert memory.weights(shape, "float16", recipe, on_disk=True) == pytest.approx(written, rel=0.01)
+
+
+def test_double_quantization_saves_what_qlora_says():
+    shape = architecture.read(MODELS["opt-6.7b"])
+    plain, double = (
+        memory.weights(shape, "float16", METHODS["nf4"](method="nf4", double_quantization=on)) for on in (False, True)
+    )
+    assert 8 * (plain - double) / shape.parameters()["linears"] == pytest.approx(0.37, abs=0.01)
+
+
+def test_opt_67b_in_half_precision_takes_what_was_published():
+    assert memory.weights(architecture.read(MODELS["opt-6.7b"]), "float16") == pytest.approx(13.5e9, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["opt", "grouped"])
+def test_the_cache_has_the_bytes_that_are_predicted(name):
+    model, cache = built(SMALL[name]).eval(), DynamicCache()
+    with torch.no_grad():
+        model(torch.ones(3, 40, dtype=torch.long), past_key_values=cache, use_cache=True)
+    held = sum(part.numel() * part.element_size() for layer in cache.layers for part in (layer.keys, layer.values))
+    assert Pass(architecture.read(SMALL[name]), 3, 40, "float32").cache() == held
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"target_modules": "all-linear"}, {"gradient_checkpointing": True}],
+    ids=str,
+)
+def test_training_keeps_the_tensors_that_are_predicted(name, precision, keys):
+    recipe = lora(precision=precision, **keys)
+    estimate = memory.training(SMALL[name], [], recipe)
+    log_probabilities = estimate.terms.get("loss", 0) // 3 or 4 * 128 * 512 * 4
+    predicted = estimate.terms["activations"] + log_probabilities
+    assert predicted == pytest.approx(kept_for_backward(SMALL[name], recipe), rel=0.02)
+
+
+def kept_for_backward(config: dict, recipe: LoRA) -> int:
+    """Return the bytes of all that autograd keeps in one forward pass, the model's own tensors left out."""
+    model = recipe.prepare(built(config, dtype=getattr(torch, recipe.precision)), 0).train()
+    model.config.use_cache = False
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    tokens = torch.randint(config["vocab_size"], (recipe.batch_size, recipe.length))
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(input_ids=tokens, labels=tokens)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("name", ["opt", "llama"])
+@pytest.mark.parametrize("keys", [{}, {"target_modules": "all-linear", "precision": "bfloat16"}], ids=str)
+def test_the_peak_of_a_training_step_is_predicted(name, keys):
+    config, recipe = SMALL[name] | {"vocab_size": 4096}, lora(**keys)
+    model = built(config, dtype=getattr(torch, recipe.precision))
+    assert without_weights(memory.training(config, [], recipe)) == pytest.approx(
+        peak_of_training(model, recipe), rel=0.03
+    )
+
+
+@pytest.mark.parametrize("keys", [{"method": "nf4", "double_quantization": True}, {"method": "int8"}], ids=str)
+def test_the_peak_of_training_on_packed_weights_is_predicted(keys, tmp_path):
+    base, recipe = METHODS[keys["method"]](**keys), lora(length=64, precision="bfloat16")
+    base.quantize(OPT, tmp_path)
+    estimate = memory.training(json.loads((OPT / "config.json").read_text()), [base], recipe)
+    model = loading.model([tmp_path], recipe.precision, trainable=True)
+    assert without_weights(estimate) == pytest.approx(peak_of_training(model, recipe), rel=0.03)
+
+
+def without_weights(estimate: memory.Estimate) -> int:
+    return sum(estimate.terms[name] for name in ("gradients", "activations", "loss"))
+
+
+def peak_of_training(model, recipe: LoRA) -> int:
+    """Return the most bytes allocated at once in the second step of training."""
+    model = recipe.prepare(model, 0).train()
+    model.config.use_cache = False
+    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad])
+    tokens = torch.randint(3, model.config.vocab_size, (recipe.batch_size, recipe.length))
+
+    def step():
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()
+    return peak(step)
+
+
+@pytest.mark.parametrize("name", ["opt", "llama"])
+@pytest.mark.parametrize("vocabulary", [64, 8192])
+def test_the_peak_of_inference_is_predicted(name, vocabulary):
+    config = SMALL[name] | {"vocab_size": vocabulary}
+    model = built(config).eval()
+    tokens = torch.randint(3, vocabulary, (4, 128))
+
+    @torch.no_grad()
+    def forward():
+        model(input_ids=tokens, use_cache=False)
+
+    forward()
+    terms = memory.inference(config, [], "float32", 4, 128).terms
+    assert terms.get("logits", terms.get("one layer")) == pytest.approx(peak(forward), rel=0.05)
+
+
+def peak(function) -> int:
+    """Return the most bytes allocated at once while a function runs."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+def test_an_estimate_shows_its_terms():
+    shown = str(memory.training(MODELS["opt-1.3b"], [METHODS["nf4"](method="nf4")], lora(precision="bfloat16")))
+    assert "MB (weights " in shown and "optimizer " in shown and "activations " in shown
+
+
+def test_estimating_needs_no_torch():
+    program = "import sys; from quantune import costs, memory; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+def test_every_job_that_loads_a_model_has_an_estimate(raw):
+    plan = Plan(Config.model_validate(raw))
+    found = costs.of_plan(plan)
+    assert {item.artefact.path for item in found} >= {f"{plan.work}/checkpoints/opt+nf4+lora", f"{plan.work}/report"}
+    for item in found:
+        loads = item.artefact.stage.split("/")[0] in ("quantize", "train", "merge", "evaluate")
+        assert (item.device is not None) == (item.host is not None) == loads
+        assert item.seconds is None
+    paths = [item.artefact.path for item in found]
+    for item in found:
+        parents = [parent for made_from in roles(item.artefact.parents).values() for parent in made_from]
+        assert all(paths.index(parent.path) < paths.index(item.artefact.path) for parent in parents)
+
+
+def test_a_model_of_an_unknown_shape_is_planned_by_its_weights(raw, write_model):
+    raw["models"]["opt"]["path"] = write_model("odd", {"model_type": "mamba"})
+    plan = Plan(Config.model_validate(raw))
+    for item in costs.of_plan(plan):
+        assert item.device is None
+        assert item.host is None or item.host >= forecast.LIBRARIES
+
+
+def test_the_times_are_those_of_earlier_runs_alike(raw):
+    plan = Plan(Config.model_validate(raw))
+    wanted = plan.checkpoint("opt+rtn-w4")
+
+    def run(name: str, seconds: float, cpu: str = "this", **more) -> dict:
+        path = f"{plan.work}/checkpoints/{name}"
+        return {"stage": wanted.stage, "path": path, "seconds": seconds, "hardware": {"cpu": cpu, **more}}
+
+    here = {"cpu": "this", "gpu": None}
+    other = [run("opt+rtn-w4", 1, cpu="other"), run("opt+rtn-w4", 2, gpu="some"), run("big+rtn-w4", 3)]
+    assert costs.seconds(wanted, other, here) is None
+    sibling = run("opt+rtn-w8", 8)
+    assert costs.seconds(wanted, [*other, sibling], here) == 8
+    same_step = [run("opt+lora+merge+rtn-w4", 10), run("opt+lora@2+merge+rtn-w4", 20)]
+    assert costs.seconds(wanted, [*other, sibling, *same_step], here) == 15
+    assert costs.seconds(wanted, [*other, sibling, *same_step, run("opt+rtn-w4", 7)], here) == 7
+
+
+def test_units_are_for_reading():
+    assert [costs.size(value) for value in (None, 900, 1_500_000, 13_500_000_000)] == [
+        "–",
+        "0.9 kB",
+        "1.5 MB",
+        "13.5 GB",
+    ]
+    assert [costs.clock(value) for value in (None, 5.4, 90, 3900)] == ["–", "5 s", "1 min 30 s", "1 h 05 min"]
+
+
+def test_the_plan_is_printed_and_nothing_is_made(project):
+    assert "Everything is current" in project.run("plan", "--cores", "1", "--quiet", "all")
+    project.change(quantizations={"rtn-a": {"bits": 4}})
+    printed = project.run("plan", "--cores", "1", "--quiet", "all")
+    made = [line.split()[0] for line in printed.splitlines() if line.startswith("work/")]
+    assert made == [
+        "work/checkpoints/opt+rtn-a",
+        "work/evaluations/opt+rtn-a/log",
+        "work/evaluations/opt+rtn-a/general",
+        "work/report",
+    ]
+    assert "device memory" in printed and "4 in all" in printed and " 0 have none" in printed
+    assert json.loads((project.work / "checkpoints/opt+rtn-a/provenance.json").read_text())["recipe"]["bits"] == 8
+
+
+def test_a_trained_checkpoint_records_its_estimate_and_its_recipes(finished, monkeypatch):
+    monkeypatch.chdir(finished.path)
+    folder = finished.work / "checkpoints/opt+nf4+lora"
+    base, adapter = forecast.recipes_of(folder)
+    config = json.loads((folder.parent / "opt/config.json").read_text())
+    facts = json.loads((folder / "provenance.json").read_text())["facts"]
+    assert facts["estimated_bytes"] == memory.training(config, [base], adapter).total
+    assert forecast.recipes_of(folder.parent / "opt+lora+merge") == []
