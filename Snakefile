@@ -23,6 +23,7 @@ include: "rules/quantize.smk"  # checkpoints/{parent}+{quantization}
 include: "rules/train.smk"  #    checkpoints/{parent}+{finetuning}
 include: "rules/merge.smk"  #    checkpoints/{parent}+merge
 include: "rules/evaluate.smk"  # evaluations/{variant}/{evaluation}
+include: "rules/benchmark.smk"  # benchmarks/{variant}
 include: "rules/report.smk"  #   report
 include: "rules/unknown.smk"  #  anything else: an error that helps
 
@@ -43,8 +44,14 @@ rule evaluations:
         asked_evaluations,
 
 
+rule benchmarks:
+    input:
+        asked_benchmarks,
+
+
 localrules:
     all,
+    benchmarks,
     checkpoints,
     evaluations,
     unknown,
