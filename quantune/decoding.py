@@ -21,7 +21,7 @@ PROBED = 4  # steps after which logits are compared
 ORDER = ("compiled", "graph", "static", "eager")  # the fastest first
 
 
-class Unsupported(RuntimeError):
+class UnsupportedError(RuntimeError):
     """A way of decoding that the model or the device cannot be decoded in."""
 
 
@@ -64,14 +64,14 @@ class Static:
         """Read the prompt; arguments as for `Eager`.
 
         Raises:
-            Unsupported: if a layer's cache does not hold the whole past, such as a sliding window's.
+            UnsupportedError: if a layer's cache does not hold the whole past, such as a sliding window's.
         """
         self.model, self.length = model, prompt.shape[1]
         filled, logits = prefill(model, prompt)
         capacity = -(-(self.length + steps) // ALIGNMENT) * ALIGNMENT
         self.cache = StaticCache(config=model.config, max_cache_len=capacity)
         if any(self.cache.is_sliding) or not all(hasattr(layer, "keys") for layer in filled.layers):
-            raise Unsupported("a layer keeps only a part of the past")
+            raise UnsupportedError("a layer keeps only a part of the past")
         for layer, source in zip(self.cache.layers, filled.layers, strict=True):
             layer.update(source.keys, source.values)
             source.keys = source.values = None  # of two caches, never more than a layer twice
@@ -106,11 +106,11 @@ class Graph(Static):
         """Read the prompt and capture a step.
 
         Raises:
-            Unsupported: without a CUDA device, and as `Static`.
+            UnsupportedError: without a CUDA device, and as `Static`.
             RuntimeError: if a layer waits for the host in its forward pass, which cannot be captured.
         """
         if prompt.device.type != "cuda":
-            raise Unsupported("CUDA graphs need a CUDA device")
+            raise UnsupportedError("CUDA graphs need a CUDA device")
         super().__init__(model, prompt, steps)
         self.prepare()
         side = torch.cuda.Stream()
@@ -161,9 +161,7 @@ def next_token(model, cache: StaticCache, token: torch.Tensor, position: torch.T
     device for it. `like`, (batch, 1, any), has the dtype of the mask.
     """
     masks = create_masks_for_generate(model.config, like, None, cache, position_ids=position)
-    output = model(
-        input_ids=token, attention_mask=masks, position_ids=position, past_key_values=cache, use_cache=True
-    )
+    output = model(input_ids=token, attention_mask=masks, position_ids=position, past_key_values=cache, use_cache=True)
     logits = output.logits[:, -1]
     return logits.argmax(-1, keepdim=True), logits
 
@@ -232,7 +230,7 @@ def _forced_logits(decoder, forced: torch.Tensor) -> torch.Tensor:
 def _require_agreement(found: torch.Tensor, expected: torch.Tensor) -> None:
     distance = float((found - expected).norm() / expected.norm())
     if not distance <= AGREEMENT:
-        raise Unsupported(f"its logits are {distance:.2g} away from the eager decoder's, relatively")
+        raise UnsupportedError(f"its logits are {distance:.2g} away from the eager decoder's, relatively")
 
 
 def _fixed() -> torch.Generator:

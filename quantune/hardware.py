@@ -65,7 +65,9 @@ def _gpus() -> list[dict[str, str]]:
         printed = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [[cell.strip() for cell in line.split(",", len(fields) - 1)] for line in printed.splitlines() if line.strip()]
+    rows = [
+        [cell.strip() for cell in line.split(",", len(fields) - 1)] for line in printed.splitlines() if line.strip()
+    ]
     return [dict(zip(fields.values(), row, strict=True)) for row in rows]
 
 

@@ -2,6 +2,7 @@
 CPU the resident set of this process, above what it was before the model.
 """
 
+import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterator
@@ -122,7 +123,5 @@ def _resident(field: str) -> int:
 
 
 def _reset_resident_peak() -> None:
-    try:
+    with contextlib.suppress(OSError):  # not every kernel offers it
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # not every kernel offers it

@@ -130,7 +130,9 @@ def gpus(wildcards):
 
 def all_cores(wildcards):
     """Return every core that this run may use, for a job that nothing may run beside."""
-    return (workflow.global_resources["_cores"].value if "_cores" in workflow.global_resources else None) or CONFIG.threads
+    return (
+        workflow.global_resources["_cores"].value if "_cores" in workflow.global_resources else None
+    ) or CONFIG.threads
 
 
 def all_gpus(wildcards):

@@ -10,7 +10,8 @@ import numpy
 import pandas
 import pytest
 
-from quantune import page, plots, report, words
+from quantune import page, plots, report, table, tradeoffs, words
+from quantune.errors import QuantuneError
 
 TOKENS, WINDOWS = 100, 40
 NOISE = numpy.tile([1.0, -1.0], WINDOWS // 2)  # sums to zero: it widens intervals and moves nothing
@@ -113,7 +114,7 @@ def write(order: dict, folder: Path) -> tuple[report.Report, str]:
     """Write the figures and the page as scripts/report.py does."""
     folder.mkdir()
     gathered = report.gather(order)
-    report.write_table(report.table(gathered), folder / "table.csv")
+    table.write_table(table.table(gathered), folder / "table.csv")
     figures = {name: (folder / f"{name}.svg").read_text() for name in plots.draw(gathered, folder)}
     html = page.render(gathered, figures, "snakemake --configfile my.yaml --cores 2")
     (folder / "report.html").write_text(html)
@@ -206,7 +207,7 @@ def test_a_broken_variant_is_infinitely_bad(tmp_path):
     work.perplexity("m+rough", "home", 705.0, 1.0)
     gathered, html = write(work.order(), tmp_path / "report")
     assert "∞" in html and "1 not shown" in (tmp_path / "report/quality-size.home.svg").read_text()
-    assert "home.token_perplexity" not in report.metrics(gathered)["m+rough"]
+    assert "home.token_perplexity" not in table.metrics(gathered)["m+rough"]
 
 
 def test_two_models_are_compared_apart(tmp_path):
@@ -232,7 +233,7 @@ def test_table_is_unrounded(work, tmp_path):
 
 
 def test_metrics_are_flat(work):
-    metrics = report.metrics(report.gather(work.order()))
+    metrics = table.metrics(report.gather(work.order()))
     assert metrics["m"]["size_bytes"] == 1000
     assert metrics["m"]["away.bits_per_byte"] == pytest.approx(5.5 * TOKENS / 400 / math.log(2))
 
@@ -282,4 +283,61 @@ def test_generations_mark_the_beginning_in_common():
 
 
 def test_best_tradeoffs():
-    assert plots.best_tradeoffs([(3, 1), (1, 5), (2, 6), (2, 3), (4, 1)]) == [(1, 5), (2, 3), (3, 1)]
+    assert tradeoffs.best_tradeoffs([(3, 1), (1, 5), (2, 6), (2, 3), (4, 1)]) == [(1, 5), (2, 3), (3, 1)]
+
+
+def benchmark(work: Work, name: str, rate: float, memory: int, device: str = "A processor") -> None:
+    """Write a benchmark: decode at `rate` tokens/s ± 1 % at batch size 1 and 4, prefill ten times that."""
+    made = work.artefact(f"benchmarks/{name}", "benchmark", {"checkpoint": dict(work.made)[name]})
+    machine = {"kind": "cpu", "device": device, "count": 2, "driver": None, "software": {}}
+    phase, rows, points = {"peak_bytes": 2 * memory, "joules_per_token": None}, [], []
+    for batch in (1, 4):
+        points.append({"batch_size": batch, "prompt_length": 8, "decoder": "eager", "passed_over": {}})
+        points[-1] |= {"prefill": phase, "decode": phase}
+        for run, factor in enumerate((0.1, 0.99, 1.0, 1.0, 1.0, 1.01)):  # the first is warm-up
+            for name_, times in (("prefill", 10), ("decode", 1)):
+                row = {"batch_size": batch, "prompt_length": 8, "phase": name_, "run": run, "warmup": run == 0}
+                rows.append(row | {"tokens": 100, "seconds": 100 / (rate * factor * batch * times)})
+    size = {"tensors": memory, "measured": 0}
+    result = {"hardware": machine, "threads": 2, "dtype": "float32", "points": points}
+    result |= {"loaded_bytes": size, "running_bytes": size}
+    Path(made["path"], "result.json").write_text(json.dumps(result))
+    pandas.DataFrame(rows).to_parquet(Path(made["path"], "items.parquet"))
+    work.benchmarks = [*getattr(work, "benchmarks", []), made]
+
+
+def measured(work: Work) -> dict:
+    """Return the order of a report with benchmarks."""
+    order = work.order()
+    order["parents"]["benchmarks"] = work.benchmarks
+    return order
+
+
+def test_benchmarks_are_told_and_drawn(work, tmp_path):
+    for name, rate, memory in (("m", 100, 1000), ("m+fine", 200, 400), ("m+rough", 100.5, 300)):
+        benchmark(work, name, rate, memory)
+    gathered, html = write(measured(work), tmp_path / "report")
+    told = " ".join(page.performance_words.findings(gathered)[0].sentences)
+    assert "`m+rough` takes least, 300 bytes (70 % less)" in told
+    assert "`m` 100 (99 to 101) tokens/s; fastest `m+fine`, 200 (198 to 202), 2 times as fast." in told
+    assert "significant loss on any evaluation, `m+fine` takes least memory (400 bytes) and `m+fine` decodes" in told
+    drawn = {path.stem for path in (tmp_path / "report").glob("quality-*.home.svg")}
+    assert drawn == {f"quality-{name}.home" for name in ("size", "memory", "speed-batch1", "speed-batch4")}
+    rows = {row["variant"]: row for row in csv.DictReader((tmp_path / "report/table.csv").open())}
+    assert float(rows["m"]["decode.batch4.prompt8.tokens_per_second"]) == pytest.approx(400)
+    assert rows["m+tune"]["running_bytes"] == "" and "A processor, 2 cores, 2 threads used" in html
+    assert table.metrics(gathered)["m+fine"]["prefill.batch1.prompt8.tokens_per_second_high"] == pytest.approx(2020)
+
+
+def test_a_small_lead_is_no_lead(work):
+    benchmark(work, "m", 100, 1000)
+    benchmark(work, "m+rough", 101, 1000)
+    told = " ".join(page.performance_words.findings(report.gather(measured(work)))[0].sentences)
+    assert "no variant is faster in every repeat" in told and "no variant takes less" in told
+
+
+def test_machines_are_never_mixed(work):
+    benchmark(work, "m", 100, 1000)
+    benchmark(work, "m+fine", 100, 1000, device="Another processor")
+    with pytest.raises(QuantuneError, match="different machines"):
+        report.gather(measured(work))

@@ -17,7 +17,18 @@ from quantune.benchmarking import Benchmark
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "tests/stages.json"
 LOADING = ["quantune/loading.py", "quantune/checkpoints.py"]
-REPORT = ("report", "table", "performance", "words", "plots", "tradeoffs", "page", "statistics")
+REPORT = (
+    "report",
+    "table",
+    "performance",
+    "performance_words",
+    "words",
+    "plots",
+    "canvas",
+    "tradeoffs",
+    "page",
+    "statistics",
+)
 OWN = {
     "model": ["scripts/model.py"],
     "dataset": ["scripts/dataset.py", "quantune/sources.py"],
