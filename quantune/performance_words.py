@@ -4,6 +4,8 @@ from quantune import words
 from quantune.performance import Performance, Speed
 from quantune.report import Report, Variant
 
+STEADY = 0.25  # largest spread of repeats, over their median, at which speeds are compared
+
 
 def findings(report: Report) -> list[words.Finding]:
     """Return what was found about memory and speed; nothing without benchmarks."""
@@ -74,7 +76,9 @@ def _fastest(phase: str, batch: int, own: Speed, model: Variant, others: list[Va
     if best is None:
         return f"{told}."
     speed = best.performance.shown(phase)[batch]
-    if speed.low > own.high:
+    if max(own.spread, speed.spread) > STEADY:
+        return f"{told}; repeats differ too much to compare (was something else running?)."
+    if faster(speed, own):
         return f"{told}; fastest `{best.name}`, {rate(speed)}, {speed.median / own.median:.2g} times as fast."
     return f"{told}; no variant is faster in every repeat."
 
@@ -84,16 +88,21 @@ def _advice(model: Variant, kept: list[Variant]) -> str:
     of_them = "Of the variants without a significant loss on any evaluation"
     smaller = [item for item in kept if item.performance.running_bytes < model.performance.running_bytes]
     batch, own = next(iter(model.performance.shown("decode").items()))
-    faster = [item for item in kept if item.performance.shown("decode")[batch].low > own.high]
+    quicker = [item for item in kept if faster(item.performance.shown("decode")[batch], own)]
     parts = []
     if smaller:
         least = min(smaller, key=lambda item: item.performance.running_bytes)
         parts.append(f"`{least.name}` takes least memory ({words.size(least.performance.running_bytes)})")
-    if faster:
-        best = max(faster, key=lambda item: item.performance.shown("decode")[batch].median)
+    if quicker:
+        best = max(quicker, key=lambda item: item.performance.shown("decode")[batch].median)
         told = rate(best.performance.shown("decode")[batch])
         parts.append(f"`{best.name}` decodes fastest at batch size {batch} ({told} tokens/s)")
     return f"{of_them}, {words.listing(parts) if parts else f'none is clearly smaller or faster than `{model.name}`'}."
+
+
+def faster(one: Speed, other: Speed) -> bool:
+    """Return whether every repeat of one beats every repeat of the other, and both are steady."""
+    return one.low > other.high and max(one.spread, other.spread) <= STEADY
 
 
 def digits(value: float) -> str:

@@ -9,6 +9,8 @@ import pytest
 
 from quantune import page, report, table
 from quantune.errors import QuantuneError
+from quantune.performance import Speed
+from quantune.performance_words import faster
 from tests.reports import Work, write
 
 
@@ -53,6 +55,11 @@ def test_benchmarks_are_told_and_drawn(work, tmp_path):
     assert float(rows["m"]["decode.batch4.prompt8.tokens_per_second"]) == pytest.approx(400)
     assert rows["m+tune"]["running_bytes"] == "" and "A processor, 2 cores, 2 threads used" in html
     assert table.metrics(gathered)["m+fine"]["prefill.batch1.prompt8.tokens_per_second_high"] == pytest.approx(2020)
+
+
+def test_unsteady_repeats_are_not_compared():
+    calm, wild = Speed(100, 99, 101, 5, 0, None), Speed(200, 150, 220, 5, 0, None)
+    assert not faster(wild, calm) and faster(Speed(200, 190, 210, 5, 0, None), calm)
 
 
 def test_a_small_lead_is_no_lead(work):
