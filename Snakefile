@@ -24,6 +24,7 @@ include: "rules/quantize.smk"  # checkpoints/{parent}+{quantization}
 include: "rules/train.smk"  #    checkpoints/{parent}+{finetuning}
 include: "rules/merge.smk"  #    checkpoints/{parent}+merge
 include: "rules/evaluate.smk"  # evaluations/{variant}/{evaluation}
+include: "rules/benchmark.smk"  # benchmarks/{variant}
 include: "rules/report.smk"  #   report
 include: "rules/plan.smk"  #     a table of what will be made and what it takes
 include: "rules/unknown.smk"  #  anything else: an error that helps
@@ -45,8 +46,14 @@ rule evaluations:
         asked_evaluations,
 
 
+rule benchmarks:
+    input:
+        asked_benchmarks,
+
+
 localrules:
     all,
+    benchmarks,
     checkpoints,
     evaluations,
     plan,

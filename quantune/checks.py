@@ -18,7 +18,7 @@ def problems(config: Config) -> list[str]:
     unusable = dict(_paths(config))
     found += unusable.values()
     good_models = {name for name in config.models if f"models.{name}" not in unusable}
-    return list(dict.fromkeys([*found, *_chains(config, good_models)]))
+    return list(dict.fromkeys([*found, *_chains(config, good_models), *_benchmark(config, good_models)]))
 
 
 def _names(config: Config) -> Iterator[str]:
@@ -98,3 +98,13 @@ def _chains(config: Config, good_models: set[str]) -> Iterator[str]:
             if evaluation.track != track:
                 what = f"'{evaluation.kind}' is a {evaluation.track} evaluation"
                 yield f"evaluations.{name}: {what}, and the model '{variant.model}' is a {track} model"
+
+
+def _benchmark(config: Config, good_models: set[str]) -> Iterator[str]:
+    for model in sorted(good_models) if config.benchmark else []:
+        positions, longest = config.positions(model), config.benchmark.longest
+        if config.track(model) != "text":
+            yield f"benchmark: measures text models only, and '{model}' is a {config.track(model)} model"
+        elif positions and longest > positions:
+            what = f"{longest} tokens with 'new_tokens', and the model '{model}' has {positions} positions"
+            yield f"benchmark.prompt_lengths: the longest makes {what}; lower one of the two"

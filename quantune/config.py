@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, WithJsonSchema
 
 from quantune import chains, checks, evaluations, finetunings, quantizations, sources
+from quantune.benchmarking import Benchmark
 from quantune.errors import ConfigError
 from quantune.explain import explained
 from quantune.recipe import Entry, Name, Recipe
@@ -108,6 +109,8 @@ class Config(Entry):
     """Name -> fine-tuning step."""
     evaluations: dict[Name, Evaluation] = {}
     """Name -> evaluation, made of every variant and of its ancestors."""
+    benchmark: Benchmark | None = None
+    """How speed and memory are measured, of the variants asked for and of their models; without it, they are not."""
     variants: list[str] = Field(min_length=1)
     """Chains to compare, braces expanded as a shell would: `opt-2m+{rtn-w4,nf4}+lora`."""
 
@@ -132,6 +135,12 @@ class Config(Entry):
         order = list(self.models)
         return sorted(found.values(), key=lambda item: order.index(item.model))
 
+    @cached_property
+    def benchmarked(self) -> list[str]:
+        """The variants whose speed and memory are measured: those asked for, and their models to compare with."""
+        asked = {variant.model for variant in self.listed} | {str(variant) for variant in self.listed}
+        return [str(variant) for variant in self.evaluated if self.benchmark and str(variant) in asked]
+
     def require_fit(self, variant: chains.Variant) -> None:
         """Raise ConfigError if a quantization's grid does not fit the layers of the variant's model."""
         widths = self._widths(variant.model)
@@ -142,6 +151,10 @@ class Config(Entry):
     def track(self, model: str) -> Literal["text", "speech"]:
         """Return which track a model belongs to, from its config.json."""
         return "speech" if self._model_config(model).get("model_type") == "whisper" else "text"
+
+    def positions(self, model: str) -> int | None:
+        """Return the longest sequence that a model was made for, if its config.json tells."""
+        return self._model_config(model).get("max_position_embeddings")
 
     def _model_config(self, model: str) -> dict[str, Any]:
         key = f"models.{model}.path"

@@ -11,7 +11,7 @@ from typing import Any
 
 from quantune import forecast
 from quantune.artefacts import RUN, Artefact, State, recorded, roles, state
-from quantune.job import cpu
+from quantune.hardware import cpu
 from quantune.plan import Plan
 
 

@@ -23,7 +23,7 @@ def explained(error: ValidationError, raw: dict[str, Any], sections: Sections, w
     """
     lines: dict[str, list[str]] = {}
     for item in error.errors():
-        entry = _entry(item["loc"], raw, sections)
+        entry = _entry(item["loc"], raw, sections) or _part(item["loc"], whole)
         where, problem = _problem(item, raw, entry or whole, sections)
         if problem not in lines.setdefault(where, []):
             lines[where].append(problem)
@@ -100,6 +100,13 @@ def _entry(location: tuple, raw: dict[str, Any], sections: Sections) -> type[Ent
     chosen = given.get(tag) if isinstance(given, dict) else None
     fits = (item for item in recipes if len(recipes) == 1 or chosen in get_args(item.model_fields[tag].annotation))
     return next(fits, recipes[0])
+
+
+def _part(location: tuple, whole: type[Entry]) -> type[Entry] | None:
+    """Return the type of the one entry that a section such as `benchmark` is, or None outside such sections."""
+    field = whole.model_fields.get(str(location[0])) if len(location) > 1 else None
+    kinds = get_args(field.annotation) if field else ()
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Entry)), None)
 
 
 def _example(path: list, sections: Sections) -> str:

@@ -11,10 +11,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from quantune import hardware
 from quantune.artefacts import PROVENANCE, RUN, UNRECORDED, file_sha256, locked, recipe_digest, recorded
 from quantune.artefacts import damage as damaged
 from quantune.errors import QuantuneError
@@ -136,19 +136,12 @@ def _provenance(order: dict[str, Any], digest: str, facts: dict[str, Any], folde
         "sources": order["sources"],
         "parents": order["parents"],
         "facts": facts,
-        "packages": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "packages": {"python": platform.python_version(), **{name: hardware.version(name) for name in PACKAGES}},
         "files": [
             {"path": str(path.relative_to(folder)), "size": path.stat().st_size, "sha256": file_sha256(path)}
             for path in files
         ],
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _run_facts(started: float) -> dict[str, Any]:
@@ -160,7 +153,7 @@ def _run_facts(started: float) -> dict[str, Any]:
         "seconds": round(time.time() - started, 2),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "command": os.environ.get("QUANTUNE_COMMAND", ""),
-        "hardware": {"cpu": cpu(), "cores": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total},
+        "hardware": {"cpu": hardware.cpu(), "cores": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total},
         "platform": platform.platform(),
     }
     torch = sys.modules.get("torch")
@@ -169,15 +162,6 @@ def _run_facts(started: float) -> dict[str, Any]:
         facts["peak_device_bytes"] = torch.cuda.max_memory_allocated()
         facts["cuda"] = torch.version.cuda
     return facts
-
-
-def cpu() -> str:
-    """Return the processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _settle(folder: Path) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from quantune import words
-from quantune.report import MEASURES, Report, Score
+from quantune import performance_words, words
+from quantune.report import Report, Score
+from quantune.table import MEASURES
 
 TOLD = ("digest", "stage", "recipe", "sources", "facts", "packages", "run")  # of an artefact's lineage
 TEMPLATES = Path(__file__).resolve().parent.parent / "report"
@@ -37,7 +38,9 @@ def render(report: Report, figures: dict[str, str], command: str) -> str:
     return environment.get_template("template.html.j2").render(
         report=report,
         words=words,
-        findings=words.findings(report),
+        findings=[*words.findings(report), *performance_words.findings(report)],
+        benchmark=next((item.performance for item in report.variants.values() if item.performance), None),
+        performance_words=performance_words,
         figures={name: data_uri(svg) for name, svg in figures.items()},
         lineage=lineage(report, command),
         again=lambda path: words.again(path, command),
@@ -59,6 +62,8 @@ def lineage(report: Report, command: str) -> dict[str, dict[str, Any]]:
     for variant in report.variants.values():
         for score in variant.scores.values():
             told[score.path]["numbers"] = numbers(score)
+        if variant.performance:
+            told[variant.performance.path]["numbers"] = performance_words.numbers(variant.performance)
     return told
 
 

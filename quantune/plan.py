@@ -3,7 +3,7 @@
 from functools import lru_cache
 from pathlib import Path
 
-from quantune import sources
+from quantune import hardware, sources
 from quantune.artefacts import Artefact, Hashes
 from quantune.chains import Step, Variant
 from quantune.config import Config
@@ -19,7 +19,7 @@ class Plan:
     def __init__(self, config: Config):
         self.config, self.work = config, config.work
         self.hashes = Hashes(Path(config.work, ".hashes.json"))
-        for method in ("checkpoint", "dataset", "prepared", "evaluation"):
+        for method in ("checkpoint", "dataset", "prepared", "evaluation", "benchmark"):
             setattr(self, method, lru_cache(maxsize=None)(getattr(self, method)))
 
     def checkpoint(self, name: str) -> Artefact:
@@ -83,9 +83,25 @@ class Plan:
             reads={"base": self.loads(variant)[:-1]},
         )
 
+    def benchmark(self, variant: str) -> Artefact:
+        """The memory and speed of a variant on this machine; what was measured on another is another artefact."""
+        recipe = self.config.benchmark
+        if recipe is None:
+            raise ConfigError("there is no 'benchmark' section; 'benchmark: {}' measures speed with its defaults")
+        return self._artefact(
+            f"benchmarks/{variant}",
+            "benchmark",
+            recipe.version,
+            recipe.identity() | {"hardware": hardware.found()},
+            parents={"checkpoint": self.checkpoint(variant)},
+            options={"deterministic": False},  # algorithms are timed as they are used
+            reads={"base": self.loads(variant)[:-1]},
+        )
+
     def report(self) -> Artefact:
         """The report on every variant and its ancestors."""
         names = [str(variant) for variant in self.config.evaluated]
+        measured = tuple(self.benchmark(name) for name in self.config.benchmarked)
         return self._artefact(
             "report",
             "report",
@@ -99,6 +115,7 @@ class Plan:
             parents={
                 "evaluations": tuple(self.evaluation(name, item) for name in names for item in self.config.evaluations),
                 "checkpoints": tuple(self.checkpoint(name) for name in names),
+                **({"benchmarks": measured} if measured else {}),
             },
             reads={"lineage": self._data(names)},
         )
@@ -122,12 +139,14 @@ class Plan:
             ("sources", 1): self.dataset,
             ("prepared", 2): self.prepared,
             ("evaluations", 2): self.evaluation,
+            ("benchmarks", 1): self.benchmark,
             ("report", 0): self.report,
         }
         kind, *names = target.split("/")
         if (kind, len(names)) not in makers:
             layout = (
-                "checkpoints/VARIANT, evaluations/VARIANT/EVALUATION, prepared/DATASET/MODEL, sources/DATASET, report"
+                "checkpoints/VARIANT, evaluations/VARIANT/EVALUATION, benchmarks/VARIANT, prepared/DATASET/MODEL,"
+                " sources/DATASET, report"
             )
             raise ConfigError(f"nothing is made at '{self.work}/{target}'; below '{self.work}' there are: {layout}")
         makers[kind, len(names)](*names)

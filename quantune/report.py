@@ -4,9 +4,7 @@ Every number is derived from the raw items by `quantune.statistics`. How a varia
 provenance, never from its name.
 """
 
-import csv
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +14,9 @@ from typing import Any, Literal
 import pandas
 
 from quantune import artefacts, statistics
+from quantune import performance as benchmarks
+from quantune.performance import Performance
 
-MEASURES = ("token_perplexity", "word_perplexity", "bits_per_byte")
 SIGNIFICANT = 0.05  # two-sided p-value below which a change is told from chance
 KINDS = {"model": "model", "quantize": "quantization", "train": "finetuning", "merge": "merge"}
 RUN_FACTS = ("started", "seconds", "peak_memory_bytes", "peak_device_bytes", "hardware", "platform", "cuda", "command")
@@ -89,6 +88,8 @@ class Variant:
     generations: dict[str, Generations]
     curves: pandas.DataFrame | None
     """Columns step, train_loss, validation_loss (nats per token); only of what was trained."""
+    performance: Performance | None = None
+    """Its memory and speed, if they were measured."""
 
     @property
     def model(self) -> str:
@@ -155,6 +156,7 @@ def gather(order: dict[str, Any]) -> Report:
         order: the report's `Artefact.order()`; paths are relative to the working directory.
 
     Raises:
+        QuantuneError: if benchmarks are of different machines.
         ValueError: if two variants of a model were not evaluated on the same windows.
         OSError: if an input lacks a file.
     """
@@ -167,6 +169,7 @@ def gather(order: dict[str, Any]) -> Report:
         for key, path in evaluated.items()
         if recipe["evaluations"][key[1]]["kind"] == "perplexity"
     }
+    measured = benchmarks.read([item["path"] for item in parents.get("benchmarks", [])])
     variants: dict[str, Variant] = {}
     for name in recipe["variants"]:
         provenance = lineage[paths[name]]
@@ -193,6 +196,7 @@ def gather(order: dict[str, Any]) -> Report:
                 if key[0] == name and recipe["evaluations"][key[1]]["kind"] == "generation"
             },
             curves=pandas.read_csv(curves) if curves.exists() else None,
+            performance=measured.get(name),
         )
     return Report(recipe["title"], order["path"], order["digest"], recipe["evaluations"], variants, lineage)
 
@@ -221,46 +225,6 @@ def read_lineage(asked: Iterable[dict[str, str]]) -> dict[str, dict[str, Any]]:
             found[path] = provenance | {"run": {key: run[key] for key in RUN_FACTS if key in run}}
         waiting += [parent for made_from in provenance.get("parents", {}).values() for parent in made_from]
     return dict(sorted(found.items()))
-
-
-def table(report: Report) -> list[dict[str, Any]]:
-    """Return a row for each variant, unrounded; None where something is not known or does not apply."""
-    return [_row(variant, report.named("perplexity")) for variant in report.variants.values()]
-
-
-def write_table(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write the table as CSV; what is None is left empty."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def metrics(report: Report) -> dict[str, dict[str, float]]:
-    """Return variant -> name -> number, as `dvc metrics` reads it; numbers that are not finite are left out."""
-    found = {}
-    for variant in report.variants.values():
-        numbers = {"size_bytes": variant.size_bytes}
-        for name, score in variant.scores.items():
-            numbers |= {f"{name}.{measure}": score.numbers[measure] for measure in MEASURES}
-        found[variant.name] = {key: value for key, value in numbers.items() if math.isfinite(value)}
-    return found
-
-
-def _row(variant: Variant, evaluations: list[str]) -> dict[str, Any]:
-    row = {"variant": variant.name, "listed": variant.listed, "model": variant.model, "parent": variant.parent}
-    row |= {"steps": variant.steps, "kind": variant.kind, "parameters": variant.parameters}
-    row |= {"trainable_parameters": variant.facts.get("trainable_parameters")}
-    row |= {"size_bytes": variant.size_bytes, "bits_per_weight": variant.bits_per_weight}
-    for name in evaluations:
-        score = variant.scores[name]
-        for measure in MEASURES:
-            row |= {f"{name}.{key}": score.numbers[key] for key in (measure, f"{measure}_error")}
-        for reference, change in (("full_precision", score.from_root), ("parent", score.from_parent)):
-            prefix = f"{name}.change_from_{reference}"
-            row[prefix] = change.change if change else None
-            row |= {f"{prefix}_{key}": getattr(change, key, None) for key in ("low", "high", "p_value")}
-    return row
 
 
 def _parent(provenance: dict[str, Any]) -> str | None:

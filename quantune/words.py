@@ -149,11 +149,11 @@ def _smallest(report: Report, root: Variant) -> list[Finding]:
 
     sentences = []
     for name in evaluations:
-        best = next((item for item in smaller if _unharmed(item, [name])), None)
+        best = next((item for item in smaller if unharmed(item, [name])), None)
         change = f": perplexity {evidence(best.scores[name].from_root)}" if best else ""
         sentences.append(f"On {name}, {_sized(best, root)}{change}.")
     if len(evaluations) > 1:
-        best = next((item for item in smaller if _unharmed(item, evaluations)), None)
+        best = next((item for item in smaller if unharmed(item, evaluations)), None)
         sentences.append(f"On every evaluation, {_sized(best, root)}.")
     best = next((item for item in smaller if _bounded(item, evaluations)), None)
     where = "every evaluation" if len(evaluations) > 1 else evaluations[0]
@@ -161,7 +161,7 @@ def _smallest(report: Report, root: Variant) -> list[Finding]:
     return [Finding(heading, sentences)]
 
 
-def _unharmed(variant: Variant, evaluations: list[str]) -> bool:
+def unharmed(variant: Variant, evaluations: list[str]) -> bool:
     """Return whether no evaluation shows a significant loss; false where that cannot be tested."""
     changes = [variant.scores[name].from_root for name in evaluations]
     return all(math.isfinite(change.p_value) and change.verdict != "worse" for change in changes)

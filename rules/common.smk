@@ -74,6 +74,8 @@ def planned(wildcards):
     given = dict(wildcards.items())
     if "evaluation" in given:
         return clearly(PLAN.evaluation, given["variant"], given["evaluation"])
+    if "variant" in given:
+        return clearly(PLAN.benchmark, given["variant"])
     if "dataset" in given and "model" in given:
         return clearly(PLAN.prepared, given["dataset"], given["model"])
     if "dataset" in given:
@@ -108,6 +110,11 @@ def asked_evaluations(wildcards):
     return [PLAN.evaluation(str(variant), name).path for variant in CONFIG.evaluated for name in CONFIG.evaluations]
 
 
+def asked_benchmarks(wildcards):
+    """Return the benchmarks of the variants in the configuration and of their models."""
+    return [clearly(PLAN.benchmark, name).path for name in CONFIG.benchmarked or map(str, CONFIG.listed)]
+
+
 def memory_mb(wildcards):
     """Return a job's main memory in MB, from the sizes of the model and of its work."""
     return forecast.host_bytes(PLAN, planned(wildcards)) // 1_000_000
@@ -121,6 +128,19 @@ def planned_costs(wildcards):
 def gpus(wildcards):
     """Return how many GPUs a job that computes takes: one where there is a driver."""
     return 1 if shutil.which("nvidia-smi") else 0
+
+
+def all_cores(wildcards):
+    """Return every core that this run may use, for a job that nothing may run beside."""
+    return (
+        workflow.global_resources["_cores"].value if "_cores" in workflow.global_resources else None
+    ) or CONFIG.threads
+
+
+def all_gpus(wildcards):
+    """Return every GPU that this run may use: one, where it does not say how many it has."""
+    given = workflow.global_resources.get("gpu")
+    return gpus(wildcards) and (given.value if given else 1)
 
 
 def explain_unknown(wildcards):

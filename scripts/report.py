@@ -3,13 +3,13 @@
 import json
 import os
 
-from quantune import job, page, plots, report
+from quantune import job, page, plots, report, table
 
 
 def write(order, inputs, folder, scratch):
     gathered = report.gather(order)
-    report.write_table(report.table(gathered), folder / "table.csv")
-    (folder / "metrics.json").write_text(json.dumps(report.metrics(gathered), indent=1) + "\n")
+    table.write_table(table.table(gathered), folder / "table.csv")
+    (folder / "metrics.json").write_text(json.dumps(table.metrics(gathered), indent=1) + "\n")
     figures = {name: (folder / f"{name}.svg").read_text() for name in plots.draw(gathered, folder)}
     command = os.environ.get("QUANTUNE_COMMAND", "snakemake")
     (folder / "report.html").write_text(page.render(gathered, figures, command))

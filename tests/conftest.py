@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.reports import work  # noqa: F401 (fixture)
 from tests.workflow import finished, project  # noqa: F401 (fixtures)
 
 ROOT = Path(__file__).parents[1]

@@ -7,12 +7,13 @@ import jsonschema
 import pytest
 import yaml
 
-from quantune import config, evaluations, finetunings, quantizations
+from quantune import benchmarking, config, evaluations, finetunings, quantizations
 
 ENTRIES = [
     config.Config,
     config.Model,
     config.Dataset,
+    benchmarking.Benchmark,
     *quantizations.methods(),
     *finetunings.methods(),
     *evaluations.kinds(),

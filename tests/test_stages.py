@@ -12,26 +12,44 @@ from pathlib import Path
 import pytest
 
 from quantune import evaluations, finetunings, plan, quantizations
+from quantune.benchmarking import Benchmark
 
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "tests/stages.json"
 LOADING = ["quantune/loading.py", "quantune/checkpoints.py"]
-REPORT = ("report", "words", "plots", "page", "statistics")
+REPORT = (
+    "report",
+    "table",
+    "performance",
+    "performance_words",
+    "words",
+    "plots",
+    "canvas",
+    "tradeoffs",
+    "page",
+    "statistics",
+)
 OWN = {
     "model": ["scripts/model.py"],
     "dataset": ["scripts/dataset.py", "quantune/sources.py"],
     "tokenize": ["scripts/tokenize.py", "quantune/text.py"],
+    "benchmark": [
+        "scripts/benchmark.py",
+        *(f"quantune/{name}.py" for name in ("benchmarking", "decoding", "meters", "hardware")),
+        *LOADING,
+    ],
     "merge": ["scripts/merge.py", *LOADING],
     "report": [
         "scripts/report.py",
-        *(f"quantune/{name}.py" for name in ("report", "words", "plots", "page", "statistics")),
+        *(f"quantune/{name}.py" for name in REPORT),
     ],
 }
 
 
 def stages() -> dict[str, tuple[int, list[str]]]:
     """Return stage -> its version and its source files."""
-    found = {name: (plan.VERSIONS[name], files) for name, files in OWN.items()}
+    versions = plan.VERSIONS | {"benchmark": Benchmark.version}
+    found = {name: (versions[name], files) for name, files in OWN.items()}
     for kind, package, recipes, shared in (
         ("quantize", quantizations, quantizations.methods(), ["scripts/quantize.py", *LOADING]),
         ("train", finetunings, finetunings.methods(), ["scripts/train.py", "quantune/training.py", *LOADING]),

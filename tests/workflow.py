@@ -117,6 +117,7 @@ MESSAGES = {
     r"Train (.*) on (.*)": r"checkpoints/\2+\1",
     r"Merge the adapter (.*)": r"checkpoints/\1+merge",
     r"Evaluate (.*): (.*)": r"evaluations/\1/\2",
+    r"Benchmark (.*)": r"benchmarks/\1",
     r"Write the report": "report",
 }
 

@@ -1,0 +1,237 @@
+"""Greedy decoding, one token a step, in four ways that give the same tokens and differ in speed.
+
+| decoder  | cache   | step                                                                | limited by           |
+|----------|---------|---------------------------------------------------------------------|----------------------|
+| eager    | grows   | a forward pass, as `generate` does by default                       | launching kernels    |
+| static   | fixed   | the same over a cache of fixed size                                 | launching kernels    |
+| graph    | fixed   | its kernels captured once as a CUDA graph, then replayed            | the kernels          |
+| compiled | fixed   | compiled as a whole by torch.compile, its kernels captured likewise | reading the weights  |
+
+The graph is captured here, not by `mode="reduce-overhead"`: the cache stays where it is, nothing is copied in or out
+between steps, and token, position and cache length advance on the device, so that the host never waits.
+"""
+
+import torch
+from transformers import DynamicCache, PreTrainedModel, StaticCache
+from transformers.masking_utils import create_masks_for_generate
+
+ALIGNMENT = 64  # tokens; the capacity of a static cache is a multiple of it, which attention kernels ask for
+AGREEMENT = 0.05  # largest relative distance of logits from the eager decoder's; half precision stays below 0.02
+PROBED = 4  # steps after which logits are compared
+ORDER = ("compiled", "graph", "static", "eager")  # the fastest first
+
+
+class UnsupportedError(RuntimeError):
+    """A way of decoding that the model or the device cannot be decoded in."""
+
+
+class Eager:
+    """One forward pass a token, over a cache that grows."""
+
+    def __init__(self, model: PreTrainedModel, prompt: torch.Tensor, steps: int):
+        """Read the prompt.
+
+        Args:
+            model: a causal language model in evaluation mode.
+            prompt: token ids, shape (batch, length), int64.
+            steps: how many steps it must be able to take.
+        """
+        self.model, self.steps, self.taken = model, steps, 0
+        self.cache, self.logits = prefill(model, prompt)
+        self.first = self.logits.argmax(-1, keepdim=True)
+        self.token = self.first.clone()
+
+    def rewind(self) -> None:
+        """Go back to just after the prompt."""
+        if self.taken:
+            self.cache.crop(-self.taken)
+        self.token, self.taken = self.first.clone(), 0
+
+    def step(self) -> None:
+        """Replace `token`, shape (batch, 1), by the most likely next one; `logits`, (batch, vocabulary), tell why."""
+        output = self.model(input_ids=self.token, past_key_values=self.cache, use_cache=True)
+        self.logits = output.logits[:, -1]
+        self.token = self.logits.argmax(-1, keepdim=True)
+        self.taken += 1
+
+    launch = step  # a step with every kernel launched anew; decoders that replay them differ here
+
+
+class Static:
+    """One forward pass a token, over a cache of fixed size: nothing changes its place in memory."""
+
+    def __init__(self, model: PreTrainedModel, prompt: torch.Tensor, steps: int):
+        """Read the prompt; arguments as for `Eager`.
+
+        Raises:
+            UnsupportedError: if a layer's cache does not hold the whole past, such as a sliding window's.
+        """
+        self.model, self.length = model, prompt.shape[1]
+        filled, logits = prefill(model, prompt)
+        capacity = -(-(self.length + steps) // ALIGNMENT) * ALIGNMENT
+        self.cache = StaticCache(config=model.config, max_cache_len=capacity)
+        if any(self.cache.is_sliding) or not all(hasattr(layer, "keys") for layer in filled.layers):
+            raise UnsupportedError("a layer keeps only a part of the past")
+        for layer, source in zip(self.cache.layers, filled.layers, strict=True):
+            layer.update(source.keys, source.values)
+            source.keys = source.values = None  # of two caches, never more than a layer twice
+        self.first = logits.argmax(-1, keepdim=True)
+        self.token, self.logits = self.first.clone(), logits
+        self.position = torch.full_like(self.token, self.length)
+        self.like = logits.new_empty(*self.token.shape, 1)
+        self.next = next_token
+
+    def rewind(self) -> None:
+        """Go back to just after the prompt; what was written behind it is overwritten or masked."""
+        for layer in self.cache.layers:
+            layer.cumulative_length.fill_(self.length)
+        self.position.fill_(self.length)
+        self.token.copy_(self.first)
+
+    def launch(self) -> None:
+        """Take a step with every kernel launched anew."""
+        token, self.logits = self.next(self.model, self.cache, self.token, self.position, self.like)
+        self.token.copy_(token)
+        self.position.add_(1)
+
+    def step(self) -> None:
+        """Take a step; `token` and `logits` as for `Eager`."""
+        self.launch()
+
+
+class Graph(Static):
+    """The step captured once as a CUDA graph, then replayed."""
+
+    def __init__(self, model: PreTrainedModel, prompt: torch.Tensor, steps: int):
+        """Read the prompt and capture a step.
+
+        Raises:
+            UnsupportedError: without a CUDA device, and as `Static`.
+            RuntimeError: if a layer waits for the host in its forward pass, which cannot be captured.
+        """
+        if prompt.device.type != "cuda":
+            raise UnsupportedError("CUDA graphs need a CUDA device")
+        super().__init__(model, prompt, steps)
+        self.prepare()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries set themselves up outside the capture
+            for _ in range(3):
+                self.rewind()
+                self.launch()
+        torch.cuda.current_stream().wait_stream(side)
+        self.rewind()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.launch()
+
+    def prepare(self) -> None:
+        """Do what must be done before the capture."""
+
+    def step(self) -> None:
+        """Replay the step; `token` and `logits` as for `Eager`."""
+        self.graph.replay()
+
+
+class Compiled(Graph):
+    """The step compiled as a whole, so that small operations become few kernels, and captured."""
+
+    def prepare(self) -> None:
+        """Compile for these shapes; what was compiled for others is forgotten, or torch would stop compiling."""
+        torch.compiler.reset()
+        self.next = torch.compile(next_token, fullgraph=True, dynamic=False)
+
+
+DECODERS = {"eager": Eager, "static": Static, "graph": Graph, "compiled": Compiled}
+
+
+def prefill(model: PreTrainedModel, prompt: torch.Tensor) -> tuple[DynamicCache, torch.Tensor]:
+    """Read a prompt, token ids of shape (batch, length); return its cache and the logits of the token that follows,
+    shape (batch, vocabulary).
+    """
+    cache = DynamicCache(config=model.config)
+    output = model(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache, output.logits[:, -1]
+
+
+def next_token(model, cache: StaticCache, token: torch.Tensor, position: torch.Tensor, like: torch.Tensor):
+    """Return the most likely next token, (batch, 1), and the logits, (batch, vocabulary); the cache grows by one.
+
+    The mask and the position are given, as tensors: models that work them out from the cache's length would ask the
+    device for it. `like`, (batch, 1, any), has the dtype of the mask.
+    """
+    masks = create_masks_for_generate(model.config, like, None, cache, position_ids=position)
+    output = model(input_ids=token, attention_mask=masks, position_ids=position, past_key_values=cache, use_cache=True)
+    logits = output.logits[:, -1]
+    return logits.argmax(-1, keepdim=True), logits
+
+
+@torch.no_grad()
+def choose(way: str, model: PreTrainedModel, prompt: torch.Tensor, steps: int):
+    """Return a decoder that has read the prompt, and why faster ones were passed over.
+
+    Args:
+        way: eager, static, compiled, or auto: compiled on a GPU, eager on a CPU. Where it does not work, the next
+            slower one is taken; one whose logits are not those of the eager decoder does not work.
+        model: a causal language model in evaluation mode.
+        prompt: token ids, shape (batch, length), int64, on the model's device.
+        steps: how many steps the decoder must be able to take.
+
+    Returns:
+        The decoder; its name; name -> reason of those that did not work.
+    """
+    if way == "auto":
+        way = "compiled" if prompt.device.type == "cuda" else "eager"
+    forced = torch.randint(model.config.vocab_size, (min(PROBED, steps), len(prompt), 1), generator=_fixed())
+    forced = forced.to(prompt.device)
+    expected = None if way == "eager" else _forced_logits(Eager(model, prompt, steps), forced)
+    reasons = {}
+    for name in ORDER[ORDER.index(way) :]:
+        try:
+            decoder = DECODERS[name](model, prompt, steps)
+            if name != "eager":
+                _require_agreement(_forced_logits(decoder, forced), expected)
+        except Exception as error:  # whatever a compiler or a kernel raises; the eager decoder's errors are the model's
+            if name == "eager":
+                raise
+            reasons[name] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:300]
+            decoder = None
+        else:
+            decoder.rewind()
+            return decoder, name, reasons
+
+
+@torch.no_grad()
+def decode(decoder, steps: int) -> torch.Tensor:
+    """Return the tokens of so many steps, shape (batch, steps), int64; the host does not wait for them."""
+    tokens = torch.empty(len(decoder.token), steps, dtype=torch.long, device=decoder.token.device)
+    for place in range(steps):
+        decoder.step()
+        tokens[:, place : place + 1].copy_(decoder.token)
+    return tokens
+
+
+@torch.no_grad()
+def launch(decoder) -> None:
+    """Take one step with every kernel launched anew."""
+    decoder.rewind()
+    decoder.launch()
+
+
+def _forced_logits(decoder, forced: torch.Tensor) -> torch.Tensor:
+    """Return the float32 logits after given tokens, shape (steps, batch, 1), in place of the decoder's own."""
+    decoder.rewind()
+    for token in forced:
+        decoder.token.copy_(token)
+        decoder.step()
+    return decoder.logits.float().clone()
+
+
+def _require_agreement(found: torch.Tensor, expected: torch.Tensor) -> None:
+    distance = float((found - expected).norm() / expected.norm())
+    if not distance <= AGREEMENT:
+        raise UnsupportedError(f"its logits are {distance:.2g} away from the eager decoder's, relatively")
+
+
+def _fixed() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

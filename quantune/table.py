@@ -1,0 +1,56 @@
+"""The report's numbers for other programs: table.csv and metrics.json."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+from quantune.report import Report, Variant
+
+MEASURES = ("token_perplexity", "word_perplexity", "bits_per_byte")
+
+
+def table(report: Report) -> list[dict[str, Any]]:
+    """Return a row for each variant, unrounded; None where something is not known or does not apply."""
+    variants = report.variants.values()
+    columns = list(next((item.performance.columns() for item in variants if item.performance), {}))
+    return [_row(variant, report.named("perplexity"), columns) for variant in variants]
+
+
+def write_table(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write the table as CSV; what is None is left empty."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def metrics(report: Report) -> dict[str, dict[str, float]]:
+    """Return variant -> name -> number, as `dvc metrics` reads it; numbers that are not finite are left out."""
+    found = {}
+    for variant in report.variants.values():
+        numbers = {"size_bytes": variant.size_bytes}
+        if variant.performance:
+            measured = variant.performance.columns().items()
+            numbers |= {name: value for name, value in measured if value is not None}
+        for name, score in variant.scores.items():
+            numbers |= {f"{name}.{measure}": score.numbers[measure] for measure in MEASURES}
+        found[variant.name] = {key: value for key, value in numbers.items() if math.isfinite(value)}
+    return found
+
+
+def _row(variant: Variant, evaluations: list[str], columns: list[str]) -> dict[str, Any]:
+    row = {"variant": variant.name, "listed": variant.listed, "model": variant.model, "parent": variant.parent}
+    row |= {"steps": variant.steps, "kind": variant.kind, "parameters": variant.parameters}
+    row |= {"trainable_parameters": variant.facts.get("trainable_parameters")}
+    row |= {"size_bytes": variant.size_bytes, "bits_per_weight": variant.bits_per_weight}
+    row |= dict.fromkeys(columns) | (variant.performance.columns() if variant.performance else {})
+    for name in evaluations:
+        score = variant.scores[name]
+        for measure in MEASURES:
+            row |= {f"{name}.{key}": score.numbers[key] for key in (measure, f"{measure}_error")}
+        for reference, change in (("full_precision", score.from_root), ("parent", score.from_parent)):
+            prefix = f"{name}.change_from_{reference}"
+            row[prefix] = change.change if change else None
+            row |= {f"{prefix}_{key}": getattr(change, key, None) for key in ("low", "high", "p_value")}
+    return row

@@ -1,0 +1,26 @@
+"""Benchmark: takes a variant; makes `benchmarks/{variant}`, its memory, and the time of each run of prefill and decode.
+It takes every core and GPU that Snakemake was given: nothing else runs beside it."""
+
+
+rule benchmark:
+    input:
+        unpack(planned_inputs),
+    output:
+        directory(f"{WORK}/benchmarks/{{variant}}"),
+    log:
+        f"{WORK}/logs/benchmark/{{variant}}.log",
+    benchmark:
+        f"{WORK}/logs/benchmark/{{variant}}.tsv"
+    conda:
+        "../envs/conda.yaml"
+    threads: all_cores
+    resources:
+        mem_mb=memory_mb,
+        gpu=all_gpus,
+    params:
+        order=planned_order,
+        why=planned_reason,
+    message:
+        "Benchmark {wildcards.variant}{params.why}"
+    script:
+        "../scripts/benchmark.py"

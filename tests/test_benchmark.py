@@ -1,0 +1,133 @@
+"""Benchmarks: what is counted, what is timed, and for which machine the result stands."""
+
+import json
+
+import pandas
+import pytest
+import torch
+
+from quantune import config, decoding, hardware, loading, meters, plan
+from quantune.benchmarking import Benchmark
+from quantune.errors import ConfigError
+from tests.conftest import OPT
+
+
+@pytest.fixture(scope="module")
+def model():
+    return loading.model([OPT], "float32")
+
+
+@pytest.fixture
+def prompt():
+    return torch.randint(5, 12000, (2, 20), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("way", ["eager", "static"])
+def test_decoding_gives_the_tokens_of_greedy_generate(model, prompt, way):
+    model.generation_config.eos_token_id = None
+    whole = torch.ones_like(prompt)
+    expected = model.generate(input_ids=prompt, attention_mask=whole, max_new_tokens=25, do_sample=False)[:, 20:]
+    decoder, name, reasons = decoding.choose(way, model, prompt, 24)
+    assert (name, reasons) == (way, {})
+    found = decoding.decode(decoder, 24)
+    assert torch.equal(torch.cat([decoder.first, found], dim=1), expected)
+    decoder.rewind()
+    assert torch.equal(decoding.decode(decoder, 24), found)
+
+
+def test_the_compiled_step_is_one_graph_with_the_same_tokens(model, prompt):
+    with torch.no_grad():
+        decoder = decoding.Static(model, prompt, 8)
+        expected = decoding.decode(decoder, 8)
+        decoder.next = torch.compile(decoding.next_token, fullgraph=True, dynamic=False, backend="aot_eager")
+        decoder.rewind()
+        assert torch.equal(decoding.decode(decoder, 8), expected)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="captures CUDA graphs here")
+def test_what_cannot_be_captured_falls_back_and_says_so(model, prompt):
+    _, name, reasons = decoding.choose("compiled", model, prompt, 4)
+    assert name == "static" and list(reasons) == ["compiled", "graph"] and "CUDA" in reasons["graph"]
+    assert decoding.choose("auto", model, prompt, 4)[1] == "eager"
+
+
+def test_a_decoder_with_other_logits_is_passed_over(model, prompt, monkeypatch):
+    class Wrong(decoding.Static):
+        def rewind(self):
+            super().rewind()
+            self.position.fill_(3)
+
+    monkeypatch.setitem(decoding.DECODERS, "static", Wrong)
+    _, name, reasons = decoding.choose("static", model, prompt, 4)
+    assert name == "eager" and "away from the eager decoder's" in reasons["static"]
+
+
+def test_double_quantization_takes_fewer_bytes():
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    found = {}
+    for double in (False, True):
+        options = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double)
+        loaded = AutoModelForCausalLM.from_pretrained(OPT, dtype=torch.float32, quantization_config=options)
+        found[double] = meters.tensor_bytes(loaded)
+    weights = 4 * (4 * 128 * 128 + 2 * 128 * 512)
+    saved = 8 * (found[False] - found[True]) / weights
+    assert 0.1 < saved < 0.375  # 0.37 bit a weight, less the tables of 256 values that each small layer has
+
+
+def test_shared_storage_counts_once(model):
+    head = model.get_output_embeddings().weight
+    assert head.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    assert meters.tensor_bytes(model) == 4 * sum(item.numel() for item in model.parameters())
+
+
+def test_runs_are_counted_and_warm_up_is_marked(tmp_path):
+    recipe = Benchmark(batch_sizes=[1, 2], prompt_lengths=[8], new_tokens=4, repeats=5, warmup=3, dtype="float32")
+    result = recipe.measure([OPT], tmp_path)
+    runs = pandas.read_parquet(tmp_path / "items.parquet")
+    assert len(runs) == 2 * 2 * (3 + 5) and (runs.seconds > 0).all()
+    counted = runs[~runs.warmup].groupby(["batch_size", "phase"]).agg({"run": "count", "tokens": "first"})
+    assert (counted.run == 5).all()
+    assert counted.tokens.to_dict() == {(1, "decode"): 4, (1, "prefill"): 8, (2, "decode"): 8, (2, "prefill"): 16}
+    assert result["parameters"] == 2497536 and len(result["points"]) == 2
+    json.dumps(result, allow_nan=False)
+
+
+def test_the_machine_is_part_of_the_identity(raw, monkeypatch):
+    raw["benchmark"] = {}
+    here = {"kind": "gpu", "device": "A", "count": 1, "driver": "1", "software": {"torch": "2"}}
+    digests = set()
+    for change in ({}, {"device": "B"}, {"count": 2}, {"driver": "2"}, {"software": {"torch": "3"}}):
+        monkeypatch.setattr(hardware, "found", lambda change=change: here | change)
+        planned = plan.Plan(config.load(raw))
+        digests.add(planned.benchmark("opt+nf4+lora").digest)
+        assert len(planned.report().parents["benchmarks"]) == len(planned.config.benchmarked) == 5
+    assert len(digests) == 5
+
+
+def test_without_a_section_nothing_is_measured(raw):
+    planned = plan.Plan(config.load(raw))
+    assert "benchmarks" not in planned.report().parents
+    with pytest.raises(ConfigError, match="there is no 'benchmark' section"):
+        planned.benchmark("opt")
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"repeats": 3}, "benchmark.repeats: input should be greater than or equal to 5"),
+        ({"batch_size": [1]}, "benchmark.batch_size: unknown key.*batch_sizes"),
+        ({"prompt_lengths": [1000]}, "benchmark.prompt_lengths: the longest makes 1128 tokens"),
+    ],
+)
+def test_a_wrong_section_is_explained(raw, section, message):
+    raw["benchmark"] = section
+    with pytest.raises(ConfigError, match=message):
+        config.load(raw)
+
+
+def test_hidden_gpus_are_left_out():
+    gpus = [{"index": "0", "uuid": "GPU-aa"}, {"index": "1", "uuid": "GPU-bb"}]
+    assert hardware._visible(gpus, None) == gpus
+    assert hardware._visible(gpus, "1") == gpus[1:] == hardware._visible(gpus, "GPU-bb")
+    assert hardware._visible(gpus, "") == [] == hardware._visible(gpus, "-1")
