@@ -58,7 +58,9 @@ def needs(artefact):
 
 
 def outside_files(artefact):
-    """Return the files from outside that an artefact is read from."""
+    """Return the files on this machine, from outside, that an artefact is read from; downloads are none of them."""
+    if "download" in artefact.options:
+        return []
     files = artefact.options.get("files", [])
     return [path for paths in files.values() for path in paths] if isinstance(files, dict) else files
 
@@ -112,8 +114,7 @@ def memory_mb(wildcards):
     """Return a job's memory in MB: the libraries, and five times the weights on disk."""
     given = dict(wildcards.items())
     name = given.get("model") or given.get("variant") or given.get("parent")
-    weights = sum(os.path.getsize(path) for path in PLAN.model_files(name.split("+")[0]))
-    return 2000 + 5 * weights // 1_000_000
+    return 2000 + 5 * PLAN.model_bytes(name.split("+")[0]) // 1_000_000
 
 
 def gpus(wildcards):

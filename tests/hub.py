@@ -1,0 +1,160 @@
+"""A hub on loopback: serves folders as repositories, with the faults that real servers and networks have.
+
+It speaks as much of the Hugging Face protocol as listing and downloading need: `/api/{kind}s/{repo}/revision/{name}`
+with blobs, `/{repo}/resolve/{commit}/{file}` with ETag, X-Repo-Commit, X-Linked-Size, Range and redirects to another
+host for large files, and `/files/{name}` for plain URLs.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import unquote, urlsplit
+
+LARGE = (".safetensors", ".parquet", ".bin")  # kept in LFS, and so listed with SHA-256
+
+
+@dataclass
+class Hub:
+    """Repositories, faults to come, and what was asked for."""
+
+    repositories: dict[str, Path] = field(default_factory=dict)
+    """`models/owner/name` or `datasets/owner/name` -> folder."""
+    licence: str = "mit"
+    token: str | None = None
+    """If set, repositories are gated and open to this token alone."""
+    faults: list[dict] = field(default_factory=list)
+    """Each for the next request whose path holds `path`: `status` with `headers`, or `cut` after so many bytes."""
+    requests: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
+    """(method, path, Range, Authorization) of every request."""
+    sent: Counter = field(default_factory=Counter)
+    """File name -> bytes served."""
+    ranges: bool = True
+    """Whether Range is understood."""
+
+    def __enter__(self) -> "Hub":
+        handler = type("Handler", (_Handler,), {"hub": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server.daemon_threads = True
+        Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        self.port = self.server.server_port
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Close the port."""
+        self.server.shutdown()
+        self.server.server_close()
+
+    @property
+    def url(self) -> str:
+        """What HF_ENDPOINT is set to."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def fail(self, path: str, **fault) -> None:
+        """Let the next request for a path that holds this text go wrong."""
+        self.faults.append({"path": path, **fault})
+
+    def asked(self, text: str) -> list[tuple]:
+        """Return the requests whose path holds a text."""
+        return [item for item in self.requests if text in item[1]]
+
+    def commit(self, repository: str) -> str:
+        """Return the commit: it follows from the content."""
+        state = json.dumps(self.files(repository), sort_keys=True)
+        return hashlib.sha1(state.encode()).hexdigest()
+
+    def files(self, repository: str) -> list[dict]:
+        """Return the listing of a repository's files."""
+        root = self.repositories[repository]
+        return [_sibling(root, path) for path in sorted(root.rglob("*")) if path.is_file()]
+
+
+def _sibling(root: Path, path: Path) -> dict:
+    content = path.read_bytes()
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    found = {"rfilename": path.relative_to(root).as_posix(), "size": len(content), "blobId": blob}
+    if path.suffix in LARGE:
+        found["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+    return found
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def log_message(self, *_) -> None:
+        """Print nothing."""
+
+    def do_GET(self) -> None:  # noqa: N802
+        hub, path = self.hub, unquote(urlsplit(self.path).path)
+        hub.requests.append((self.command, path, self.headers.get("Range"), self.headers.get("Authorization")))
+        fault = next((item for item in hub.faults if item["path"] in path), {})
+        if fault:
+            hub.faults.remove(fault)
+        if "status" in fault:
+            return self._answer(fault["status"], fault.get("headers", {}))
+        if match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/revision/(.+)", path):
+            return self._listing(f"{match[1]}/{match[2]}", match[3])
+        if match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            return self._resolve(f"{match[1] or 'models/'}{match[2]}", match[3], match[4])
+        if match := re.fullmatch(r"/(cdn|files)/(.+)", path):
+            return self._file(Path("/", match[2]), fault)
+        return self._answer(404)
+
+    do_HEAD = do_GET
+
+    def _listing(self, repository: str, revision: str) -> None:
+        hub = self.hub
+        if repository not in hub.repositories:
+            return self._answer(404 if hub.token else 401, {"X-Error-Code": "RepoNotFound"})
+        if revision not in ("main", hub.commit(repository)):
+            return self._answer(404, {"X-Error-Code": "RevisionNotFound"})
+        card = {"license": hub.licence}
+        found = {"id": repository, "sha": hub.commit(repository), "cardData": card, "tags": []}
+        found |= {"gated": "auto" if hub.token else False, "siblings": hub.files(repository)}
+        return self._answer(200, {"Content-Type": "application/json"}, json.dumps(found).encode())
+
+    def _resolve(self, repository: str, commit: str, name: str) -> None:
+        hub, path = self.hub, self.hub.repositories.get(repository, Path("/nowhere")) / name
+        given = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if hub.token and given != hub.token:
+            return self._answer(403 if given else 401, {"X-Error-Code": "GatedRepo"})
+        if not path.is_file():
+            return self._answer(404, {"X-Error-Code": "EntryNotFound"})
+        sibling = _sibling(hub.repositories[repository], path)
+        tag = sibling.get("lfs", {}).get("sha256", sibling["blobId"])
+        headers = {"X-Repo-Commit": commit, "X-Linked-Size": str(sibling["size"]), "X-Linked-ETag": f'"{tag}"'}
+        return self._answer(302, {**headers, "Location": f"http://localhost:{hub.port}/cdn{path}"})  # another host
+
+    def _file(self, path: Path, fault: dict) -> None:
+        if not path.is_file():
+            return self._answer(404)
+        content, begin, status, headers = path.read_bytes(), 0, 200, {"ETag": f'"{path.name}"'}
+        if self.hub.ranges and (wanted := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")):
+            begin, status = int(wanted[1]), 206
+            if begin >= len(content):
+                return self._answer(416, {"Content-Range": f"bytes */{len(content)}"})
+            headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
+        return self._answer(status, headers, content[begin:], fault.get("cut"), path.name)
+
+    def _answer(self, status: int, headers: dict | None = None, body: bytes = b"", cut=None, name="") -> None:
+        """Answer; after `cut` bytes of the body, drop the connection."""
+        self.send_response(status)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            part = body if cut is None else body[:cut]
+            self.wfile.write(part)
+            self.hub.sent[name] += len(part)
+        if cut is not None:
+            self.wfile.flush()
+            self.close_connection = True
