@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(CURDIR)/$(VENV)/bin
 CORES  ?= all
+LOCK   ?= sources.lock.json
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -42,7 +43,7 @@ stages: $(VENV)/ready  ## record the stages' sources, once versions are raised w
 	PYTHONPATH=. python tests/test_stages.py
 
 update-lock: $(VENV)/ready  ## ask the hub for everything in sources.lock.json again; print what changed
-	python -c "from quantune.lock import update; update()"
+	python -c "from quantune.lock import update; update('$(LOCK)')"
 
 lock:  ## resolve envs/direct.txt into envs/pinned.txt
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock

@@ -16,6 +16,7 @@ from quantune import download, hub, selection, sources
 from quantune.errors import ConfigError, QuantuneError
 
 Entry = dict[str, Any]
+KEPT = ": kept: "  # in the line of an entry that could not be updated
 
 
 class Lock:
@@ -72,7 +73,7 @@ class Lock:
                     else:
                         after = _dataset(repository, revision, list(before["patterns"]), name)
                 except QuantuneError as error:
-                    yield f"{kind} {name}: kept: {error}"
+                    yield f"{kind} {name}{KEPT}{error}"
                     continue
                 self._add(kind, repository, revision, after)
                 yield f"{kind} {name}: {_moved(before, after)}"
@@ -165,6 +166,10 @@ def _moved(before: Entry, after: Entry) -> str:
 
 
 def update(path: str = "sources.lock.json") -> None:
-    """Refresh a lock file and print what changed (`make update-lock`)."""
+    """Refresh a lock file and print what changed (`make update-lock`); exit with 1 if an entry could not be."""
+    lines = []
     for line in Lock(path).update():
-        print(line)
+        lines.append(line)
+        print(line, flush=True)
+    if any(KEPT in line for line in lines):
+        sys.exit(1)

@@ -1,5 +1,5 @@
-"""Download a dataset's files if they are elsewhere; read them into documents, divide them into splits, drop leaks; write
-one Parquet file for each split.
+"""Download a dataset's files if they are elsewhere; read them into documents, divide them into splits, drop leaks;
+write one Parquet file for each split.
 """
 
 import pyarrow

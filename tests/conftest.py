@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hub import asked, hub, no_waiting  # noqa: F401 (fixtures)
 from tests.workflow import finished, project  # noqa: F401 (fixtures)
 
 ROOT = Path(__file__).parents[1]

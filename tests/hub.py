@@ -8,12 +8,20 @@ host for large files, and `/files/{name}` for plain URLs.
 import hashlib
 import json
 import re
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import close_session
+
+from quantune import config
+from quantune.plan import Plan
 
 LARGE = (".safetensors", ".parquet", ".bin")  # kept in LFS, and so listed with SHA-256
 
@@ -35,8 +43,11 @@ class Hub:
     """File name -> bytes served."""
     ranges: bool = True
     """Whether Range is understood."""
+    stalled: Event = field(default_factory=Event)
+    """Cleared: connections that are to be cut hang until it is set."""
 
     def __enter__(self) -> "Hub":
+        self.stalled.set()
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
@@ -92,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_) -> None:
         """Print nothing."""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         hub, path = self.hub, unquote(urlsplit(self.path).path)
         hub.requests.append((self.command, path, self.headers.get("Range"), self.headers.get("Authorization")))
         fault = next((item for item in hub.faults if item["path"] in path), {})
@@ -107,8 +118,6 @@ class _Handler(BaseHTTPRequestHandler):
         if match := re.fullmatch(r"/(cdn|files)/(.+)", path):
             return self._file(Path("/", match[2]), fault)
         return self._answer(404)
-
-    do_HEAD = do_GET
 
     def _listing(self, repository: str, revision: str) -> None:
         hub = self.hub
@@ -151,10 +160,70 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command != "HEAD":
-            part = body if cut is None else body[:cut]
-            self.wfile.write(part)
-            self.hub.sent[name] += len(part)
+        part = body if cut is None else body[:cut]
+        self.wfile.write(part)
+        self.hub.sent[name] += len(part)
         if cut is not None:
             self.wfile.flush()
+            self.hub.stalled.wait(60)
             self.close_connection = True
+
+
+TEXT = "First story.\n\nSecond story.\n"
+BIG = bytes(range(256)) * 8000  # 2 MB
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub with a model and a dataset; the working directory, and so the lock file, are the test's own."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    model, data = tmp_path / "hub/model", tmp_path / "hub/data"
+    for path, content in {
+        model / "config.json": json.dumps({"model_type": "opt", "hidden_size": 128, "ffn_dim": 512}),
+        model / "tokenizer.json": "{}",
+        model / "model.safetensors": BIG,
+        model / "pytorch_model.bin": b"pickled",
+        model / "modeling_opt.py": "raise SystemExit",
+        model / "onnx/model.safetensors": b"other",
+        data / "README.md": "About.",
+        data / "train-0.txt": TEXT,
+        data / "train-1.txt": TEXT.replace("story", "tale"),
+        data / "test.txt": "Held out.\n",
+        data / "old/train-9.txt": "Old.\n",
+    }.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with Hub({"models/a/opt": model, "datasets/a/text": data}) as found:
+        monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{found.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        )
+        close_session()
+        yield found
+    close_session()
+
+
+@pytest.fixture
+def asked(raw):
+    """The configuration with its model and one dataset on the hub."""
+    raw["models"] = {"opt": {"hub": "a/opt"}}
+    raw["datasets"]["news"] = {"hub": "a/text", "splits": {"train": "train-*.txt", "test": "test.txt"}}
+    return raw
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """What the program waited for, without waiting."""
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    return waits
+
+
+def model_order(asked: dict) -> dict:
+    """Return the order of the job that downloads the model."""
+    return Plan(config.load(asked)).checkpoint("opt").order()

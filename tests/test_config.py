@@ -65,7 +65,7 @@ def test_a_valid_configuration_loads(raw):
     [
         ("quantisations", {}, ["unknown key; did you mean 'quantizations'?; allowed: work, title, seed"]),
         ("models.opt.pth", "x", ["unknown key; did you mean 'path'?; allowed: path, hub, revision"]),
-        ("datasets.harbour.colum", "x", ["unknown key; did you mean 'column'?; allowed: path, hub, revision, urls, format, column"]),
+        ("datasets.harbour.colum", "x", ["unknown key; did you mean 'column'?; allowed: path, hub, revision, urls,"]),
         ("quantizations.rtn-w4.groupsize", 32, ["unknown key; did you mean 'group_size'?", "allowed: bits, "]),
         ("quantizations.nf4.bits", 4, ["unknown key", "allowed: ", "double_quantization", "compute_dtype"]),
         ("finetunings.lora.learning-rate", 0.1, ["unknown key; did you mean 'learning_rate'?", "rank, alpha"]),
