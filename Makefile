@@ -3,14 +3,15 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(CURDIR)/$(VENV)/bin
 CORES  ?= all
+LOCK   ?= sources.lock.json
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan report test lint schema stages lock clean
+.PHONY: help setup demo plan report test lint schema stages lock update-lock clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 # torch first: it decides which build of everything below it is installed
 $(VENV)/ready: envs/pinned.txt
@@ -43,6 +44,9 @@ schema: $(VENV)/ready  ## write schemas/config.schema.json from the typed models
 
 stages: $(VENV)/ready  ## record the stages' sources, once versions are raised where the meaning changed
 	PYTHONPATH=. python tests/test_stages.py
+
+update-lock: $(VENV)/ready  ## ask the hub for everything in sources.lock.json again; print what changed
+	python -c "from quantune.lock import update; update('$(LOCK)')"
 
 lock:  ## resolve envs/direct.txt into envs/pinned.txt
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock

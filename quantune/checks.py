@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from quantune import chains, sources
+from quantune import chains, origins
 from quantune.errors import ConfigError, listed, nearest
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ def problems(config: Config) -> list[str]:
     found = [*_names(config), *_references(config), *_splits(config)]
     unusable = dict(_paths(config))
     found += unusable.values()
-    good_models = {name for name in config.models if f"models.{name}" not in unusable}
+    good_models = {name for name in config.models if f"models.{name}" not in unusable and config.known(name)}
     return list(dict.fromkeys([*found, *_chains(config, good_models), *_benchmark(config, good_models)]))
 
 
@@ -59,10 +59,14 @@ def _splits(config: Config) -> Iterator[str]:
 
 
 def _paths(config: Config) -> Iterator[tuple[str, str]]:
-    """Yield "section.name" -> what is wrong with the files that the entry names."""
+    """Yield "section.name" -> what is wrong with the files that the entry names.
+
+    What is on the hub and not locked yet is left out: only what a target needs is asked for.
+    """
     for name in config.models:
         try:
-            config.track(name)
+            if config.known(name):
+                config.track(name)
         except ConfigError as error:
             yield f"models.{name}", str(error)
     for name, entry in config.datasets.items():
@@ -70,7 +74,8 @@ def _paths(config: Config) -> Iterator[tuple[str, str]]:
         if shares and len(shares) < len(entry.splits):
             continue
         try:
-            sources.split_files(sources.resolve(entry.path, f"datasets.{name}.path"), entry.splits, f"datasets.{name}")
+            if not entry.hub or config.locked.has_dataset(entry.hub, entry.revision, origins.patterns(entry)):
+                origins.dataset_files(entry, f"datasets.{name}", config.locked)
         except ConfigError as error:
             yield f"datasets.{name}", str(error)
 
@@ -93,11 +98,11 @@ def _chains(config: Config, good_models: set[str]) -> Iterator[str]:
             config.require_fit(variant)
         except ConfigError as error:
             yield str(error)
-        track = config.track(variant.model)
-        for name, evaluation in config.evaluations.items():
-            if evaluation.track != track:
-                what = f"'{evaluation.kind}' is a {evaluation.track} evaluation"
-                yield f"evaluations.{name}: {what}, and the model '{variant.model}' is a {track} model"
+        for name in config.evaluations:
+            try:
+                config.require_track(variant.model, name)
+            except ConfigError as error:
+                yield str(error)
 
 
 def _benchmark(config: Config, good_models: set[str]) -> Iterator[str]:

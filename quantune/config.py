@@ -1,16 +1,18 @@
 """The configuration, typed: every key described, everything checked before a job starts."""
 
 import json
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, WithJsonSchema, model_validator
 
 from quantune import chains, checks, evaluations, finetunings, quantizations, sources
 from quantune.benchmarking import Benchmark
-from quantune.errors import ConfigError
+from quantune.errors import ConfigError, QuantuneError, listed
 from quantune.explain import explained
+from quantune.lock import Lock
 from quantune.recipe import Entry, Name, Recipe
 
 
@@ -22,13 +24,70 @@ def union(recipes: list[type[Recipe]], tag: str) -> Any:
     return Annotated[joined, Field(discriminator=tag)] if len(recipes) > 1 else joined
 
 
-class Model(Recipe):
+def _checked(pattern: str, wanted: str) -> AfterValidator:
+    """Return a check that a text matches a pattern; the error says what is wanted."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"'{value}' is not {wanted}")
+        return value
+
+    return AfterValidator(check)
+
+
+OWNED = r"[\w-][\w.-]*/[\w-][\w.-]*"
+Repository = Annotated[str, _checked(OWNED, "a repository on the hub; give owner/name, such as facebook/opt-125m")]
+FileName = Annotated[str, _checked(r"[\w-][\w. -]*", "a file name; give one without folders, such as train.jsonl")]
+Url = Annotated[str, _checked(r"https?://\S+", "a URL; give one that begins with https:// or http://")]
+Sha256 = Annotated[str, _checked(r"[0-9a-f]{64}", "a SHA-256; give 64 digits 0-9, a-f, as `sha256sum` prints them")]
+
+
+class Outside(Recipe):
+    """Something from outside, given in exactly one of several ways; identified by its content, never by its place."""
+
+    ways: ClassVar[tuple[str, ...]] = ("path", "hub")
+
+    path: str | None = None
+    """File or folder; may hold environment variables."""
+    hub: Repository | None = None
+    """Repository on the Hugging Face hub, `owner/name`; `sources.lock.json` pins its commit and files."""
+    revision: str = Field(default="main", min_length=1)
+    """Branch, tag or commit on the hub."""
+
+    @model_validator(mode="after")
+    def _one_way(self):
+        given = [way for way in self.ways if getattr(self, way)]
+        if len(given) != 1:
+            found = f"found {' and '.join(given)}" if given else "found none"
+            raise ValueError(f"give exactly one of {listed(self.ways)}; {found}")
+        if "revision" in self.model_fields_set and not self.hub:
+            raise ValueError("'revision' belongs to 'hub'; leave it out")
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core, handler):
+        """Say in the schema too that exactly one way is given."""
+        found = handler(core)
+        handler.resolve_ref_schema(found)["oneOf"] = [{"required": [way]} for way in cls.ways]
+        return found
+
+
+class Model(Outside):
     """Where a model comes from."""
 
-    settings: ClassVar[frozenset[str]] = frozenset({"path"})
+    settings: ClassVar[frozenset[str]] = frozenset({"path", "hub", "revision"})
 
-    path: str
+    path: str | None = None
     """Folder in Hugging Face layout (config.json, *.safetensors, tokenizer); may hold environment variables."""
+
+
+class Download(Entry):
+    """A file on the web."""
+
+    url: Url
+    """Where it is: `https://...`."""
+    sha256: Sha256
+    """SHA-256 of its content, as `sha256sum` prints it."""
 
 
 def _share(value: str | list[str] | float) -> str | list[str] | float:
@@ -41,13 +100,16 @@ Share = Annotated[float, WithJsonSchema({"type": "number", "exclusiveMinimum": 0
 Part = Annotated[str | list[str] | Share, AfterValidator(_share)]
 
 
-class Dataset(Recipe):
+class Dataset(Outside):
     """Where text comes from, and how it is cut into documents and splits."""
 
-    settings: ClassVar[frozenset[str]] = frozenset({"path"})
+    ways: ClassVar[tuple[str, ...]] = ("path", "hub", "urls")
+    settings: ClassVar[frozenset[str]] = frozenset({"path", "hub", "revision", "urls"})
 
-    path: str
+    path: str | None = None
     """File, or folder of files; may hold environment variables."""
+    urls: dict[FileName, Download] = {}
+    """File name -> where it is downloaded from, and its SHA-256."""
     format: Literal["text", "json", "csv", "tsv", "parquet"] | None = None
     """Format of the files (json: also JSON lines); null: by their ending."""
     column: str = "text"
@@ -55,8 +117,8 @@ class Dataset(Recipe):
     document: Literal["file", "paragraph", "line"] = "paragraph"
     """What is one document in plain text; paragraphs are separated by blank lines."""
     splits: dict[Name, Part] = {}
-    """Split -> its file names or patterns (`*.jsonl`) below `path`, or split -> its share of the documents, drawn with
-    `seed`; empty: all documents are the split "train"."""
+    """Split -> its file names or patterns (`*.jsonl`) below `path`, in the repository or among `urls`; or split -> its
+    share of the documents, drawn with `seed`; empty: all documents are the split "train"."""
     seed: int = 0
     """Seed of the draw, for splits given as shares."""
     remove_leaks: Literal["none", "exact", "near"] = "none"
@@ -99,6 +161,8 @@ class Config(Entry):
     """Use deterministic algorithms only: the same bytes from the same recipe on the same machine."""
     threads: int = Field(default=1, gt=0)
     """CPU threads of each job that computes; another number can change the last bits of results made on a CPU."""
+    lock: str = "sources.lock.json"
+    """File that pins what comes from the hub; commit it. `make update-lock` moves it on."""
     models: dict[Name, Model] = Field(min_length=1)
     """Name -> model that chains begin with."""
     datasets: dict[Name, Dataset] = {}
@@ -150,26 +214,43 @@ class Config(Entry):
 
     def track(self, model: str) -> Literal["text", "speech"]:
         """Return which track a model belongs to, from its config.json."""
-        return "speech" if self._model_config(model).get("model_type") == "whisper" else "text"
+        return "speech" if self.config_of(model).get("model_type") == "whisper" else "text"
 
     def positions(self, model: str) -> int | None:
         """Return the longest sequence that a model was made for, if its config.json tells."""
-        return self._model_config(model).get("max_position_embeddings")
+        return self.config_of(model).get("max_position_embeddings")
 
-    def _model_config(self, model: str) -> dict[str, Any]:
-        key = f"models.{model}.path"
-        path = sources.model_files(sources.resolve(self.models[model].path, key), key)["config.json"]
+    @cached_property
+    def locked(self) -> Lock:
+        """The lock file."""
+        return Lock(self.lock)
+
+    def known(self, model: str) -> bool:
+        """Return whether a model's config.json can be read without asking the hub."""
+        entry = self.models[model]
+        return not entry.hub or self.locked.has_model(entry.hub, entry.revision)
+
+    def config_of(self, model: str) -> dict[str, Any]:
+        """Return a model's config.json."""
+        entry, key = self.models[model], f"models.{model}"
+        if entry.hub:
+            return self.locked.model(entry.hub, entry.revision, f"{key}.hub")["config"]
+        path = sources.model_files(sources.resolve(entry.path, f"{key}.path"), f"{key}.path")["config.json"]
         try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise ConfigError(f"{key}: '{path}' is not JSON ({error})") from None
-        if not isinstance(found, dict):
-            raise ConfigError(f"{key}: '{path}' does not hold a JSON object: not a config.json of transformers")
-        return found
+            return sources.model_config(path, f"'{path.parent}'")
+        except QuantuneError as error:
+            raise ConfigError(f"{key}.path: {error}") from None
+
+    def require_track(self, model: str, evaluation: str) -> None:
+        """Raise ConfigError if an evaluation is not one of the model's track."""
+        entry, track = self.evaluations[evaluation], self.track(model)
+        if entry.track != track:
+            what = f"'{entry.kind}' is a {entry.track} evaluation"
+            raise ConfigError(f"evaluations.{evaluation}: {what}, and the model '{model}' is a {track} model")
 
     def _widths(self, model: str) -> set[int]:
         """Return the input widths of the model's linear layers, as far as its config.json tells."""
-        config = self._model_config(model)
+        config = self.config_of(model)
         keys = ("hidden_size", "d_model", "ffn_dim", "intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim")
         return {config[key] for key in keys if isinstance(config.get(key), int)}
 

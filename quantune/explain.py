@@ -99,7 +99,15 @@ def _entry(location: tuple, raw: dict[str, Any], sections: Sections) -> type[Ent
     given = raw[location[0]].get(location[1])
     chosen = given.get(tag) if isinstance(given, dict) else None
     fits = (item for item in recipes if len(recipes) == 1 or chosen in get_args(item.model_fields[tag].annotation))
-    return next(fits, recipes[0])
+    return _nested(next(fits, recipes[0]), location[2:])
+
+
+def _nested(entry: type[Entry], location: tuple) -> type[Entry]:
+    """Return the entry that lies in a field that maps names to entries, or the entry itself."""
+    if len(location) < 3 or location[0] not in entry.model_fields:
+        return entry
+    types = get_args(entry.model_fields[location[0]].annotation)
+    return next((item for item in types if isinstance(item, type) and issubclass(item, Entry)), entry)
 
 
 def _part(location: tuple, whole: type[Entry]) -> type[Entry] | None:

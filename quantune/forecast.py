@@ -32,7 +32,7 @@ def estimate(plan: Plan, artefact: Artefact) -> Estimate | None:
     if not computes(artefact):
         return None
     variant, evaluation = _subject(plan, artefact)
-    config, after = model_config(plan, variant.model), in_effect(plan, variant)
+    config, after = plan.config.config_of(variant.model), in_effect(plan, variant)
     try:
         if evaluation:
             return plan.config.evaluations[evaluation].memory(config, after)
@@ -65,12 +65,12 @@ def disk_bytes(plan: Plan, artefact: Artefact) -> int | None:
     """Return the size of an artefact: weights by their formula, data as large as the files it is read from."""
     kind, name, *_ = [*artefact.path.removeprefix(f"{plan.work}/").split("/"), ""]
     if kind in ("sources", "prepared"):
-        return sum(path.stat().st_size for paths in plan.dataset_files(name).values() for path in paths)
+        return plan.dataset_bytes(name)
     if kind != "checkpoints":
         return None
     variant = plan.config.parse(name)
-    config, files = model_config(plan, variant.model), plan.model_files(variant.model)
-    total, weights = sum(path.stat().st_size for path in files), weight_bytes(plan, variant.model)
+    config = plan.config.config_of(variant.model)
+    total, weights = sum(plan.model_sizes(variant.model).values()), weight_bytes(plan, variant.model)
     if variant.kind == "model":
         return total
     try:
@@ -128,11 +128,6 @@ def training_bytes(parent: Path, recipe: Recipe) -> int | None:
         return None
 
 
-def model_config(plan: Plan, model: str) -> dict[str, Any]:
-    """Return a model's config.json."""
-    return json.loads(next(path for path in plan.model_files(model) if path.name == "config.json").read_text())
-
-
 def stored_dtype(config: dict[str, Any]) -> str:
     """Return the dtype of a model's weights on disk."""
     return config.get("dtype") or config.get("torch_dtype") or "float32"
@@ -140,7 +135,7 @@ def stored_dtype(config: dict[str, Any]) -> str:
 
 def weight_bytes(plan: Plan, model: str) -> int:
     """Return the bytes of a model's weight files."""
-    return sum(path.stat().st_size for path in plan.model_files(model) if path.suffix == ".safetensors")
+    return sum(size for name, size in plan.model_sizes(model).items() if name.endswith(".safetensors"))
 
 
 def _subject(plan: Plan, artefact: Artefact) -> tuple[Variant, str]:

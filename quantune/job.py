@@ -184,8 +184,10 @@ def _by_role(inputs: Any) -> dict[str, list[str]]:
 
 
 def _prepare(threads: int, options: dict[str, Any], imports: bool) -> None:
-    """Threads for this job alone, seeds, deterministic algorithms, no network."""
-    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUBLAS_WORKSPACE_CONFIG=":4096:8")
+    """Threads for this job alone, seeds, deterministic algorithms; no network, unless the job is to download."""
+    if "download" not in options:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.update(TOKENIZERS_PARALLELISM="false", CUBLAS_WORKSPACE_CONFIG=":4096:8")
     os.environ.setdefault("TQDM_MININTERVAL", "2")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[name] = str(threads)

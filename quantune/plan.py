@@ -3,7 +3,7 @@
 from functools import lru_cache
 from pathlib import Path
 
-from quantune import hardware, sources
+from quantune import hardware, origins
 from quantune.artefacts import Artefact, Hashes
 from quantune.chains import Step, Variant
 from quantune.config import Config
@@ -35,29 +35,23 @@ class Plan:
     def dataset(self, name: str) -> Artefact:
         """The documents of a dataset, split by split."""
         entry = self._named("datasets", name)
-        files = self.dataset_files(name)
-        root = sources.resolve(entry.path, f"datasets.{name}.path")
-        base = root if root.is_dir() else root.parent
+        origin = origins.dataset(entry, f"datasets.{name}", self.config.locked, self.hashes)
         return self._artefact(
             f"sources/{name}",
             "dataset",
             VERSIONS["dataset"],
             entry.identity(),
-            sources={
-                path.relative_to(base).as_posix(): self.hashes.file(path) for paths in files.values() for path in paths
-            },
-            options={"files": {split: [str(path) for path in paths] for split, paths in files.items()}},
+            sources=origin.digests,
+            options=origin.options(),
         )
 
-    def dataset_files(self, name: str) -> dict[str, list[Path]]:
-        """Split -> the files outside that it is read from."""
-        entry, key = self._named("datasets", name), f"datasets.{name}"
-        return sources.split_files(sources.resolve(entry.path, f"{key}.path"), entry.splits, key)
+    def model_sizes(self, name: str) -> dict[str, int]:
+        """Name -> bytes of a model's files."""
+        return origins.model_sizes(self._named("models", name), f"models.{name}", self.config.locked)
 
-    def model_files(self, name: str) -> list[Path]:
-        """The files outside that a model is copied from."""
-        key = f"models.{name}.path"
-        return list(sources.model_files(sources.resolve(self._named("models", name).path, key), key).values())
+    def dataset_bytes(self, name: str) -> int | None:
+        """Bytes of a dataset's files, as far as they can be told beforehand."""
+        return origins.dataset_bytes(self._named("datasets", name), f"datasets.{name}", self.config.locked)
 
     def prepared(self, dataset: str, model: str) -> Artefact:
         """The token ids of a dataset's documents, with the tokenizer of a model."""
@@ -72,6 +66,7 @@ class Plan:
     def evaluation(self, variant: str, name: str) -> Artefact:
         """The raw numbers of one evaluation of a variant."""
         recipe = self._named("evaluations", name)
+        self.config.require_track(self.config.parse(variant).model, name)
         parents = {"checkpoint": self.checkpoint(variant), **self._read(recipe, self.config.parse(variant))}
         return self._artefact(
             f"evaluations/{variant}/{name}",
@@ -152,14 +147,15 @@ class Plan:
         makers[kind, len(names)](*names)
 
     def _model(self, variant: Variant) -> Artefact:
-        files = self.model_files(variant.model)
+        entry, key = self.config.models[variant.model], f"models.{variant.model}"
+        origin = origins.model(entry, key, self.config.locked, self.hashes)
         return self._artefact(
             f"checkpoints/{variant}",
             "model",
             VERSIONS["model"],
-            self.config.models[variant.model].identity(),
-            sources={path.name: self.hashes.file(path) for path in files},
-            options={"files": [str(path) for path in files]},
+            entry.identity(),
+            sources=origin.digests,
+            options=origin.options(),
         )
 
     def _quantized(self, variant: Variant) -> Artefact:

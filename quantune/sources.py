@@ -1,29 +1,19 @@
-"""Models and datasets from outside: local files and folders, identified by their content, never by their path."""
+"""Models and datasets from outside, identified by their content, never by their path: which files, what is in them."""
 
 import csv
 import hashlib
+import json
 import math
 import os
 import re
 import shutil
 from collections import defaultdict
-from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from quantune.errors import ConfigError, QuantuneError, listed, nearest
+from quantune.selection import FORMATS, by_name, model_names
 
-MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-FORMATS = {
-    ".txt": "text",
-    ".text": "text",
-    ".md": "text",
-    ".jsonl": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-}
 NEAR = 0.5  # share of a document's three-word runs found in one training document that makes it a near duplicate
 
 
@@ -52,23 +42,37 @@ def model_files(folder: Path, key: str) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise ConfigError(f"{key}: '{folder}' is a file; give the folder that holds config.json and *.safetensors")
-    files = {path.name: path for path in sorted(folder.iterdir()) if _any(path.name, MODEL_FILES)}
-    if "config.json" not in files:
-        raise ConfigError(f"{key}: '{folder}' has no config.json; give a folder in Hugging Face layout")
-    if not any(name.endswith(".safetensors") for name in files):
-        pickled = [path.name for path in folder.iterdir() if _any(path.name, PICKLES)]
-        hint = (
-            f"only pickled weights ({listed(pickled)}), which can run code when loaded; convert them to safetensors"
-            if pickled
-            else "no *.safetensors"
-        )
-        raise ConfigError(f"{key}: '{folder}' has {hint}")
-    return files
+    try:
+        names = model_names([path.name for path in sorted(folder.iterdir())], f"'{folder}'")
+    except QuantuneError as error:
+        raise ConfigError(f"{key}: {error}") from None
+    return {name: folder / name for name in names}
 
 
-def copy_model(files: list[Path], folder: Path) -> None:
-    """Copy a model's files."""
+def model_config(path: Path, what: str) -> dict[str, Any]:
+    """Return what a model's config.json holds.
+
+    Raises:
+        QuantuneError: if it holds no JSON object.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise QuantuneError(f"{what}: config.json is not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise QuantuneError(f"{what}: config.json does not hold a JSON object: not a config.json of transformers")
+    return found
+
+
+def copy_model(files: list[Path], folder: Path, ours: bool = False) -> None:
+    """Copy a model's files; link them where they are `ours`, downloaded for this alone."""
     for path in files:
+        try:
+            if ours:
+                os.link(path, folder / path.name)
+                continue
+        except OSError:
+            pass  # a file system without links
         shutil.copyfile(path, folder / path.name)
 
 
@@ -86,8 +90,8 @@ def split_files(root: Path, splits: dict, key: str) -> dict[str, list[Path]]:
     Raises:
         ConfigError: if a pattern matches nothing.
     """
-    if root.is_file() or not splits or not _named(splits):
-        if splits and _named(splits):
+    if root.is_file() or not splits or not by_name(splits):
+        if splits and by_name(splits):
             raise ConfigError(f"{key}.path: '{root}' is a file; splits by file name need the folder that holds them")
         files = [root] if root.is_file() else [path for path in sorted(root.iterdir()) if path.suffix in FORMATS]
         if not files:
@@ -220,11 +224,3 @@ def _normal(text: str) -> str:
 def _runs(text: str) -> set[tuple[str, ...]]:
     words = _words(text) or [text.strip()]
     return {tuple(words[index : index + 3]) for index in range(max(1, len(words) - 2))}
-
-
-def _named(splits: dict) -> bool:
-    return any(not isinstance(value, float | int) for value in splits.values())
-
-
-def _any(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)

@@ -58,7 +58,9 @@ def needs(artefact):
 
 
 def outside_files(artefact):
-    """Return the files from outside that an artefact is read from."""
+    """Return the files on this machine, from outside, that an artefact is read from; downloads are none of them."""
+    if "download" in artefact.options:
+        return []
     files = artefact.options.get("files", [])
     return [path for paths in files.values() for path in paths] if isinstance(files, dict) else files
 

@@ -1,4 +1,5 @@
-"""Dataset: takes text, JSON, CSV or Parquet files; makes `sources/{dataset}`, one Parquet file of documents a split."""
+"""Dataset: takes text, JSON, CSV or Parquet files, local, on the hub or at URLs; makes `sources/{dataset}`, one Parquet
+file of documents a split."""
 
 
 rule dataset:

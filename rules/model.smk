@@ -1,4 +1,5 @@
-"""Model: takes a folder in Hugging Face layout; makes `checkpoints/{model}`, a copy with safetensors weights only."""
+"""Model: takes a folder in Hugging Face layout, or a repository on the hub as the lock file pins it; makes
+`checkpoints/{model}`, a copy with safetensors weights only."""
 
 
 rule model:

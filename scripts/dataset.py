@@ -1,18 +1,19 @@
-"""Read a dataset's files into documents, divide them into splits, drop leaks; write one Parquet file for each split."""
-
-from pathlib import Path
+"""Download a dataset's files if they are elsewhere; read them into documents, divide them into splits, drop leaks;
+write one Parquet file for each split.
+"""
 
 import pyarrow
 import pyarrow.parquet
 
-from quantune import job, sources
+from quantune import download, job, sources
 from quantune.errors import QuantuneError
 
 
 def dataset(order, inputs, folder, scratch):
     recipe, files = order["recipe"], order["options"]["files"]
+    base = download.fetched(order, scratch)
     splits = {
-        split: [text for path in paths for text in sources.documents(Path(path), recipe)]
+        split: [text for path in paths for text in sources.documents(base / path, recipe)]
         for split, paths in files.items()
     }
     read = sum(map(len, splits.values()))
@@ -30,7 +31,8 @@ def dataset(order, inputs, folder, scratch):
         pyarrow.parquet.write_table(pyarrow.table({"text": texts}), folder / f"{split}.parquet")
         print(f"{split}: {len(texts)} documents, {sum(map(len, texts))} characters")
     print(f"dropped: {empty} empty, {sum(leaks.values())} held-out documents that repeat a training document")
-    return {"documents": {split: len(texts) for split, texts in splits.items()}, "empty": empty, "leaks": leaks}
+    counts = {split: len(texts) for split, texts in splits.items()}
+    return {"documents": counts, "empty": empty, "leaks": leaks} | download.facts(order)
 
 
 job.run(snakemake, dataset, imports=False)

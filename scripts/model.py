@@ -1,15 +1,14 @@
-"""Copy a model in Hugging Face layout into the work folder: config, tokenizer, safetensors weights."""
+"""Copy or download a model in Hugging Face layout into the work folder: config, tokenizer, safetensors weights."""
 
-from pathlib import Path
-
-from quantune import job, sources
+from quantune import download, job, sources
 
 
 def model(order, inputs, folder, scratch):
-    files = [Path(path) for path in order["options"]["files"]]
-    sources.copy_model(files, folder)
+    base = download.fetched(order, scratch)
+    files = [base / path for path in order["options"]["files"]]
+    sources.copy_model(files, folder, ours="download" in order["options"])
     print(f"copied {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
-    return {"parameters": sources.parameters(folder)}
+    return {"parameters": sources.parameters(folder)} | download.facts(order)
 
 
 job.run(snakemake, model, imports=False)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hub import asked, hub, no_waiting  # noqa: F401 (fixtures)
 from tests.reports import work  # noqa: F401 (fixture)
 from tests.workflow import finished, project  # noqa: F401 (fixtures)
 

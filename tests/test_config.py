@@ -64,8 +64,8 @@ def test_a_valid_configuration_loads(raw):
     ("key", "value", "parts"),
     [
         ("quantisations", {}, ["unknown key; did you mean 'quantizations'?; allowed: work, title, seed"]),
-        ("models.opt.pth", "x", ["unknown key; did you mean 'path'?; allowed: path"]),
-        ("datasets.harbour.colum", "x", ["unknown key; did you mean 'column'?; allowed: path, format, column"]),
+        ("models.opt.pth", "x", ["unknown key; did you mean 'path'?; allowed: path, hub, revision"]),
+        ("datasets.harbour.colum", "x", ["unknown key; did you mean 'column'?; allowed: path, hub, revision, urls,"]),
         ("quantizations.rtn-w4.groupsize", 32, ["unknown key; did you mean 'group_size'?", "bits, group_size"]),
         ("quantizations.nf4.bits", 4, ["unknown key", "allowed: ", "double_quantization", "compute_dtype"]),
         ("finetunings.lora.learning-rate", 0.1, ["unknown key; did you mean 'learning_rate'?", "rank, alpha"]),
@@ -95,7 +95,7 @@ def test_a_valid_configuration_loads(raw):
         ("evaluations.harbour.stride", -1, ["greater than 0, found -1"]),
         ("quantizations.rtn-w4.group_size", 6, ["multiple of 4, found 6"]),
         ("quantizations.rtn-w4.group_size", -4, ["greater than 0, found -4"]),
-        ("models.opt.path", DROP, ["is missing; Folder in Hugging Face layout"]),
+        ("models.opt.hub", "opt", ["'opt' is not a repository on the hub; give owner/name, such as facebook/opt-125m"]),
         ("models.opt.path", 3, ["valid string, found 3"]),
         ("models.opt.path", "/nowhere/opt", ["'/nowhere/opt' does not exist"]),
         ("models", DROP, ["is missing; Name -> model that chains begin with"]),
@@ -118,9 +118,20 @@ def test_one_problem_is_one_line_that_begins_with_its_key(raw, key, value, parts
     assert [word for word in INTERNALS if word in found] == []
 
 
+FILE = {"url": "https://x.org/b", "sha256": "0" * 64}
 SINGLE = [
     ("datasets.news.splits.test", 1.5, "", ["1.5"]),
     ("finetunings.lora.target_modules", "all", "", ["'all'", "all-linear"]),
+    ("models.opt.path", DROP, "models.opt", ["give exactly one of path, hub; found none"]),
+    ("models.opt.hub", "a/b", "models.opt", ["give exactly one of path, hub; found path and hub"]),
+    ("models.opt.revision", "v1", "models.opt", ["'revision' belongs to 'hub'; leave it out"]),
+    ("datasets.news.path", DROP, "datasets.news", ["give exactly one of path, hub, urls; found none"]),
+    ("datasets.web", {"urls": {"a/b.txt": FILE}}, "datasets.web.urls.a/b.txt", ["is not a file name; give one"]),
+    ("datasets.web", {"urls": {"b.txt": "https://x.org/b"}}, "datasets.web.urls.b.txt", ["keys and values expected"]),
+    ("datasets.web", {"urls": {"b.txt": FILE | {"url": "x.org"}}}, "datasets.web.urls.b.txt.url", ["is not a URL"]),
+    ("datasets.web", {"urls": {"b.txt": FILE | {"sha256": "0"}}}, "datasets.web.urls.b.txt.sha256", ["is not a SHA"]),
+    ("datasets.web", {"urls": {"b.txt": {"url": FILE["url"]}}}, "datasets.web.urls.b.txt.sha256", ["is missing; SHA"]),
+    ("datasets.web", {"urls": {"b.txt": FILE | {"sha": "0"}}}, "datasets.web.urls.b.txt.sha", ["allowed: url, sha256"]),
     ("finetunings.lora.epochs", 2, "finetunings.lora", ["either 'steps' or 'epochs'"]),
     ("finetunings.lora.steps", DROP, "finetunings.lora", ["either 'steps' or 'epochs'"]),
     ("evaluations.harbour.stride", 16, "evaluations.harbour", ["16", "below length 16", "null"]),
@@ -228,7 +239,7 @@ def test_weights_must_be_safetensors(raw, write_model, weights, problem):
 @pytest.mark.parametrize(
     ("path", "problem"),
     [
-        ("assets/text", "has no config.json; give a folder in Hugging Face layout"),
+        ("assets/text", "has no config.json; needed is a model in Hugging Face layout"),
         ("config.yaml", "is a file; give the folder that holds config.json and *.safetensors"),
         ("assets/models/opt-2n", "does not exist; did you mean 'opt-2m'?"),
     ],

@@ -1,0 +1,104 @@
+"""Which of the files that lie somewhere make a model, or the splits of a dataset: decided by their names alone."""
+
+import re
+from fnmatch import fnmatch, fnmatchcase
+from pathlib import PurePosixPath
+
+from quantune.errors import ConfigError, QuantuneError, listed, nearest
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+FORMATS = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+WEIGHTS = r"model(-\d+-of-\d+)?\.safetensors"  # the names that transformers looks for
+CARDS = ("README.md", "dataset_infos.json")  # of a repository: about the data, not data
+
+
+def model_names(there: list[str], where: str, remedy: str = "convert them to safetensors") -> list[str]:
+    """Return which of the files that lie somewhere are those of a model: no pickles, no code.
+
+    Args:
+        there: their names.
+        where: what holds them, for errors.
+        remedy: what to do where all weights are pickled.
+
+    Raises:
+        QuantuneError: if there is no config.json or no safetensors weights.
+    """
+    names = [name for name in there if _any(name, MODEL_FILES)]
+    if "config.json" not in names:
+        raise QuantuneError(f"{where} has no config.json; needed is a model in Hugging Face layout")
+    if not any(name.endswith(".safetensors") for name in names):
+        pickled = [name for name in there if _any(name, PICKLES)]
+        hint = (
+            f"only pickled weights ({listed(pickled)}), which can run code when loaded; {remedy}"
+            if pickled
+            else "no *.safetensors"
+        )
+        raise QuantuneError(f"{where} has {hint}")
+    return names
+
+
+def one_set_of_weights(names: list[str]) -> list[str]:
+    """Leave out weights that `from_pretrained` would not read, where those that it reads are there."""
+    if not any(re.fullmatch(WEIGHTS, name) for name in names):
+        return names
+    return [name for name in names if re.fullmatch(WEIGHTS, name) or not name.endswith(".safetensors")]
+
+
+def by_name(splits: dict) -> bool:
+    """Return whether splits are given as names of files, and not as shares."""
+    return any(not isinstance(value, float | int) for value in splits.values())
+
+
+def split_patterns(splits: dict) -> dict[str, list[str]]:
+    """Return split -> patterns of file names for `matching`; shares are of all files of data: pattern "", split ""."""
+    if not splits or not by_name(splits):
+        return {"": [""]}
+    return {split: [patterns] if isinstance(patterns, str) else patterns for split, patterns in splits.items()}
+
+
+def matching(there: list[str], pattern: str, where: str, key: str) -> list[str]:
+    """Return which of the files of a repository or a list of URLs a pattern means, as `Path.glob` would in a folder.
+
+    Args:
+        there: names with `/` between folders.
+        pattern: `*` stands for anything inside a name, `**` for folders; "" for all data, if it is in one folder.
+        where: what holds them, for errors.
+        key: of the configuration, for errors.
+
+    Raises:
+        ConfigError: if there is none, or if "" is not clear.
+    """
+    if pattern:
+        found = [name for name in sorted(there) if _matches(name.split("/"), pattern.split("/"))]
+        if not found:
+            raise ConfigError(f"{key}.splits: no file '{pattern}' in {where}{nearest(pattern, there)}")
+        return found
+    found = [name for name in sorted(there) if PurePosixPath(name).suffix in FORMATS and name not in CARDS]
+    folders = sorted({str(PurePosixPath(name).parent) for name in found})
+    if len(folders) > 1:
+        raise ConfigError(f"{key}: {where} has data in several folders ({listed(folders)}); name the files in 'splits'")
+    if not found:
+        raise ConfigError(f"{key}: {where} holds no file of a known format ({listed(FORMATS)})")
+    return found
+
+
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(parts[index:], pattern[1:]) for index in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def _any(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
