@@ -68,7 +68,8 @@ def outside_files(artefact):
 def reason(artefact):
     """Return why an artefact that exists is made again, for the job's message and log."""
     changes = artefacts.differences(artefact)
-    return f" [made again because {'; '.join(changes)}]" if changes else ""
+    more = [f"and {len(changes) - 4} more"] if len(changes) > 5 else []
+    return f" [made again because {'; '.join(changes[:4] + more if more else changes)}]" if changes else ""
 
 
 def planned(wildcards):
