@@ -55,6 +55,12 @@ class Score:
     """Against the model at full precision; None for the model itself."""
     from_parent: Change | None
     """Against the variant without its last step."""
+    from_rounding: Change | None = None
+    """Of a calibrated method: against rounding to nearest on the same grid, if that is reported too."""
+
+    def changes(self) -> list[Change]:
+        """Return the comparisons that are shown."""
+        return [change for change in (self.from_root, self.from_parent, self.from_rounding) if change]
 
 
 @dataclass(frozen=True)
@@ -145,8 +151,8 @@ class Report:
     def comparisons(self) -> int:
         """How many different paired comparisons it shows."""
         scores = [(variant.name, item) for variant in self.variants.values() for item in variant.scores.values()]
-        changes = [(name, item.path, change) for name, item in scores for change in (item.from_root, item.from_parent)]
-        return len({(name, path, change.against) for name, path, change in changes if change})
+        changes = [(name, item.path, change) for name, item in scores for change in item.changes()]
+        return len({(name, path, change.against) for name, path, change in changes})
 
 
 def gather(order: dict[str, Any]) -> Report:
@@ -169,6 +175,8 @@ def gather(order: dict[str, Any]) -> Report:
         for key, path in evaluated.items()
         if recipe["evaluations"][key[1]]["kind"] == "perplexity"
     }
+    rounded = {_grid(lineage[paths[name]], "rtn"): name for name in recipe["variants"]}
+    rounded.pop(None, None)
     measured = benchmarks.read([item["path"] for item in parents.get("benchmarks", [])])
     variants: dict[str, Variant] = {}
     for name in recipe["variants"]:
@@ -188,7 +196,9 @@ def gather(order: dict[str, Any]) -> Report:
             size_bytes=_size(provenance, parent),
             bits_per_weight=_bits_per_weight(provenance, parent),
             scores={
-                key[1]: _score(name, key[1], ancestors, evaluated[key], windows) for key in windows if key[0] == name
+                key[1]: _score(name, key[1], ancestors, rounded.get(_grid(provenance)), evaluated[key], windows)
+                for key in windows
+                if key[0] == name
             },
             generations={
                 key[1]: Generations(path, _rows(Path(path, "items.jsonl")))
@@ -247,7 +257,17 @@ def _is_adapter(provenance: dict[str, Any]) -> bool:
     return any(file["path"] == "adapter_config.json" for file in provenance["files"])
 
 
-def _score(name: str, evaluation: str, ancestors: tuple[str, ...], path: str, windows: dict) -> Score:
+def _grid(provenance: dict[str, Any], method: str | None = None) -> tuple | None:
+    """Return what was quantized, bits, groups and symmetry; None unless by the method, or by one that calibrates."""
+    recipe = provenance["recipe"]
+    if "bits" not in recipe or (recipe["method"] != method if method else "samples" not in recipe):
+        return None
+    return _parent(provenance), recipe["bits"], recipe["group_size"], recipe["symmetric"]
+
+
+def _score(
+    name: str, evaluation: str, ancestors: tuple[str, ...], rounding: str | None, path: str, windows: dict
+) -> Score:
     def change(against: str) -> Change:
         return Change(against, **statistics.perplexity_change(windows[name, evaluation], windows[against, evaluation]))
 
@@ -256,6 +276,7 @@ def _score(name: str, evaluation: str, ancestors: tuple[str, ...], path: str, wi
         numbers=statistics.perplexity(windows[name, evaluation]),
         from_root=change(ancestors[0]) if ancestors else None,
         from_parent=change(ancestors[-1]) if ancestors else None,
+        from_rounding=change(rounding) if rounding else None,
     )
 
 

@@ -98,8 +98,8 @@ def findings(report: Report) -> list[Finding]:
     if report.named("perplexity"):
         for model in report.models:
             found += _smallest(report, report.variants[model])
-        found += [*_finetuning(report), *_quantizing(report)]
-    return found
+        found += [*_finetuning(report), *_quantizing(report), *_calibrating(report)]
+    return [*found, *_warnings(report)]
 
 
 def _scope(report: Report) -> Finding:
@@ -213,6 +213,30 @@ def _quantizing(report: Report) -> list[Finding]:
         told = [f"{evidence(item.scores[name].from_parent)} with `{item.name}`" for item in ranked]
         sentences.append(f"On {name}, perplexity {f'from {told[0]} to {told[-1]}' if len(told) > 1 else told[0]}.")
     return [Finding("What quantizing changed", sentences)] if sentences else []
+
+
+def _calibrating(report: Report) -> list[Finding]:
+    """Say what calibration bought: each calibrated variant against rounding to nearest on the same grid."""
+    sentences = []
+    for name in report.named("perplexity"):
+        told = {
+            variant.name: variant.scores[name].from_rounding
+            for variant in report.made_by("quantization")
+            if variant.scores[name].from_rounding
+        }
+        pairs = [f"{evidence(change)} with `{item}` instead of `{change.against}`" for item, change in told.items()]
+        if pairs:
+            sentences.append(f"On {name}, perplexity {listing(pairs)}.")
+    return [Finding("What calibrating changed", sentences)] if sentences else []
+
+
+def _warnings(report: Report) -> list[Finding]:
+    """Repeat what the quantization jobs warned about."""
+    told: dict[str, list[str]] = {}
+    for variant in report.variants.values():
+        for warning in variant.facts.get("calibration", {}).get("warnings", []):
+            told.setdefault(warning, []).append(f"`{variant.name}`")
+    return [Finding("Warnings", [f"{listing(names)}: {warning}." for warning, names in told.items()])] if told else []
 
 
 def _signed(value: float, change: Change) -> str:

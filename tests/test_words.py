@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from quantune import words
+from quantune import report, words
 from quantune.report import Change
+from tests.reports import Work
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,38 @@ def test_sizes_in_words(count, text):
 )
 def test_command_keeps_the_configuration(command, again):
     assert words.again("work/report", command) == again
+
+
+@pytest.fixture
+def calibrated(tmp_path):
+    """A model rounded to nearest and quantized with calibration, on the same grid and on another."""
+    work = Work(tmp_path / "work")
+    model = work.checkpoint("m", "model", {"model.safetensors": 1000})
+    grid = {"bits": 3, "group_size": 32, "symmetric": True}
+    few = {"calibration": {"warnings": ["calibrated on 16 samples; fewer than 128 can harm the model"]}}
+    for name, method, keys, facts in (
+        ("m+near", "rtn", grid, {}),
+        ("m+second", "gptq", grid | {"samples": 16}, few),
+        ("m+other", "gptq", grid | {"samples": 16, "bits": 4}, few),
+    ):
+        recipe = {"method": method, **keys}
+        files = {"model.safetensors": 300}
+        work.checkpoint(name, f"quantize/{method}", files, parents={"parent": model}, recipe=recipe, facts=facts)
+    for name, loss in {"m": 5.0, "m+near": 5.2, "m+second": 5.1, "m+other": 5.05}.items():
+        work.perplexity(name, "home", loss, 0.0 if name == "m" else 1.0)
+    return report.gather(work.order())
+
+
+def test_calibration_is_compared_with_rounding_on_the_same_grid(calibrated):
+    change = calibrated.variants["m+second"].scores["home"].from_rounding
+    assert change.against == "m+near" and change.change == pytest.approx(math.expm1(-0.1))
+    assert calibrated.variants["m+other"].scores["home"].from_rounding is None
+    assert calibrated.variants["m+near"].scores["home"].from_rounding is None
+    (found,) = [item for item in words.findings(calibrated) if item.heading == "What calibrating changed"]
+    (sentence,) = found.sentences
+    assert sentence.startswith("On home, perplexity −9.5") and "`m+second` instead of `m+near`" in sentence
+
+
+def test_calibration_warnings_are_repeated(calibrated):
+    (found,) = [item for item in words.findings(calibrated) if item.heading == "Warnings"]
+    assert found.sentences == ["`m+second` and `m+other`: calibrated on 16 samples; fewer than 128 can harm the model."]
