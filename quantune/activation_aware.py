@@ -28,6 +28,12 @@ def rescale(name: str, layer: torch.nn.Module, inputs: list[Inputs], mappings: l
         except (AttributeError, KeyError):
             parts = ", ".join([mapping.before, *mapping.layers])
             raise QuantuneError(f"AWQ mapping: not all of {parts} are in the layer '{name}'") from None
+        readers = {part.removeprefix(f"{name}.") for part in group.layers}
+        if readers != set(mapping.layers):
+            raise QuantuneError(
+                f"AWQ mapping: the output of '{mapping.before}' is read by {', '.join(sorted(readers))};"
+                " name all of them, or the model's function changes"
+            )
         if before.weight.shape[0] != linears[0].in_features:
             continue  # grouped-query attention: one value channel feeds several output channels
         scale = best_scale(torch.cat([item.weight.data.float() for item in linears]), group, grid)

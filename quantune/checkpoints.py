@@ -49,11 +49,14 @@ def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
     head = model.get_output_embeddings()
-    return {
+    found = {
         name: (module.out_features, module.in_features)
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and module is not head
     }
+    if not found:
+        raise QuantuneError(f"the architecture '{model.config.model_type}' has no linear layers that can be quantized")
+    return found
 
 
 def finite(tensors: Tensors, names: list[str]) -> Iterator[str]:

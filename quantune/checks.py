@@ -98,11 +98,24 @@ def _chains(config: Config, good_models: set[str]) -> Iterator[str]:
             config.require_fit(variant)
         except ConfigError as error:
             yield str(error)
+        yield from _lengths(config, variant)
         for name in config.evaluations:
             try:
                 config.require_track(variant.model, name)
             except ConfigError as error:
                 yield str(error)
+
+
+def _lengths(config: Config, variant: chains.Variant) -> Iterator[str]:
+    """Yield the recipes of a chain, and the evaluations, whose sequences are longer than the model allows."""
+    positions = config.positions(variant.model) or float("inf")
+    steps = {step.name for step in variant.steps}
+    for section in ("quantizations", "finetunings", "evaluations"):
+        for name, entry in getattr(config, section).items():
+            length = getattr(entry, "length", 0)
+            if length > positions and (section == "evaluations" or name in steps):
+                limit = f"the model '{variant.model}' has {positions} positions"
+                yield f"{section}.{name}.length: {length} is too long, {limit}; allowed: up to {positions}"
 
 
 def _benchmark(config: Config, good_models: set[str]) -> Iterator[str]:

@@ -20,7 +20,7 @@ LIBRARIES = 750_000_000
 """Bytes of main memory that Python, torch, transformers and peft take before a model is loaded; measured on a CPU."""
 DRIVER = 2_000_000_000
 """Bytes of main memory that a job takes beside them when it computes on a GPU."""
-COMPUTES = ("quantize", "train", "merge", "evaluate")
+COMPUTES = ("quantize", "train", "merge", "evaluate", "benchmark")
 """Stages that load a model, on a GPU where there is one."""
 
 
@@ -34,6 +34,10 @@ def estimate(plan: Plan, artefact: Artefact) -> Estimate | None:
     variant, evaluation = _subject(plan, artefact)
     config, after = plan.config.config_of(variant.model), in_effect(plan, variant)
     try:
+        if artefact.stage == "benchmark":
+            asked = plan.config.benchmark
+            batch, length = max(asked.batch_sizes), asked.longest
+            return memory.inference(config, after, asked.dtype, batch, length, cache=True, logits=1)
         if evaluation:
             return plan.config.evaluations[evaluation].memory(config, after)
         if variant.kind == "finetuning":

@@ -14,6 +14,8 @@ import numpy
 import torch
 from tqdm import tqdm
 
+from quantune.errors import QuantuneError
+
 
 @dataclass
 class Inputs:
@@ -28,11 +30,10 @@ class Inputs:
 
 
 def load(parent: Path):
-    """Load a model for calibration: float32 on a CPU, the stored dtype on a GPU; TF32 products hold 16-bit inputs."""
+    """Load a model for calibration: float32 on a CPU, the stored dtype on a GPU."""
     from quantune import loading
 
     on_gpu = loading.device().type == "cuda"
-    torch.backends.cuda.matmul.allow_tf32 = on_gpu
     return loading.model([parent], str(loading.stored_dtype(parent)).removeprefix("torch.") if on_gpu else "float32")
 
 
@@ -43,8 +44,9 @@ def batches(blocks: numpy.ndarray, tokens: int = 16384) -> list[torch.Tensor]:
 
 def decoder_layers(model) -> tuple[str, torch.nn.ModuleList]:
     """Return the name and the list of a causal language model's decoder layers."""
-    decoder = model.get_decoder()
-    layers = decoder.layers
+    layers = getattr(model.get_decoder(), "layers", None)
+    if layers is None:
+        raise QuantuneError(f"calibration knows no decoder layers in the architecture '{model.config.model_type}'")
     return next(name for name, module in model.named_modules() if module is layers), layers
 
 
@@ -87,7 +89,11 @@ def stream(
     for index, layer in enumerate(tqdm(layers, desc="quantizing", unit="layer")):
         name = f"{root}.{index}"
         collector = _Collector(name, layer)
-        outputs = [_output(layer, states, kwargs) for states, kwargs in hidden]
+        outputs = []
+        for states, kwargs in hidden:
+            output = _output(layer, states, kwargs)
+            if not requantized:
+                outputs.append(output)
         groups = collector.finish(tokens)
         visit(name, layer, groups)
         del groups
@@ -122,8 +128,8 @@ class _Collector:
                 if self.leader[part] != part:
                     return
             self.seen = (states, part)
-            rows = states.reshape(-1, states.shape[-1]).float()
-            gram, magnitude = rows.T @ rows, rows.abs().sum(0)
+            rows = states.reshape(-1, states.shape[-1])
+            gram, magnitude = _gram(rows), rows.abs().sum(0, dtype=torch.float32)
             if part in self.sums:
                 self.sums[part][0].add_(gram)
                 self.sums[part][1].add_(magnitude)
@@ -142,6 +148,16 @@ class _Collector:
             layers = {part: self.linears[part] for part, head in self.leader.items() if head == leader}
             found.append(Inputs(layers, gram / tokens, magnitude / tokens))
         return found
+
+
+def _gram(rows: torch.Tensor) -> torch.Tensor:
+    """Return rowsᵀ rows in float32; TF32 products hold 16-bit values exactly, and nothing else uses them."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = rows.dtype in (torch.float16, torch.bfloat16)
+    try:
+        return rows.float().T @ rows.float()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _is_linear(module: torch.nn.Module) -> bool:

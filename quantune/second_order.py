@@ -5,6 +5,7 @@ Frantar et al., 2022 (arXiv:2210.17323), algorithm 1.
 
 import torch
 
+from quantune.errors import QuantuneError
 from quantune.grids import Fitted, Grid, fit, snap, span
 
 BLOCK = 128  # columns rounded before the rest of the matrix is updated
@@ -36,7 +37,7 @@ def gptq(weight: torch.Tensor, gram: torch.Tensor, grid: Grid, damping: float, a
         scale, zero = scale[:, order], zero[:, order]
     upper = _inverse_cholesky(hessian, damping)
     scales, zeros = torch.empty_like(weight), torch.empty_like(weight)
-    step = max(BLOCK, size) if scale is None else BLOCK
+    step = size * max(1, BLOCK // size) if scale is None else BLOCK  # no group is cut in two
     for first in range(0, weight.shape[1], step):
         last = min(first + step, weight.shape[1])
         columns = slice(first, last)
@@ -60,7 +61,7 @@ def _inverse_cholesky(hessian: torch.Tensor, damping: float) -> torch.Tensor:
         if not failed:
             return upper
         damping *= 10
-    raise ValueError("the Hessian has no Cholesky factor, even strongly damped: the calibration data are degenerate")
+    raise QuantuneError("the Hessian has no Cholesky factor, even strongly damped: use other or more calibration data")
 
 
 def _block(weight, upper, grid: Grid, scale, zero):

@@ -81,6 +81,8 @@ def blocks(prepared: Path, split: str, end: int, length: int) -> numpy.ndarray:
     Raises:
         QuantuneError: if the split has fewer tokens than one block.
     """
+    if end is None:
+        raise QuantuneError(f"the tokenizer has no end-of-text token to join the documents of '{split}' with")
     joined = numpy.concatenate([numpy.array([*item["ids"], end], dtype="int64") for item in load(prepared, split)])
     count = len(joined) // length
     if not count:

@@ -67,7 +67,8 @@ def train(
     per_step = recipe.batch_size * recipe.gradient_accumulation
     steps = recipe.steps or max(1, math.ceil(recipe.epochs * examples / per_step))
     optimizer = torch.optim.AdamW(trained.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = get_scheduler(recipe.schedule, optimizer, recipe.warmup_steps, steps)
+    shape = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
+    schedule = get_scheduler(shape, optimizer, recipe.warmup_steps, steps)
     progress = restore(scratch, trained, optimizer, schedule) or Progress()
     resumed, started = progress.step, time.time()
     if resumed:

@@ -1,6 +1,7 @@
 """Evaluate a variant: keep the raw items, and a summary beside them."""
 
 import json
+import math
 
 from quantune import config, job
 
@@ -9,7 +10,8 @@ def evaluate(order, inputs, folder, scratch):
     (checkpoint,), (data,) = inputs["checkpoint"], inputs.get("data", [None])
     recipe, _ = config.ordered(config.Evaluation, order)
     result = recipe.evaluate([*inputs.get("base", []), checkpoint], data, folder)
-    result = {key: None if value != value else value for key, value in result.items()}  # JSON has no NaN
+    result = {key: value if math.isfinite(value) else None for key, value in result.items() if key != "kind"}
+    result["kind"] = recipe.kind
     (folder / "result.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     print(json.dumps(result))
     return {}

@@ -8,7 +8,8 @@ def quantize(order, inputs, folder, scratch):
 
     (parent,), (data,) = inputs["parent"], inputs.get("data", [None])
     recipe, seed = config.ordered(config.Quantization, order)
-    print(f"quantizing {parent.name} with {recipe!r}")
+    layers = checkpoints.linear_layers(parent)
+    print(f"quantizing the {len(layers)} linear layers of {parent.name} with {recipe!r}")
     facts = recipe.quantize(parent, folder, data, seed)
     facts |= recipe.check(parent, folder)
     facts["logit_distance"] = checkpoints.require_near(parent, folder, recipe.max_distance or recipe.usual_distance())

@@ -19,6 +19,7 @@ from quantune.quantizations.rtn import RoundToNearest
 
 ROOT = Path(__file__).parent.parent
 PARENT = ROOT / "assets/models/opt-2m"
+ODD = Grid(4, 48, True)  # groups that do not divide the block of columns
 GRIDS = [Grid(4, 8, True), Grid(3, 8, False), Grid(2, 16, True), Grid(4, None, True), Grid(3, None, False)]
 
 
@@ -106,6 +107,14 @@ def test_gptq_changes_the_outputs_less_than_rounding(grid, order):
         assert (codes - codes.round()).abs().max() < 1e-3, "every weight is on the grid that is stored"
 
 
+@pytest.mark.parametrize("grid", [ODD, Grid(3, 12, False), Grid(4, 96, True)], ids=str)
+def test_gptq_cuts_no_group_in_two(grid):
+    weight, inputs = problem(4, columns=192)
+    found = second_order.gptq(weight, inputs.T @ inputs / len(inputs), grid, 0.01, activation_order=False)
+    groups = found.weight.reshape(len(weight), -1, grid.group_size)
+    assert torch.allclose(snap(groups, found.scale[..., None], found.zero[..., None], grid), groups, atol=1e-9)
+
+
 def test_gptq_survives_inputs_that_are_never_used():
     weight, inputs = problem(0)
     inputs[:, 5] = 0
@@ -187,6 +196,30 @@ def test_an_architecture_without_mappings_says_what_to_declare():
     with pytest.raises(QuantuneError, match="declare them in the quantization's 'mappings'"):
         known_mappings(GPT2Config())
     assert LLAMA[0].before == "input_layernorm"
+
+
+def test_a_mapping_that_would_change_the_function_is_refused(tmp_path, data):
+    part = [{"before": "input_layernorm", "layers": ["self_attn.q_proj"]}]
+    recipe = calibrated(AWQ, samples=8, mappings=part)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(QuantuneError, match=r"read by self_attn\.k_proj, self_attn\.q_proj, self_attn\.v_proj; name"):
+        recipe.quantize(llama(tmp_path / "llama"), tmp_path / "out", data, 0)
+
+
+def test_layers_outside_the_decoder_layers_are_rounded(tmp_path, data):
+    """As the projections of OPT-350M, whose embeddings are narrower than its layers."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "word_embed_proj_dim": 32, "ffn_dim": 128, "num_hidden_layers": 1}
+    more = {"num_attention_heads": 4, "vocab_size": 12288, "do_layer_norm_before": False, "eos_token_id": 2}
+    OPTForCausalLM(OPTConfig(**shape, **more)).save_pretrained(tmp_path / "parent")
+    checkpoints.copy_tokenizer(PARENT, tmp_path / "parent")
+    (tmp_path / "out").mkdir()
+    recipe = calibrated(GPTQ, samples=8)
+    recipe.quantize(tmp_path / "parent", tmp_path / "out", data, 0)
+    assert recipe.check(tmp_path / "parent", tmp_path / "out")["layers_quantized"] == 8
+    assert checkpoints.require_near(tmp_path / "parent", tmp_path / "out", 0.35) > 0
 
 
 def test_layers_with_the_same_input_share_their_statistics(data):

@@ -291,6 +291,14 @@ def test_blocks_of_nf4_that_do_not_fit_name_no_key_that_nf4_lacks(raw, write_mod
     assert "quantizations.nf4: blocks of 64 weights do not fill the layers' input width 96" in found
 
 
+def test_sequences_fit_the_models_positions(raw):
+    edits = {"evaluations.harbour.length": 2048, "finetunings.lora.length": 1025, "evaluations.news.length": 1024}
+    assert problems(change(raw, edits)) == [
+        "evaluations.harbour.length: 2048 is too long, the model 'opt' has 1024 positions; allowed: up to 1024",
+        "finetunings.lora.length: 1025 is too long, the model 'opt' has 1024 positions; allowed: up to 1024",
+    ]
+
+
 def test_a_text_evaluation_of_a_speech_model(raw, write_model):
     path = write_model("whisper", {"model_type": "whisper", "d_model": 128})
     evaluations = {"prompts": raw["evaluations"]["prompts"]}

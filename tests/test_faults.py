@@ -66,10 +66,18 @@ def test_a_half_written_state_is_never_used(untrained):
 
 def test_a_failing_job_leaves_everything_else_and_says_what_to_do(finished, tmp_path):
     folder = finished.copy(tmp_path / "project")
-    folder.change(evaluations={"log": {"length": 1_000, "max_windows": 99}, "general": {"length": 1024}})
-    folder.config["evaluations"]["long"] = {"kind": "perplexity", "dataset": "log", "length": 2048}
+    few = {"kind": "perplexity", "dataset": "few", "length": 1024, "split": "test"}
+    folder.config["evaluations"]["few"] = few
+    (tmp_path / "few.txt").write_text("Three words only.")
+    folder.config["datasets"]["few"] = {"path": str(tmp_path / "few.txt"), "splits": {"test": 1.0}}
     folder.write(folder.config)
-    printed = folder.run("work/evaluations/opt/long", "--cores", "1", check=False)
-    assert "length 2048 is more than the model's 1024 positions; lower 'length'" in printed
-    assert "Traceback" not in (folder.work / "logs/evaluate/opt/long.log").read_text()
+    printed = folder.run("work/evaluations/opt/few", "--cores", "1", check=False)
+    assert "too few for one window of 1024; lower 'length'" in printed
+    assert "Traceback" not in (folder.work / "logs/evaluate/opt/few.log").read_text()
     assert (folder.work / "evaluations/opt/log/result.json").exists()
+
+
+def test_a_benchmark_is_planned(finished, tmp_path):
+    folder = finished.copy(tmp_path / "project")
+    folder.write(folder.config | {"benchmark": {"prompt_lengths": [16], "new_tokens": 8}})
+    assert "Job" in folder.run("work/benchmarks/opt+nf4", "--dry-run")

@@ -32,7 +32,7 @@ class Generation(Evaluation):
         from quantune import loading
 
         tokenizer, loaded = loading.tokenizer(model[0]), loading.model(model, self.dtype)
-        with (folder / "items.jsonl").open("w") as file:
+        with (folder / "items.jsonl").open("w", encoding="utf-8") as file:
             for prompt in tqdm(self.prompts, desc="generating", unit="prompt"):
                 inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(loaded.device)
                 with torch.no_grad():

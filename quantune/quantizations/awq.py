@@ -60,10 +60,11 @@ class AWQ(Calibrated):
         """Rescale and quantize layer by layer; every layer is calibrated on the original model's activations."""
         import torch
 
-        from quantune import activation_aware, layerwise, loading, second_order
+        from quantune import activation_aware, layerwise, loading, second_order, text
 
         blocks, facts = draw(self, data, seed, loading.tokenizer(parent).eos_token_id)
         model = layerwise.load(parent)
+        text.require_length(model.config, self.length)
         mappings = self.mappings or known_mappings(model.config)
         grids, errors = {}, {}
 
@@ -95,5 +96,5 @@ def known_mappings(config) -> list[Mapping]:
         return LLAMA
     raise QuantuneError(
         f"AWQ knows no mappings for the architecture '{config.model_type}' (known: opt, {listed(LLAMA_LIKE)}); declare"
-        " them in the quantization's 'mappings', such as [{before: input_layernorm, layers: [self_attn.q_proj]}]"
+        " them in the quantization's 'mappings', such as [{before: ln_1, layers: [attn.q, attn.k, attn.v]}]"
     )

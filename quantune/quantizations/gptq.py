@@ -29,10 +29,11 @@ class GPTQ(Calibrated):
         """Quantize layer by layer; each layer is calibrated on the outputs of the quantized layers before it."""
         import torch
 
-        from quantune import layerwise, loading, second_order
+        from quantune import layerwise, loading, second_order, text
 
         blocks, facts = draw(self, data, seed, loading.tokenizer(parent).eos_token_id)
         model = layerwise.load(parent)
+        text.require_length(model.config, self.length)
         grids, errors = {}, {}
 
         def visit(name, layer, inputs):

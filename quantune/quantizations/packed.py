@@ -116,12 +116,13 @@ def save_packed(model, grids: dict[str, Any], recipe: Packed, parent: Path, fold
 
     from quantune import loading
     from quantune.checkpoints import copy_tokenizer, probe_logits, require_identical_reload
+    from quantune.grids import fit
 
     stored = loading.stored_dtype(parent)
     scheme = {"group_0": recipe.scheme()}
     apply_quantization_config(model, QuantizationConfig(config_groups=scheme, ignore=["lm_head"]))
-    for name, fitted in grids.items():
-        layer = model.get_submodule(name)
+    for name, layer in quantizable(model).items():
+        fitted = grids.get(name) or fit(layer.weight.data, recipe.grid)  # outside the decoder layers: to nearest
         layer.weight.data = fitted.weight.to(layer.weight.device)
         layer.weight_scale.data = fitted.scale.to(layer.weight.device)
         if not recipe.symmetric:
