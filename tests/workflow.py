@@ -105,7 +105,7 @@ class Folder:
         """Return a copy, with the dates of its files."""
         shutil.copytree(self.path, path, symlinks=True)
         twin = Folder.__new__(Folder)
-        twin.path, twin.work, twin.config = path, path / "work", self.config
+        twin.path, twin.work, twin.config = path, path / "work", copy.deepcopy(self.config)
         return twin
 
 
