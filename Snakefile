@@ -19,7 +19,8 @@ if not workflow.overwrite_configfiles:
 include: "rules/common.smk"
 include: "rules/model.smk"  #    checkpoints/{model}
 include: "rules/dataset.smk"  #  sources/{dataset}
-include: "rules/tokenize.smk"  # prepared/{dataset}/{model}
+include: "rules/tokenize.smk"  # prepared/{dataset}/{model}, text
+include: "rules/resample.smk"  # prepared/{dataset}/{model}, speech
 include: "rules/quantize.smk"  # checkpoints/{parent}+{quantization}
 include: "rules/train.smk"  #    checkpoints/{parent}+{finetuning}
 include: "rules/merge.smk"  #    checkpoints/{parent}+merge

@@ -210,11 +210,34 @@ class Hashes:
             self._save()
         return digest
 
+    def together(self, root: Path, paths: list[Path]) -> str:
+        """Return one SHA-256 for many files below a folder: of their names and contents; missing ones count as such."""
+        found = [(path.relative_to(root).as_posix(), path, _stamp(path)) for path in sorted(set(paths))]
+        stamp = hashlib.sha256(json.dumps([(name, stamp) for name, _, stamp in found]).encode()).hexdigest()
+        key = f"{os.path.realpath(root)}/*"
+        if self.known.get(key, [None])[0] == stamp:
+            return self.known[key][1]
+        digest = hashlib.sha256()
+        for name, path, there in found:
+            digest.update(f"{name}\0{file_sha256(path) if there else 'missing'}\n".encode())
+        self.known[key] = [stamp, digest.hexdigest()]
+        self._save()
+        return digest.hexdigest()
+
     def _save(self) -> None:
         self.memory.parent.mkdir(parents=True, exist_ok=True)
         partial = self.memory.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps(self.known))
         partial.replace(self.memory)
+
+
+def _stamp(path: Path) -> list[int] | None:
+    """Return what changes when a file changes; None if it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
 
 
 def file_sha256(path: str | Path) -> str:

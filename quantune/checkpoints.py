@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from quantune.errors import QuantuneError
-from quantune.loading import TOKENIZER_FILES
+from quantune.loading import SPEECH, TOKENIZER_FILES
 
 
 @dataclass
@@ -44,10 +44,12 @@ def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
     All `nn.Linear` modules are, save the output embedding (`lm_head`), as in the GPTQ and AWQ papers. The model is
     built on the meta device: no weight is read.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    from quantune import loading
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+        model = loading.auto_class(folder).from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
     head = model.get_output_embeddings()
     found = {
         name: (module.out_features, module.in_features)
@@ -75,7 +77,7 @@ def require(condition: bool, layer: str, message: str) -> None:
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copy the tokenizer's files and the generation defaults from one checkpoint folder to another."""
-    for name in (*TOKENIZER_FILES, "generation_config.json", "preprocessor_config.json", "processor_config.json"):
+    for name in (*TOKENIZER_FILES, "generation_config.json"):
         if (Path(source) / name).is_file() and not (Path(folder) / name).exists():
             shutil.copyfile(Path(source) / name, Path(folder) / name)
 
@@ -105,7 +107,16 @@ def probe_tokens(vocabulary: int) -> torch.Tensor:
 def probe_logits(model) -> torch.Tensor:
     """Return the model's float32 logits of the probe tokens, shape (2, 64, vocabulary), on the CPU."""
     tokens = probe_tokens(model.config.vocab_size).to(model.device)
-    return model(input_ids=tokens, use_cache=False).logits.float().cpu()
+    if model.config.model_type not in SPEECH:
+        return model(input_ids=tokens, use_cache=False).logits.float().cpu()
+    heard = probe_features(model.config).to(model.device, model.dtype)
+    return model(input_features=heard, decoder_input_ids=tokens, use_cache=False).logits.float().cpu()
+
+
+def probe_features(config) -> torch.Tensor:
+    """Return two fixed random log-mel spectrograms, shape (2, mel bins, frames): what the probe tokens answer to."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, config.num_mel_bins, 2 * config.max_source_positions, generator=generator) * 2 - 1
 
 
 def relative_distance(logits: torch.Tensor, reference: torch.Tensor) -> float:

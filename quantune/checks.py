@@ -18,7 +18,16 @@ def problems(config: Config) -> list[str]:
     unusable = dict(_paths(config))
     found += unusable.values()
     good_models = {name for name in config.models if f"models.{name}" not in unusable and config.known(name)}
-    return list(dict.fromkeys([*found, *_chains(config, good_models), *_benchmark(config, good_models)]))
+    return list(
+        dict.fromkeys(
+            [
+                *found,
+                *_chains(config, good_models),
+                *_evaluations(config, good_models),
+                *_benchmark(config, good_models),
+            ]
+        )
+    )
 
 
 def _names(config: Config) -> Iterator[str]:
@@ -50,11 +59,12 @@ def _references(config: Config) -> Iterator[str]:
 def _splits(config: Config) -> Iterator[str]:
     for name, dataset in config.datasets.items():
         shares = dataset.shares()
+        leaks = getattr(dataset, "remove_leaks", "none")
         if shares and len(shares) < len(dataset.splits):
             yield f"datasets.{name}.splits: give all splits as files, or all as shares"
         if shares and sum(shares.values()) > 1 + 1e-9:
             yield f"datasets.{name}.splits: the shares add up to {sum(shares.values()):g}; at most 1 is allowed"
-        if dataset.remove_leaks != "none" and "train" not in dataset.split_names():
+        if leaks != "none" and "train" not in dataset.split_names():
             yield f"datasets.{name}.remove_leaks: needs a split named 'train' to compare with"
 
 
@@ -98,12 +108,32 @@ def _chains(config: Config, good_models: set[str]) -> Iterator[str]:
             config.require_fit(variant)
         except ConfigError as error:
             yield str(error)
-        yield from _lengths(config, variant)
-        for name in config.evaluations:
+        if config.track(variant.model) == "text":
+            yield from _lengths(config, variant)
+        yield from _tracks(config, variant)
+
+
+def _tracks(config: Config, variant: chains.Variant) -> Iterator[str]:
+    """Yield the recipes of a chain whose data its model cannot read."""
+    for step, kind in zip(variant.steps, variant.kinds, strict=True):
+        dataset = getattr(getattr(config, f"{kind}s", {}).get(step.name), "dataset", None)
+        if dataset in config.datasets:
             try:
-                config.require_track(variant.model, name)
+                config.require_same_track(dataset, variant.model, f"{kind}s.{step.name}.dataset: ")
             except ConfigError as error:
                 yield str(error)
+
+
+def _evaluations(config: Config, good_models: set[str]) -> Iterator[str]:
+    """Yield the evaluations that read data of another track, or that no model is of the track of."""
+    tracks = {config.track(model) for model in good_models}
+    for name, entry in config.evaluations.items():
+        dataset = config.datasets.get(getattr(entry, "dataset", None))
+        if dataset and dataset.track != entry.track:
+            yield f"evaluations.{name}.dataset: '{entry.dataset}' is {dataset.track}; '{entry.kind}' needs {entry.track}"
+        elif good_models == set(config.models) and entry.track not in tracks:
+            what = f"'{entry.kind}' is a {entry.track} evaluation"
+            yield f"evaluations.{name}: {what}, and none of the models is a {entry.track} model: {listed(config.models)}"
 
 
 def _lengths(config: Config, variant: chains.Variant) -> Iterator[str]:

@@ -1,15 +1,15 @@
 """The configuration, typed: every key described, everything checked before a job starts."""
 
 import json
-import re
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, WithJsonSchema, model_validator
+from pydantic import Field, TypeAdapter, ValidationError
 
 from quantune import chains, checks, evaluations, finetunings, quantizations, sources
 from quantune.benchmarking import Benchmark
+from quantune.entries import AnyDataset, Model, Speech, Text
 from quantune.errors import ConfigError, QuantuneError, listed
 from quantune.explain import explained
 from quantune.lock import Lock
@@ -24,120 +24,9 @@ def union(recipes: list[type[Recipe]], tag: str) -> Any:
     return Annotated[joined, Field(discriminator=tag)] if len(recipes) > 1 else joined
 
 
-def _checked(pattern: str, wanted: str) -> AfterValidator:
-    """Return a check that a text matches a pattern; the error says what is wanted."""
-
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise ValueError(f"'{value}' is not {wanted}")
-        return value
-
-    return AfterValidator(check)
-
-
-OWNED = r"[\w-][\w.-]*/[\w-][\w.-]*"
-Repository = Annotated[str, _checked(OWNED, "a repository on the hub; give owner/name, such as facebook/opt-125m")]
-FileName = Annotated[str, _checked(r"[\w-][\w. -]*", "a file name; give one without folders, such as train.jsonl")]
-Url = Annotated[str, _checked(r"https?://\S+", "a URL; give one that begins with https:// or http://")]
-Sha256 = Annotated[str, _checked(r"[0-9a-f]{64}", "a SHA-256; give 64 digits 0-9, a-f, as `sha256sum` prints them")]
-
-
-class Outside(Recipe):
-    """Something from outside, given in exactly one of several ways; identified by its content, never by its place."""
-
-    ways: ClassVar[tuple[str, ...]] = ("path", "hub")
-
-    path: str | None = None
-    """File or folder; may hold environment variables."""
-    hub: Repository | None = None
-    """Repository on the Hugging Face hub, `owner/name`; `sources.lock.json` pins its commit and files."""
-    revision: str = Field(default="main", min_length=1)
-    """Branch, tag or commit on the hub."""
-
-    @model_validator(mode="after")
-    def _one_way(self):
-        given = [way for way in self.ways if getattr(self, way)]
-        if len(given) != 1:
-            found = f"found {' and '.join(given)}" if given else "found none"
-            raise ValueError(f"give exactly one of {listed(self.ways)}; {found}")
-        if "revision" in self.model_fields_set and not self.hub:
-            raise ValueError("'revision' belongs to 'hub'; leave it out")
-        return self
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core, handler):
-        """Say in the schema too that exactly one way is given."""
-        found = handler(core)
-        handler.resolve_ref_schema(found)["oneOf"] = [{"required": [way]} for way in cls.ways]
-        return found
-
-
-class Model(Outside):
-    """Where a model comes from."""
-
-    settings: ClassVar[frozenset[str]] = frozenset({"path", "hub", "revision"})
-
-    path: str | None = None
-    """Folder in Hugging Face layout (config.json, *.safetensors, tokenizer); may hold environment variables."""
-
-
-class Download(Entry):
-    """A file on the web."""
-
-    url: Url
-    """Where it is: `https://...`."""
-    sha256: Sha256
-    """SHA-256 of its content, as `sha256sum` prints it."""
-
-
-def _share(value: str | list[str] | float) -> str | list[str] | float:
-    if isinstance(value, float) and not 0 < value <= 1:
-        raise ValueError(f"a share is above 0 and at most 1, found {value:g}")
-    return value
-
-
-Share = Annotated[float, WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": 1})]
-Part = Annotated[str | list[str] | Share, AfterValidator(_share)]
-
-
-class Dataset(Outside):
-    """Where text comes from, and how it is cut into documents and splits."""
-
-    ways: ClassVar[tuple[str, ...]] = ("path", "hub", "urls")
-    settings: ClassVar[frozenset[str]] = frozenset({"path", "hub", "revision", "urls"})
-
-    path: str | None = None
-    """File, or folder of files; may hold environment variables."""
-    urls: dict[FileName, Download] = {}
-    """File name -> where it is downloaded from, and its SHA-256."""
-    format: Literal["text", "json", "csv", "tsv", "parquet"] | None = None
-    """Format of the files (json: also JSON lines); null: by their ending."""
-    column: str = "text"
-    """Column that holds the text, for every format but plain text."""
-    document: Literal["file", "paragraph", "line"] = "paragraph"
-    """What is one document in plain text; paragraphs are separated by blank lines."""
-    splits: dict[Name, Part] = {}
-    """Split -> its file names or patterns (`*.jsonl`) below `path`, in the repository or among `urls`; or split -> its
-    share of the documents, drawn with `seed`; empty: all documents are the split "train"."""
-    seed: int = 0
-    """Seed of the draw, for splits given as shares."""
-    remove_leaks: Literal["none", "exact", "near"] = "none"
-    """Drop held-out documents that repeat one of the split "train": to the letter, or nearly (half of the three-word
-    runs in common)."""
-
-    def split_names(self) -> list[str]:
-        """Return the names of the splits."""
-        return list(self.splits) or ["train"]
-
-    def shares(self) -> dict[str, float] | None:
-        """Return split -> share, or None if splits are files."""
-        numbers = {split: value for split, value in self.splits.items() if isinstance(value, float)}
-        return numbers or None
-
-
 SECTIONS: dict[str, tuple[str | None, list[type[Recipe]]]] = {
     "models": (None, [Model]),
-    "datasets": (None, [Dataset]),
+    "datasets": ("layout", [Text, Speech]),
     "quantizations": ("method", quantizations.methods()),
     "finetunings": ("method", finetunings.methods()),
     "evaluations": ("kind", evaluations.kinds()),
@@ -146,6 +35,10 @@ SECTIONS: dict[str, tuple[str | None, list[type[Recipe]]]] = {
 Quantization = union(quantizations.methods(), "method")
 Finetuning = union(finetunings.methods(), "method")
 Evaluation = union(evaluations.kinds(), "kind")
+
+
+SPEECH = ("whisper",)
+"""Architectures (`model_type`) of speech models."""
 
 
 class Config(Entry):
@@ -165,7 +58,7 @@ class Config(Entry):
     """File that pins what comes from the hub; commit it. `make update-lock` moves it on."""
     models: dict[Name, Model] = Field(min_length=1)
     """Name -> model that chains begin with."""
-    datasets: dict[Name, Dataset] = {}
+    datasets: dict[Name, AnyDataset] = {}
     """Name -> dataset."""
     quantizations: dict[Name, Quantization] = {}
     """Name -> quantization step."""
@@ -214,7 +107,12 @@ class Config(Entry):
 
     def track(self, model: str) -> Literal["text", "speech"]:
         """Return which track a model belongs to, from its config.json."""
-        return "speech" if self.config_of(model).get("model_type") == "whisper" else "text"
+        return "speech" if self.config_of(model).get("model_type") in SPEECH else "text"
+
+    def evaluations_of(self, model: str) -> list[str]:
+        """Return the evaluations of the model's track."""
+        track = self.track(model)
+        return [name for name, entry in self.evaluations.items() if entry.track == track]
 
     def positions(self, model: str) -> int | None:
         """Return the longest sequence that a model was made for, if its config.json tells."""
@@ -247,6 +145,14 @@ class Config(Entry):
         if entry.track != track:
             what = f"'{entry.kind}' is a {entry.track} evaluation"
             raise ConfigError(f"evaluations.{evaluation}: {what}, and the model '{model}' is a {track} model")
+
+    def require_same_track(self, dataset: str, model: str, key: str = "") -> None:
+        """Raise ConfigError if a model cannot read a dataset: text for text models, recordings for speech models."""
+        found, track = self.datasets[dataset].track, self.track(model)
+        if found != track:
+            fit = [name for name, entry in self.datasets.items() if entry.track == track]
+            hint = f"; {track} datasets: {listed(fit)}" if fit else ""
+            raise ConfigError(f"{key}'{dataset}' is {found}, and the model '{model}' is a {track} model{hint}")
 
     def _widths(self, model: str) -> set[int]:
         """Return the input widths of the model's linear layers, as far as its config.json tells."""

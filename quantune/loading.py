@@ -6,7 +6,17 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModelForCausalLM,
+    AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -19,12 +29,29 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "spiece.model",
     "chat_template.jinja",
+    "normalizer.json",
+    "preprocessor_config.json",
+    "processor_config.json",
 )
+
+
+SPEECH = ("whisper",)
+"""Architectures of speech models."""
 
 
 def device() -> torch.device:
     """Return the first CUDA device where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def is_speech(folder: Path) -> bool:
+    """Return whether a checkpoint is a speech model, from its config.json."""
+    return json.loads((Path(folder) / "config.json").read_text()).get("model_type") in SPEECH
+
+
+def auto_class(folder: Path) -> type:
+    """Return the class of transformers whose `from_pretrained` loads a checkpoint."""
+    return AutoModelForSpeechSeq2Seq if is_speech(folder) else AutoModelForCausalLM
 
 
 def quantization_method(folder: Path) -> str | None:
@@ -45,7 +72,7 @@ def model(folders: list[Path], dtype: str, trainable: bool = False) -> PreTraine
         The model in evaluation mode, on `device()`; a `PeftModel` if there is an adapter.
     """
     base, *adapters = map(Path, folders)
-    loaded = AutoModelForCausalLM.from_pretrained(
+    loaded = auto_class(base).from_pretrained(
         base, dtype=getattr(torch, dtype), device_map={"": device()}, local_files_only=True
     )
     if (trainable or adapters) and quantization_method(base) == "compressed-tensors":
@@ -65,10 +92,24 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
+def feature_extractor(folder: Path):
+    """Load the feature extractor that lies in a speech model's checkpoint folder."""
+    return AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+
+
+def processor(folder: Path):
+    """Load the feature extractor and the tokenizer of a speech model."""
+    return AutoProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def config(folder: Path) -> PretrainedConfig:
+    """Load the configuration that lies in a checkpoint folder."""
+    return AutoConfig.from_pretrained(folder, local_files_only=True)
+
+
 def stored_dtype(folder: Path) -> torch.dtype:
     """Return the dtype in which the checkpoint's floating-point weights are stored (float32 if it does not say)."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    return config.dtype or torch.float32
+    return config(folder).dtype or torch.float32
 
 
 def keep_cpu_kernels_exact(loaded: PreTrainedModel) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from quantune import download, selection, sources
+from quantune import clips, download, selection, sources
 from quantune.artefacts import Hashes
 from quantune.lock import Lock
 
 if TYPE_CHECKING:
-    from quantune.config import Dataset, Model
+    from quantune.entries import Dataset, Model
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,10 @@ def dataset_bytes(entry: Dataset, key: str, lock: Lock) -> int | None:
     if entry.hub:
         files = lock.dataset(entry.hub, entry.revision, patterns(entry), key)["files"]
         return sum(files[name]["size"] for name in names)
-    return None if entry.urls else sum(path.stat().st_size for path in names)
+    if entry.urls:
+        return None
+    found = [path for path in clips.files(entry, dataset_files(entry, key, lock)) if path.exists()]
+    return sum(path.stat().st_size for path in [*names, *found])
 
 
 def dataset(entry: Dataset, key: str, lock: Lock, hashes: Hashes) -> Origin:
@@ -70,13 +73,19 @@ def dataset(entry: Dataset, key: str, lock: Lock, hashes: Hashes) -> Origin:
     base = root if root.is_dir() else root.parent
     paths = [path for found in files.values() for path in found]
     digests = {path.relative_to(base).as_posix(): hashes.file(path) for path in paths}
+    if found := clips.files(entry, files):
+        digests["clips"] = hashes.together(base, found)
     return Origin({split: [str(path) for path in found] for split, found in files.items()}, digests)
 
 
 def dataset_files(entry: Dataset, key: str, lock: Lock) -> dict[str, list]:
     """Return split -> files, without reading them: local paths, or names in the repository or among the URLs."""
+    if entry.path and entry.track == "speech":
+        return clips.local_tables(entry, sources.resolve(entry.path, f"{key}.path"), key)
     if entry.path:
         return sources.split_files(sources.resolve(entry.path, f"{key}.path"), entry.splits, key)
+    if entry.urls and getattr(entry, "layout", None) == "common-voice":
+        return {"": list(entry.urls)}
     if entry.hub:
         matched = lock.dataset(entry.hub, entry.revision, patterns(entry), key)["patterns"]
     else:

@@ -10,7 +10,7 @@ from quantune.config import Config
 from quantune.errors import ConfigError, listed, nearest
 
 # Versions of the stages that have no recipe class of their own; raised when the meaning of their output changes.
-VERSIONS = {"model": 1, "dataset": 1, "tokenize": 1, "merge": 1, "report": 1}
+VERSIONS = {"model": 1, "dataset": 1, "clips": 1, "tokenize": 1, "resample": 1, "merge": 1, "report": 1}
 
 
 class Plan:
@@ -33,13 +33,14 @@ class Plan:
         return tuple(self.checkpoint(str(item)) for item in self.config.parse(name).loads())
 
     def dataset(self, name: str) -> Artefact:
-        """The documents of a dataset, split by split."""
+        """The documents or clips of a dataset, split by split."""
         entry = self._named("datasets", name)
         origin = origins.dataset(entry, f"datasets.{name}", self.config.locked, self.hashes)
+        stage = "clips" if entry.track == "speech" else "dataset"
         return self._artefact(
             f"sources/{name}",
-            "dataset",
-            VERSIONS["dataset"],
+            stage,
+            VERSIONS[stage],
             entry.identity(),
             sources=origin.digests,
             options=origin.options(),
@@ -54,11 +55,13 @@ class Plan:
         return origins.dataset_bytes(self._named("datasets", name), f"datasets.{name}", self.config.locked)
 
     def prepared(self, dataset: str, model: str) -> Artefact:
-        """The token ids of a dataset's documents, with the tokenizer of a model."""
+        """A dataset as a model reads it: token ids of documents, or clips at its sampling rate."""
+        self.config.require_same_track(dataset, model)
+        stage = "resample" if self._named("datasets", dataset).track == "speech" else "tokenize"
         return self._artefact(
             f"prepared/{dataset}/{model}",
-            "tokenize",
-            VERSIONS["tokenize"],
+            stage,
+            VERSIONS[stage],
             {},
             parents={"dataset": self.dataset(dataset), "model": self.checkpoint(model)},
         )
@@ -108,12 +111,16 @@ class Plan:
                 "evaluations": {name: entry.model_dump(mode="json") for name, entry in self.config.evaluations.items()},
             },
             parents={
-                "evaluations": tuple(self.evaluation(name, item) for name in names for item in self.config.evaluations),
+                "evaluations": tuple(self.evaluation(name, item) for name in names for item in self._evaluations(name)),
                 "checkpoints": tuple(self.checkpoint(name) for name in names),
                 **({"benchmarks": measured} if measured else {}),
             },
             reads={"lineage": self._data(names)},
         )
+
+    def _evaluations(self, variant: str) -> list[str]:
+        """The evaluations made of a variant."""
+        return self.config.evaluations_of(self.config.parse(variant).model)
 
     def _data(self, variants: list[str]) -> tuple[Artefact, ...]:
         """The datasets, and their tokens, that variants were trained or evaluated on."""
@@ -121,7 +128,7 @@ class Plan:
         for variant in variants:
             for made in [
                 self.checkpoint(variant),
-                *(self.evaluation(variant, name) for name in self.config.evaluations),
+                *(self.evaluation(variant, name) for name in self._evaluations(variant)),
             ]:
                 if prepared := made.parents.get("data"):
                     found |= {item.path: item for item in (prepared.parents["dataset"], prepared)}

@@ -7,9 +7,12 @@ only nearly.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy
 import pandas
+
+from quantune import edits
 
 VERSION = 1
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
@@ -66,15 +69,11 @@ def perplexity_change(items: pandas.DataFrame, reference: pandas.DataFrame) -> d
     if not items[keys].reset_index(drop=True).equals(reference[keys].reset_index(drop=True)):
         raise ValueError("the two evaluations are not over the same windows")
     difference, error = ratio(items.nll.to_numpy() - reference.nll.to_numpy(), items.tokens)
-    if error == 0 or difference == 0:
-        p_value = float(difference == 0)
-    else:
-        p_value = math.erfc(abs(difference) / error / math.sqrt(2))
     return {
         "change": _expm1(difference),
         "low": _expm1(difference - Z95 * error),
         "high": _expm1(difference + Z95 * error),
-        "p_value": p_value,
+        "p_value": _p(difference, error),
     }
 
 
@@ -84,3 +83,80 @@ def _exp(value: float) -> float:
 
 def _expm1(value: float) -> float:
     return math.inf if value > 700 else math.expm1(value)
+
+
+RATES = ("wer", "cer", "wer_raw", "cer_raw")
+"""Word and character error rate, of normalized and of raw transcripts."""
+
+
+def with_edits(items: pandas.DataFrame, normal: Callable[[str], str]) -> pandas.DataFrame:
+    """Return transcripts with their normal forms and the edits between them.
+
+    Args:
+        items: a row a clip, with columns reference and hypothesis.
+        normal: the normalizer.
+
+    Returns:
+        The items with columns normal_reference, normal_hypothesis and, for each of `RATES`, {rate}_length,
+        {rate}_substitutions, {rate}_insertions, {rate}_deletions.
+    """
+    found = items.assign(
+        normal_reference=[normal(text) for text in items.reference],
+        normal_hypothesis=[normal(text) for text in items.hypothesis],
+    )
+    for rate in RATES:
+        prefix = "" if rate.endswith("_raw") else "normal_"
+        count = edits.words if rate.startswith("wer") else edits.characters
+        pairs = zip(found[f"{prefix}reference"], found[f"{prefix}hypothesis"], strict=True)
+        counted = [vars(count(reference, hypothesis)) for reference, hypothesis in pairs]
+        for name in ("length", "substitutions", "insertions", "deletions"):
+            found[f"{rate}_{name}"] = numpy.array([item[name] for item in counted], dtype="int64")
+    return found
+
+
+def error_rates(items: pandas.DataFrame) -> dict:
+    """Return each of `RATES`, a share (0.1: one in ten), with its standard error, and the sums it is made of."""
+    found = {"version": VERSION, "clips": len(items), "seconds": float(items.seconds.sum())}
+    for rate in RATES:
+        found[rate], found[f"{rate}_error"] = ratio(_wrong(items, rate), items[f"{rate}_length"])
+        for name in ("length", "substitutions", "insertions", "deletions"):
+            found[f"{rate}_{name}"] = int(items[f"{rate}_{name}"].sum())
+    return found
+
+
+def error_rate_change(items: pandas.DataFrame, reference: pandas.DataFrame, rate: str) -> dict:
+    """Compare two variants on the same clips, pair by pair.
+
+    Returns:
+        The change of the rate in absolute terms (0.02: two points worse), its 95 % interval, and the two-sided p-value
+        of no change (normal approximation of the paired difference).
+
+    Raises:
+        ValueError: if the clips are not the same.
+    """
+    if (
+        not items[["id", "reference"]]
+        .reset_index(drop=True)
+        .equals(reference[["id", "reference"]].reset_index(drop=True))
+    ):
+        raise ValueError("the two evaluations are not over the same clips")
+    wrong = _wrong(items, rate).to_numpy() - _wrong(reference, rate).to_numpy()
+    difference, error = ratio(wrong, items[f"{rate}_length"])
+    margin = Z95 * error
+    return {
+        "change": difference,
+        "low": difference - margin,
+        "high": difference + margin,
+        "p_value": _p(difference, error),
+    }
+
+
+def _wrong(items: pandas.DataFrame, rate: str) -> pandas.Series:
+    return items[f"{rate}_substitutions"] + items[f"{rate}_insertions"] + items[f"{rate}_deletions"]
+
+
+def _p(difference: float, error: float) -> float:
+    """Return the two-sided p-value of no difference."""
+    if error == 0 or difference == 0:
+        return float(difference == 0)
+    return math.erfc(abs(difference) / error / math.sqrt(2))

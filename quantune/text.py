@@ -1,7 +1,9 @@
 """Text as tokens: documents with the bytes and words behind each token, streams of them, and training blocks."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pyarrow
@@ -90,6 +92,31 @@ def blocks(prepared: Path, split: str, end: int, length: int) -> numpy.ndarray:
             f"split '{split}' has {len(joined)} tokens, fewer than one block of {length}; lower 'length'"
         )
     return joined[: count * length].reshape(count, length)
+
+
+class Blocks:
+    """Training blocks of a split as training examples; see `training.Data`."""
+
+    def __init__(self, prepared: Path, split: str, end: int, length: int):
+        self.blocks = blocks(prepared, split, end, length)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def lengths(self) -> None:
+        """Return None: all blocks are as long."""
+
+    def batch(self, examples: list[int]) -> dict[str, Any]:
+        """Return input_ids and labels, the same tensor, shape (examples, length), int64."""
+        import torch
+
+        tokens = torch.from_numpy(self.blocks[examples])
+        return {"input_ids": tokens, "labels": tokens}
+
+    def batches(self, size: int) -> Iterator[dict[str, Any]]:
+        """Yield all blocks, so many together."""
+        for first in range(0, len(self), size):
+            yield self.batch(list(range(first, min(first + size, len(self)))))
 
 
 def require_length(config, length: int) -> None:

@@ -9,10 +9,10 @@ import csv
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
@@ -20,8 +20,25 @@ from transformers import get_scheduler
 
 from quantune.errors import QuantuneError
 from quantune.finetunings import Finetuning
+from quantune.speech import IGNORED
 
+GROUPED = 16  # batches whose examples are sorted by length together: little padding, and still a random order
 COLUMNS = ("step", "examples", "learning_rate", "train_loss", "validation_loss")
+
+
+class Data(Protocol):
+    """Training or validation examples, as a model reads them."""
+
+    def __len__(self) -> int: ...
+
+    def lengths(self) -> list[int] | None:
+        """Return the tokens in each example; None if they are all as long."""
+
+    def batch(self, examples: list[int]) -> dict[str, torch.Tensor]:
+        """Return the arguments of the model's forward pass for the examples with these numbers, `labels` among them."""
+
+    def batches(self, size: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield all examples, so many together."""
 
 
 @dataclass
@@ -38,9 +55,8 @@ def train(
     model: torch.nn.Module,
     recipe: Finetuning,
     seed: int,
-    examples: int,
-    batch: Callable[[list[int]], dict[str, torch.Tensor]],
-    validation: list[dict[str, torch.Tensor]],
+    data: Data,
+    validation: Data | None,
     folder: Path,
     scratch: Path,
 ) -> dict[str, Any]:
@@ -50,9 +66,8 @@ def train(
         model: only its parameters that require gradients are trained.
         recipe: steps, batches, optimizer and curves.
         seed: of data order and dropout.
-        examples: number of training examples.
-        batch: from example numbers to the arguments of the model's forward pass, `labels` among them.
-        validation: batches for the validation loss; empty: none is computed.
+        data: the training examples.
+        validation: the examples of the validation loss; None: none is computed.
         folder: where the curves go.
         scratch: where the state is saved; if it holds one, training goes on from there.
 
@@ -65,7 +80,8 @@ def train(
     device = next(model.parameters()).device
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     per_step = recipe.batch_size * recipe.gradient_accumulation
-    steps = recipe.steps or max(1, math.ceil(recipe.epochs * examples / per_step))
+    steps = recipe.steps or max(1, math.ceil(recipe.epochs * len(data) / per_step))
+    order = Order(len(data), seed, data.lengths(), recipe.batch_size)
     optimizer = torch.optim.AdamW(trained.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     shape = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
     schedule = get_scheduler(shape, optimizer, recipe.warmup_steps, steps)
@@ -74,7 +90,7 @@ def train(
     if resumed:
         print(f"going on from step {resumed} of {steps}")
     else:
-        progress.curves.append(_point(0, 0, schedule, None, mean_loss(model, validation, device)))
+        progress.curves.append(_point(0, 0, schedule, None, mean_loss(model, validation, recipe, device)))
         torch.manual_seed(seed)
     model.train()
     bar = tqdm(total=steps, initial=resumed, desc="training", unit="step")
@@ -82,7 +98,7 @@ def train(
         loss = 0.0
         for part in range(recipe.gradient_accumulation):
             first = (progress.step * recipe.gradient_accumulation + part) * recipe.batch_size
-            inputs = batch([_example(first + place, examples, seed) for place in range(recipe.batch_size)])
+            inputs = data.batch([order.example(first + place) for place in range(recipe.batch_size)])
             value = model(**{name: tensor.to(device) for name, tensor in inputs.items()}).loss
             (value / recipe.gradient_accumulation).backward()
             loss += value.item() / recipe.gradient_accumulation
@@ -98,7 +114,7 @@ def train(
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         last = progress.step == steps
         if last or progress.step % recipe.evaluate_every == 0:
-            held_out = mean_loss(model, validation, device)
+            held_out = mean_loss(model, validation, recipe, device)
             mean = sum(progress.losses) / len(progress.losses)
             progress.curves.append(_point(progress.step, progress.step * per_step, schedule, mean, held_out))
             progress.losses.clear()
@@ -119,15 +135,19 @@ def train(
 
 
 @torch.no_grad()
-def mean_loss(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]], device: torch.device) -> float | None:
-    """Return the mean loss over batches of equal size, without dropout; None if there are none."""
-    if not batches:
+def mean_loss(model: torch.nn.Module, data: Data | None, recipe: Finetuning, device: torch.device) -> float | None:
+    """Return the mean loss of a label, in nats, without dropout; None without data."""
+    if data is None:
         return None
     was_training = model.training
     model.eval()
-    losses = [model(**{name: value.to(device) for name, value in batch.items()}).loss.item() for batch in batches]
+    total, count = 0.0, 0
+    for batch in data.batches(recipe.batch_size):
+        labels = int((batch["labels"] != IGNORED).sum())
+        total += labels * model(**{name: value.to(device) for name, value in batch.items()}).loss.item()
+        count += labels
     model.train(was_training)
-    return sum(losses) / len(losses)
+    return total / count
 
 
 def save(scratch: Path, progress: Progress, trained: dict[str, torch.Tensor], optimizer, schedule) -> None:
@@ -173,18 +193,33 @@ def write_curves(path: Path, curves: list[dict[str, Any]]) -> None:
         writer.writerows(curves)
 
 
-_orders: dict[tuple[int, int, int], list[int]] = {}
+class Order:
+    """The endless sequence of training examples: it follows from seed and epoch alone, so that a resumed run goes on in
+    it. Where examples differ in length, those of a batch are of similar length.
+    """
 
+    def __init__(self, count: int, seed: int, lengths: list[int] | None, batch: int):
+        self.count, self.seed, self.lengths, self.batch = count, seed, lengths, batch
+        self.epoch, self.order = -1, []
 
-def _example(position: int, examples: int, seed: int) -> int:
-    """Return the number of the example at a position of the endless training sequence."""
-    epoch, place = divmod(position, examples)
-    key = (seed, epoch, examples)
-    if key not in _orders:
-        _orders.clear()
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        _orders[key] = torch.randperm(examples, generator=generator).tolist()
-    return _orders[key][place]
+    def example(self, position: int) -> int:
+        """Return the number of the example at a position."""
+        epoch, place = divmod(position, self.count)
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, self._drawn(epoch)
+        return self.order[place]
+
+    def _drawn(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(self.count, generator=generator).tolist()
+        if self.lengths is None:
+            return order
+        pool = GROUPED * self.batch
+        pools = [
+            sorted(order[first : first + pool], key=self.lengths.__getitem__) for first in range(0, self.count, pool)
+        ]
+        batches = [pool[first : first + self.batch] for pool in pools for first in range(0, len(pool), self.batch)]
+        return [number for place in torch.randperm(len(batches), generator=generator) for number in batches[place]]
 
 
 def _point(step: int, examples: int, schedule, train_loss: float | None, validation_loss: float | None) -> dict:

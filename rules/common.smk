@@ -32,12 +32,20 @@ job.announce(workflow.basedir, sys.argv)
 CONFIG = clearly(settings.load, config, ", ".join(os.path.relpath(path) for path in workflow.configfiles))
 PLAN = Plan(CONFIG)
 WORK = CONFIG.work
+TRACKS = {
+    track: [name for name, entry in CONFIG.datasets.items() if entry.track == track] for track in ("text", "speech")
+}
 CHAIN = rf"{NAME}(\+{NAME}(@{SEED})?)*"
 
 
 def one_of(names):
     """Return the pattern of a step with one of these names, such as `lora-quotes` or `lora-quotes@3`."""
     return rf"({'|'.join(map(re.escape, names))})(@{SEED})?" if names else "(?!)"
+
+
+def any_of(names):
+    """Return the pattern of one of these names."""
+    return "|".join(map(re.escape, names)) or "(?!)"
 
 
 def needs(artefact):
@@ -110,7 +118,8 @@ def asked_checkpoints(wildcards):
 
 def asked_evaluations(wildcards):
     """Return the evaluations of the variants in the configuration and of their ancestors."""
-    return [PLAN.evaluation(str(variant), name).path for variant in CONFIG.evaluated for name in CONFIG.evaluations]
+    asked = [(str(variant), name) for variant in CONFIG.evaluated for name in CONFIG.evaluations_of(variant.model)]
+    return [PLAN.evaluation(variant, name).path for variant, name in asked]
 
 
 def asked_benchmarks(wildcards):

@@ -10,6 +10,8 @@ rule tokenize:
         f"{WORK}/logs/tokenize/{{dataset}}/{{model}}.log",
     benchmark:
         f"{WORK}/logs/tokenize/{{dataset}}/{{model}}.tsv"
+    wildcard_constraints:
+        dataset=any_of(TRACKS["text"]),
     conda:
         "../envs/conda.yaml"
     threads: CONFIG.threads

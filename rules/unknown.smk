@@ -2,7 +2,7 @@
 instead."""
 
 
-ruleorder: model > dataset > tokenize > merge > quantize > train > evaluate > benchmark > report > unknown
+ruleorder: model > dataset > clips > tokenize > resample > merge > quantize > train > evaluate > benchmark > report > unknown
 
 
 rule unknown:

@@ -10,11 +10,13 @@ def evaluate(order, inputs, folder, scratch):
     (checkpoint,), (data,) = inputs["checkpoint"], inputs.get("data", [None])
     recipe, _ = config.ordered(config.Evaluation, order)
     result = recipe.evaluate([*inputs.get("base", []), checkpoint], data, folder)
-    result = {key: value if math.isfinite(value) else None for key, value in result.items() if key != "kind"}
-    result["kind"] = recipe.kind
+    timing = result.pop("run", {})
+    result = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in result.items()
+    }
     (folder / "result.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     print(json.dumps(result))
-    return {}
+    return {"run": timing}
 
 
 job.run(snakemake, evaluate)

@@ -32,7 +32,10 @@ class Finetuning(Recipe):
     gradient_accumulation: int = Field(default=1, gt=0)
     """Forward and backward passes for each optimizer step; the effective batch is this times `batch_size`."""
     length: int = Field(default=512, gt=1)
-    """Tokens in one training sequence; documents are joined by the end-of-text token and cut at this length."""
+    """Tokens in one training sequence; documents are joined by the end-of-text token and cut at this length. Speech has
+    the length of its transcripts."""
+    task: Literal["transcribe", "translate"] = "transcribe"
+    """Of speech models: write what is said, or its English translation, where the data has one."""
     learning_rate: float = Field(default=2e-4, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"

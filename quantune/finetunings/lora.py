@@ -32,7 +32,7 @@ class LoRA(Finetuning):
             model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         torch.manual_seed(seed)
         config = LoraConfig(
-            task_type="CAUSAL_LM",
+            task_type=None if model.config.is_encoder_decoder else "CAUSAL_LM",
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,

@@ -27,20 +27,24 @@ class BitsAndBytes(Quantization):
         The model is saved before it computes anything: a forward pass may repack the weights for its device.
         """
         import torch
-        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+        from transformers import BitsAndBytesConfig
 
         from quantune import loading
         from quantune.checkpoints import copy_tokenizer, probe_logits, require_identical_reload
 
         options = {key: getattr(torch, value) if "dtype" in key else value for key, value in self.arguments().items()}
         stored = loading.stored_dtype(parent)
-        model = AutoModelForCausalLM.from_pretrained(
-            parent,
-            dtype=stored,
-            quantization_config=BitsAndBytesConfig(**options),
-            device_map={"": loading.device()},
-            local_files_only=True,
-        ).eval()
+        model = (
+            loading.auto_class(parent)
+            .from_pretrained(
+                parent,
+                dtype=stored,
+                quantization_config=BitsAndBytesConfig(**options),
+                device_map={"": loading.device()},
+                local_files_only=True,
+            )
+            .eval()
+        )
         model.save_pretrained(folder)
         copy_tokenizer(parent, folder)
         loading.keep_cpu_kernels_exact(model)

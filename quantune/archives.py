@@ -1,0 +1,45 @@
+"""Unpack the archive of a Common Voice release: one locale of it, nothing that leads out of the folder."""
+
+import tarfile
+from pathlib import Path
+
+from quantune.clips import choice
+from quantune.errors import QuantuneError
+
+
+def unpack(archive: Path, folder: Path, locale: str | None) -> None:
+    """Unpack one locale's tables and clips of a Common Voice release.
+
+    Raises:
+        QuantuneError: if a member would land outside the folder or is no plain file, the archive is cut off, or the
+            locale is not in it.
+    """
+    from tqdm import tqdm
+
+    there = set()
+    try:
+        with tarfile.open(archive) as opened:
+            for member in tqdm(opened, desc=f"unpacking {archive.name}", unit=" members"):
+                tarfile.data_filter(member, str(folder))
+                found = _locale(member.name)
+                there.add(found)
+                if member.isfile() and found and locale in (None, found):
+                    opened.extract(member, folder, filter="data")
+    except tarfile.FilterError as error:
+        raise QuantuneError(
+            f"'{archive}' holds a member that must not be unpacked: {error}; do not trust this archive"
+        ) from None
+    except (tarfile.ReadError, EOFError, OSError) as error:
+        what = f"'{archive}' cannot be unpacked ({error})"
+        raise QuantuneError(f"{what}; it is cut off or no archive: download it again") from None
+    if locale and locale not in there:
+        raise QuantuneError(f"'{archive}' has no locale '{locale}'{choice(locale, there - {None})}; set 'locale'")
+
+
+def _locale(name: str) -> str | None:
+    """Return the locale that a member of a release belongs to: the folder of its tables and of its `clips`."""
+    *folders, file = name.split("/")
+    if folders and folders[-1] == "clips":
+        folders.pop()
+        return folders[-1] if folders else None
+    return folders[-1] if folders and file.endswith(".tsv") else None

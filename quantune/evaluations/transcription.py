@@ -1,0 +1,102 @@
+"""Transcripts of a split, word and character error rates, every hypothesis kept.
+
+Clips that fit into the model's window are transcribed in batches, greedily or with beams. Rates are given raw and after
+a normalizer (`quantune.normalizers`); which of the two rates leads depends on whether the language is written with
+spaces.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from quantune import normalizers
+from quantune.evaluations import Evaluation
+from quantune.memory import Estimate, inference
+from quantune.recipe import Dtype, Recipe
+
+
+class Transcription(Evaluation):
+    """How well a variant writes down what is said."""
+
+    track: ClassVar[Literal["text", "speech"]] = "speech"
+    settings: ClassVar[frozenset[str]] = frozenset({"general"})
+    version: ClassVar[int] = sum(normalizers.VERSIONS.values())  # raised with each of them
+
+    kind: Literal["transcription"]
+    """Word and character error rate (WER, CER)."""
+    dataset: str
+    """Name of the dataset."""
+    split: str = "test"
+    """Its split to transcribe."""
+    task: Literal["transcribe", "translate"] = "transcribe"
+    """Write what is said, or its English translation, where the data has one."""
+    language: str | None = Field(default=None, pattern=r"^[a-z]{2,3}$")
+    """Whisper's code of the language that the model is told; null: that of each clip."""
+    normalizer: normalizers.Name | None = None
+    """What counts when transcripts are compared; null: by the language."""
+    beams: int = Field(default=1, gt=0)
+    """Beams of the search; 1: greedy."""
+    batch_size: int = Field(default=8, gt=0)
+    """Clips transcribed together."""
+    max_new_tokens: int = Field(default=224, gt=0)
+    """Tokens written at most for each clip."""
+    max_clips: int | None = Field(default=None, gt=0)
+    """Only the first so many clips; null: all."""
+    dtype: Dtype = "float32"
+    """Of the weights that are not packed, and of the computation."""
+    general: bool = False
+    """A general-domain set: what fine-tuning costs on it is shown as forgetting."""
+
+    def evaluate(self, model: list[Path], data: Path | None, folder: Path) -> dict[str, Any]:
+        """Write `items.parquet`, a row a clip: reference, hypothesis, both normalized, and the edits between them.
+        Return the summary; under "run" what varies from run to run.
+
+        Raises:
+            QuantuneError: if the model does not know the language, or writes fewer tokens than asked for.
+        """
+        import time
+
+        import pandas
+
+        from quantune import loading, speech, statistics
+
+        clips = speech.Clips(data, self.split)
+        count = min(len(clips), self.max_clips or len(clips))
+        references, seconds = clips.texts(self.task)[:count], clips.column("seconds")[:count]
+        languages = [self.language or language for language in clips.column("language")[:count]]
+        loaded, processor = loading.model(model, self.dtype), loading.processor(model[0])
+        started = time.time()
+        options = {"task": self.task, "num_beams": self.beams, "max_new_tokens": self.max_new_tokens}
+        hypotheses = speech.transcribe(
+            loaded, processor, [clips.samples(number) for number in range(count)], languages, self.batch_size, **options
+        )
+        spent = time.time() - started
+        spoken = "en" if self.task == "translate" else languages[0]
+        items = pandas.DataFrame(
+            {
+                "id": clips.column("id")[:count],
+                "language": languages,
+                "seconds": seconds,
+                "reference": references,
+                "hypothesis": hypotheses,
+            }
+        )
+        name = self.normalizer or normalizers.of_language(spoken)
+        items = statistics.with_edits(items, normalizers.normalizer(name, model[0]))
+        items.to_parquet(folder / "items.parquet", index=False)
+        leading = "cer" if spoken in normalizers.UNSPACED else "wer"
+        return {
+            "kind": self.kind,
+            "language": spoken,
+            "normalizer": f"{name} {normalizers.VERSIONS[name]}",
+            "leading": leading,
+            **statistics.error_rates(items),
+            "run": {"real_time_factor": spent / sum(seconds), "audio_seconds": round(sum(seconds), 3)},
+        }
+
+    def memory(self, config: dict[str, Any], steps: Sequence[Recipe]) -> Estimate:
+        """A batch of clips and its beams."""
+        batch = self.batch_size * self.beams
+        return inference(config, steps, self.dtype, batch, self.max_new_tokens + 4, cache=True, logits=1)

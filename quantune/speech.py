@@ -1,0 +1,207 @@
+"""Speech as a model reads it: clips at its rate, log-mel features, and transcripts as labels."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy
+import pyarrow
+import pyarrow.parquet
+import torch
+
+from quantune import audio
+from quantune.errors import QuantuneError, listed, nearest
+
+Task = Literal["transcribe", "translate"]
+SCHEMA = pyarrow.schema(
+    [
+        ("id", pyarrow.string()),
+        ("text", pyarrow.string()),
+        ("translation", pyarrow.string()),
+        ("language", pyarrow.string()),
+        ("seconds", pyarrow.float64()),
+        ("samples", pyarrow.large_binary()),
+    ]
+)
+IGNORED = -100  # label that the loss leaves out
+THREADS = 2  # that decode and resample; both work outside the interpreter lock
+
+
+def prepare(source: Path, target: Path, extractor) -> tuple[list[float], int]:
+    """Write a split's clips at the extractor's rate, mono, 16 bits, as an Arrow file.
+
+    Returns:
+        The lengths of the clips in seconds, and how many were left out because they are longer than the window.
+
+    Raises:
+        QuantuneError: if no clip is left.
+    """
+    from tqdm import tqdm
+
+    def convert(row: dict[str, Any]) -> tuple[dict[str, Any], numpy.ndarray]:
+        samples, rate, _ = audio.decode(row.pop("audio"))
+        return row, audio.to_pcm(audio.resample(samples, rate, extractor.sampling_rate))
+
+    opened, seconds, dropped = pyarrow.parquet.ParquetFile(source), [], 0
+    bar = tqdm(total=opened.metadata.num_rows, desc=f"resampling {source.stem}", unit="clip")
+    with (
+        ThreadPoolExecutor(THREADS) as pool,
+        pyarrow.OSFile(str(target), "wb") as sink,
+        pyarrow.ipc.new_file(sink, SCHEMA) as writer,
+    ):
+        for batch in opened.iter_batches(128):
+            rows = []
+            for row, samples in pool.map(convert, batch.to_pylist()):
+                bar.update()
+                if len(samples) > extractor.n_samples:
+                    dropped += 1
+                    continue
+                seconds.append(len(samples) / extractor.sampling_rate)
+                rows.append(row | {"seconds": seconds[-1], "samples": samples.tobytes()})
+            writer.write_table(pyarrow.Table.from_pylist(rows, SCHEMA))
+    if not seconds:
+        raise QuantuneError(f"split '{source.stem}': all {dropped} clips are longer than {extractor.chunk_length} s")
+    return seconds, dropped
+
+
+class Clips:
+    """The clips of a prepared split, mapped from disk: only those that are used are read."""
+
+    def __init__(self, prepared: Path, split: str):
+        path = Path(prepared) / f"{split}.arrow"
+        if not path.exists():
+            there = [item.stem for item in Path(prepared).glob("*.arrow")]
+            raise QuantuneError(f"'{prepared}' has no split '{split}'; splits: {listed(there)}{nearest(split, there)}")
+        with pyarrow.memory_map(str(path)) as source:
+            self.table = pyarrow.ipc.open_file(source).read_all()
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def column(self, name: str) -> list:
+        """Return the ids, texts, translations, languages or seconds."""
+        return self.table[name].to_pylist()
+
+    def samples(self, number: int) -> numpy.ndarray:
+        """Return a clip's samples, shape (frames,), float32 in [-1, 1]."""
+        return audio.from_pcm(numpy.frombuffer(self.table["samples"][number].as_buffer(), dtype="<i2"))
+
+    def texts(self, task: Task) -> list[str]:
+        """Return what is to be written of each clip: its transcript, or its translation.
+
+        Raises:
+            QuantuneError: if a clip has no translation.
+        """
+        found = self.column("text" if task == "transcribe" else "translation")
+        if not all(found):
+            missing = sum(not text for text in found)
+            raise QuantuneError(
+                f"{missing} of {len(found)} clips have no translation; name its column in 'translation'"
+            )
+        return found
+
+
+def features(waves: list[numpy.ndarray], extractor, device: str | torch.device = "cpu") -> torch.Tensor:
+    """Return log-mel spectrograms, padded to the extractor's window: shape (clips, mel bins, frames), float32."""
+    options = {"sampling_rate": extractor.sampling_rate, "return_tensors": "pt", "device": str(device)}
+    return extractor(waves, **options).input_features
+
+
+def encode(texts: list[str], languages: list[str], task: Task, tokenizer) -> list[list[int]]:
+    """Return each transcript as token ids: start of transcript, language, task, no timestamps, the text, end of text."""
+    found = []
+    for text, language in zip(texts, languages, strict=True):
+        tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)
+        found.append(tokenizer(text)["input_ids"])
+    return found
+
+
+def labels(encoded: list[list[int]]) -> torch.Tensor:
+    """Return transcripts as labels, shape (clips, longest), int64: without the start that the model prepends by itself,
+    padded with what the loss leaves out.
+    """
+    longest = max(map(len, encoded)) - 1
+    found = torch.full((len(encoded), longest), IGNORED)
+    for row, ids in enumerate(encoded):
+        found[row, : len(ids) - 1] = torch.tensor(ids[1:])
+    return found
+
+
+class Examples:
+    """The clips of a split as training examples."""
+
+    def __init__(self, prepared: Path, split: str, task: Task, processor, positions: int):
+        self.clips, self.extractor = Clips(prepared, split), processor.feature_extractor
+        texts, languages = self.clips.texts(task), self.clips.column("language")
+        self.encoded = encode(texts, languages, task, processor.tokenizer)
+        self.numbers = [number for number, ids in enumerate(self.encoded) if len(ids) <= positions]
+        if dropped := len(self.encoded) - len(self.numbers):
+            print(f"{split}: left out {dropped} transcripts longer than {positions} tokens")
+        if not self.numbers:
+            raise QuantuneError(f"split '{split}': every transcript is longer than the model's {positions} positions")
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def lengths(self) -> list[int]:
+        """Return the tokens in each transcript."""
+        return [len(self.encoded[number]) for number in self.numbers]
+
+    def batch(self, examples: list[int]) -> dict[str, torch.Tensor]:
+        """Return features and labels of the examples with these numbers."""
+        chosen = [self.numbers[example] for example in examples]
+        waves = [self.clips.samples(number) for number in chosen]
+        encoded = [self.encoded[number] for number in chosen]
+        return {"input_features": features(waves, self.extractor), "labels": labels(encoded)}
+
+    def batches(self, size: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield all examples in batches, those of similar length together."""
+        order = sorted(range(len(self)), key=self.lengths().__getitem__)
+        for first in range(0, len(order), size):
+            yield self.batch(order[first : first + size])
+
+
+def transcribe(
+    model, processor, waves: list[numpy.ndarray], languages: list[str], batch_size: int, task: Task, **options: Any
+) -> list[str]:
+    """Transcribe clips that fit into the model's window, in batches of similar length.
+
+    Args:
+        model: a Whisper model.
+        processor: its feature extractor and tokenizer.
+        waves: samples of each clip at the extractor's rate, float32.
+        languages: Whisper's code of each clip's language.
+        batch_size: clips transcribed together.
+        task: transcribe or translate.
+        options: of `generate`, such as num_beams and max_new_tokens.
+
+    Raises:
+        QuantuneError: if the model does not know a language.
+    """
+    from tqdm import tqdm
+
+    require_languages(model, set(languages))
+    order = sorted(range(len(waves)), key=lambda number: (languages[number], len(waves[number])))
+    groups = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+    found: dict[int, str] = {}
+    for group in tqdm(groups, desc="transcribing", unit="batch"):
+        inputs = features([waves[number] for number in group], processor.feature_extractor, model.device)
+        told = {"language": [languages[number] for number in group], "task": task} if multilingual(model) else {}
+        with torch.no_grad():
+            output = model.generate(inputs.to(model.device, model.dtype), do_sample=False, **told, **options)
+        written = processor.tokenizer.batch_decode(output, skip_special_tokens=True)
+        found |= {number: text.strip() for number, text in zip(group, written, strict=True)}
+    return [found[number] for number in range(len(waves))]
+
+
+def multilingual(model) -> bool:
+    """Return whether a Whisper model is told language and task."""
+    return bool(getattr(model.generation_config, "is_multilingual", True) and model.generation_config.lang_to_id)
+
+
+def require_languages(model, languages: set[str]) -> None:
+    """Raise QuantuneError if a multilingual model does not know a language."""
+    known = [name[2:-2] for name in model.generation_config.lang_to_id] if multilingual(model) else languages
+    for language in sorted(languages - set(known)):
+        raise QuantuneError(f"the model does not know the language '{language}'; languages: {listed(sorted(known))}")
