@@ -69,6 +69,7 @@ class Benchmark(Recipe):
             "threads": torch.get_num_threads(),
             "parameters": parameters(folders),
             "disk_bytes": sum(path.stat().st_size for folder in folders for path in Path(folder).glob("*.safetensors")),
+            "before_bytes": memory.before,
             "loaded_bytes": {"tensors": tensor_bytes(model), "measured": memory.used()},
         }
         with torch.no_grad():
@@ -124,6 +125,11 @@ class Benchmark(Recipe):
             row = {"phase": phase, "run": run, "warmup": run < self.warmup, "tokens": tokens}
             runs.append(row | {"seconds": seconds(work, prompt.device)})
         return runs
+
+
+def peak(points: list[dict[str, Any]]) -> int:
+    """Return the most bytes that any point of the sweep took, above those in use before the model was loaded."""
+    return max(point[phase]["peak_bytes"] for point in points for phase in ("prefill", "decode"))
 
 
 def parameters(folders: list[Path]) -> int:

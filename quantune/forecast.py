@@ -50,6 +50,12 @@ def estimate(plan: Plan, artefact: Artefact) -> Estimate | None:
         return None
 
 
+def terms(plan: Plan, artefact: Artefact) -> dict[str, int] | None:
+    """Return what is predicted to be there at the peak -> bytes, as a job records it; None where `estimate` is None."""
+    found = estimate(plan, artefact)
+    return {name: value for name, value in found.terms.items() if value} if found else None
+
+
 def host_bytes(plan: Plan, artefact: Artefact) -> int | None:
     """Return the main memory that a job which loads a model takes, libraries included.
 

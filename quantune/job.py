@@ -90,7 +90,7 @@ def make(order: dict[str, Any], body: Callable, started: float) -> None:
         scratch.mkdir(exist_ok=True)
         facts = body(folder, scratch) or {}
         timing = facts.pop("run", {})
-        _write(folder / RUN, _run_facts(started) | timing)
+        _write(folder / RUN, _run_facts(started) | {"predicted": order.get("predicted")} | timing)
         _write(folder / PROVENANCE, _provenance(order, digest, facts, folder))
         _settle(folder)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from quantune import performance_words, words
+from quantune import estimates, performance_words, words
 from quantune.report import Report, Score
 from quantune.table import MEASURES
 
@@ -41,6 +41,8 @@ def render(report: Report, figures: dict[str, str], command: str) -> str:
         findings=[*words.findings(report), *performance_words.findings(report)],
         benchmark=next((item.performance for item in report.variants.values() if item.performance), None),
         performance_words=performance_words,
+        comparisons=estimates.compare(report),
+        estimates=estimates,
         figures={name: data_uri(svg) for name, svg in figures.items()},
         lineage=lineage(report, command),
         again=lambda path: words.again(path, command),

@@ -94,8 +94,9 @@ def planned_inputs(wildcards):
 
 
 def planned_order(wildcards):
-    """Return all that the job needs to know."""
-    return planned(wildcards).order()
+    """Return all that the job needs to know, and the memory that it is predicted to take, to be recorded."""
+    artefact = planned(wildcards)
+    return artefact.order() | {"predicted": forecast.terms(PLAN, artefact)}
 
 
 def planned_reason(wildcards):
