@@ -57,7 +57,7 @@ class Energy:
                 self.nvml = pynvml
                 self.handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
                 pynvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)
-            except Exception:  # no nvidia-ml-py, a GPU without the counter, a container without the right to read it
+            except Exception:  # a GPU without the counter, a container without the right to read it
                 self.handle = None
 
     def of(self, work: Callable[[], Any]) -> float | None:
