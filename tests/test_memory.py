@@ -354,4 +354,4 @@ def test_the_peak_of_calibrating_is_predicted(method, samples, term):
 
     estimate = memory.calibration(SMALL["opt"], recipe, "float32")
     assert term in estimate.terms
-    assert estimate.total - estimate.terms["workspace"] == pytest.approx(peak(calibrate), rel=0.1)
+    assert estimate.total - estimate.terms["workspace"] == pytest.approx(peak(calibrate), rel=0.15)
