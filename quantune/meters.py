@@ -76,6 +76,12 @@ class Energy:
         return self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) / 1000
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that there was not enough memory, on the device or, for tensors, on the host."""
+    told = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return told or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+
+
 def seconds(work: Callable[[], Any], device: torch.device) -> float:
     """Return the wall time of `work()`, until the device has finished it."""
     if device.type == "cuda":

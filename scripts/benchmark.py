@@ -20,7 +20,10 @@ def benchmark(order, inputs, folder, scratch):
     result = {"hardware": found} | recipe.measure([*inputs.get("base", []), *inputs["checkpoint"]], folder)
     (folder / "result.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     whole = {"gpu": "peak_device_bytes", "cpu": "peak_memory_bytes"}[found["kind"]]
-    return {"run": {whole: result["before_bytes"] + peak(result["points"])}}
+    facts = {whole: result["before_bytes"] + peak(result["points"])}
+    if not all(point["fits"] for point in result["points"]):
+        facts["predicted"] = None  # it was of the largest point
+    return {"run": facts}
 
 
 job.run(snakemake, benchmark)
