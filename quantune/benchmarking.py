@@ -14,6 +14,7 @@ from pydantic import Field
 
 from quantune.recipe import Dtype, Recipe
 
+COLUMNS = ["batch_size", "prompt_length", "phase", "run", "warmup", "tokens", "seconds"]
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -51,7 +52,8 @@ class Benchmark(Recipe):
             target: folder to write into.
 
         Returns:
-            Bytes, and for each batch size and prompt length the decoder, peaks in bytes and joules a token.
+            Bytes, and for each batch size and prompt length the decoder, peaks in bytes and joules a token, or that it
+            did not fit.
         """
         import pandas
         import torch
@@ -69,6 +71,7 @@ class Benchmark(Recipe):
             "threads": torch.get_num_threads(),
             "parameters": parameters(folders),
             "disk_bytes": sum(path.stat().st_size for folder in folders for path in Path(folder).glob("*.safetensors")),
+            "before_bytes": memory.before,
             "loaded_bytes": {"tensors": tensor_bytes(model), "measured": memory.used()},
         }
         with torch.no_grad():
@@ -78,12 +81,25 @@ class Benchmark(Recipe):
         points, samples, energy = [], [], Energy(device)
         for length in self.prompt_lengths:
             for batch in self.batch_sizes:
-                point, runs = self._point(model, _prompt(model, batch, length), memory, energy)
+                point, runs = self._tried(model, _prompt(model, batch, length), memory, energy)
                 points.append({"batch_size": batch, "prompt_length": length, **point})
                 samples += [{"batch_size": batch, "prompt_length": length, **run} for run in runs]
                 print(json.dumps(points[-1]), flush=True)
-        pandas.DataFrame(samples).to_parquet(target / "items.parquet", index=False)
+        pandas.DataFrame(samples, columns=COLUMNS).to_parquet(target / "items.parquet", index=False)
         return result | {"points": points}
+
+    def _tried(self, model, prompt, memory, energy) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Measure a point; where memory does not suffice, say so instead."""
+        from quantune.meters import out_of_memory
+
+        try:
+            point, runs = self._point(model, prompt, memory, energy)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            point, runs = {}, []
+        memory.reset_peak()  # frees what the failed attempt left
+        return {"fits": bool(runs), **point}, runs
 
     def _point(self, model, prompt, memory, energy) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Measure one batch size and prompt length; return what was found and a row for each run."""
@@ -124,6 +140,12 @@ class Benchmark(Recipe):
             row = {"phase": phase, "run": run, "warmup": run < self.warmup, "tokens": tokens}
             runs.append(row | {"seconds": seconds(work, prompt.device)})
         return runs
+
+
+def peak(points: list[dict[str, Any]]) -> int:
+    """Return the most bytes that any point of the sweep took, above those in use before the model was loaded."""
+    fitting = [point for point in points if point["fits"]]
+    return max((point[phase]["peak_bytes"] for point in fitting for phase in ("prefill", "decode")), default=0)
 
 
 def parameters(folders: list[Path]) -> int:

@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy
 from pydantic import Field
@@ -10,10 +10,14 @@ from pydantic import Field
 from quantune.quantizations.packed import Packed
 
 FEW = 128  # samples below which calibration is known to become unreliable (GPTQ and AWQ papers use 128 or more)
+BATCH_TOKENS = 16384  # about so many tokens go through a layer at once
 
 
 class Calibrated(Packed):
     """A method that looks at data: which, how much, and how it is drawn."""
+
+    requantized: ClassVar[bool]
+    """Whether each layer is calibrated on the outputs of the quantized layers before it, or on the original ones."""
 
     dataset: str
     """Name of the dataset to calibrate on; best like what the model will read."""
@@ -23,6 +27,10 @@ class Calibrated(Packed):
     """Blocks of tokens; fewer than 128 warns."""
     length: int = Field(default=512, gt=1)
     """Tokens in one block (2048 in the GPTQ paper)."""
+
+    def solver_bytes(self, rows: int, columns: int) -> int:
+        """Return the bytes that fitting the grids of a matrix (outputs, inputs) takes, beside its Gram matrix."""
+        raise NotImplementedError
 
 
 def draw(recipe: Calibrated, data: Path, seed: int, end: int) -> tuple[numpy.ndarray, dict[str, Any]]:

@@ -1,17 +1,14 @@
 """What a plan will cost before anything runs: memory, disk and, from earlier runs, time (`snakemake plan`)."""
 
 import json
-import shutil
 import statistics
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantune import forecast
+from quantune import forecast, hardware
 from quantune.artefacts import RUN, Artefact, State, recorded, roles, state
-from quantune.hardware import cpu
 from quantune.plan import Plan
 
 
@@ -32,8 +29,8 @@ class Cost:
 
 def of_plan(plan: Plan) -> list[Cost]:
     """Return the cost of everything that the configuration asks for and that is not current, in an order to make it."""
-    past, hardware = runs(plan.work), this_hardware()
-    return [_cost(plan, item, past, hardware) for item in needed(plan.report()) if state(item) is not State.CURRENT]
+    past, here = runs(plan.work), this_hardware()
+    return [_cost(plan, item, past, here) for item in needed(plan.report()) if state(item) is not State.CURRENT]
 
 
 def table(costs: list[Cost]) -> str:
@@ -81,14 +78,14 @@ def needed(artefact: Artefact, seen: set[str] | None = None) -> Iterator[Artefac
         yield artefact
 
 
-def _cost(plan: Plan, artefact: Artefact, past: list[dict[str, Any]], hardware: dict[str, str | None]) -> Cost:
+def _cost(plan: Plan, artefact: Artefact, past: list[dict[str, Any]], here: dict[str, str | None]) -> Cost:
     found = forecast.estimate(plan, artefact)
     return Cost(
         artefact,
         found.total if found else None,
         forecast.host_bytes(plan, artefact),
         forecast.disk_bytes(plan, artefact),
-        seconds(artefact, past, hardware),
+        seconds(artefact, past, here),
     )
 
 
@@ -109,26 +106,22 @@ def runs(work: str) -> list[dict[str, Any]]:
 
 def this_hardware() -> dict[str, str | None]:
     """Return what must be equal for an earlier run's time to be a prediction."""
-    found = {"cpu": cpu(), "gpu": None}
-    if tool := shutil.which("nvidia-smi"):
-        asked = [tool, "--query-gpu=name", "--format=csv,noheader"]
-        names = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
-        found["gpu"] = names[0].strip() if names else None
-    return found
+    there = hardware.gpus()
+    return {"cpu": hardware.cpu(), "gpu": there[0]["name"] if there else None}
 
 
-def seconds(artefact: Artefact, past: list[dict[str, Any]], hardware: dict[str, str | None]) -> float | None:
+def seconds(artefact: Artefact, past: list[dict[str, Any]], here: dict[str, str | None]) -> float | None:
     """Return the median time of earlier runs of an artefact's stage on the same hardware and the same model.
 
     Those of the very same artefact are preferred, then those with the same last step or evaluation.
     """
-    parts = hardware if forecast.computes(artefact) else ("cpu",)
+    parts = here if forecast.computes(artefact) else ("cpu",)
     alike = [
         run
         for run in past
         if run["stage"] == artefact.stage
         and _model(run["path"]) == _model(artefact.path)
-        and all(run["hardware"].get(part) == hardware[part] for part in parts)
+        and all(run["hardware"].get(part) == here[part] for part in parts)
     ]
     for same in (lambda path: path == artefact.path, lambda path: _last(path) == _last(artefact.path), bool):
         if times := [run["seconds"] for run in alike if same(run["path"])]:

@@ -1,14 +1,14 @@
 """What each job of a plan takes: predicted memory and disk, from the configuration or a checkpoint's provenance."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from quantune import architecture, memory
+from quantune import architecture, hardware, memory
 from quantune.artefacts import Artefact, recorded
+from quantune.calibration import Calibrated
 from quantune.chains import Variant
 from quantune.config import Finetuning, Quantization
 from quantune.errors import QuantuneError
@@ -45,9 +45,18 @@ def estimate(plan: Plan, artefact: Artefact) -> Estimate | None:
         # what was made is compared with what is loaded from disk: both are there
         made = memory.inference(config, after, "float32", batch=2, length=64)
         dtype = stored_dtype(config) if variant.kind == "merge" else "float32"
-        return Estimate(made.terms | {"reloaded": memory.weights(architecture.read(config), dtype, *after)})
+        compared = Estimate(made.terms | {"reloaded": memory.weights(architecture.read(config), dtype, *after)})
+        if variant.kind == "quantization" and isinstance(after[-1], Calibrated):
+            return max(compared, memory.calibration(config, after[-1], calibrated_in(config)), key=lambda it: it.total)
+        return compared
     except (QuantuneError, NotImplementedError):
         return None
+
+
+def terms(plan: Plan, artefact: Artefact) -> dict[str, int] | None:
+    """Return what is predicted to be there at the peak -> bytes, as a job records it; None where `estimate` is None."""
+    found = estimate(plan, artefact)
+    return {name: value for name, value in found.terms.items() if value} if found else None
 
 
 def host_bytes(plan: Plan, artefact: Artefact) -> int | None:
@@ -59,7 +68,7 @@ def host_bytes(plan: Plan, artefact: Artefact) -> int | None:
     if not computes(artefact):
         return None
     weights = weight_bytes(plan, _subject(plan, artefact)[0].model)
-    if shutil.which("nvidia-smi"):
+    if hardware.gpus():
         return LIBRARIES + DRIVER + weights
     found = estimate(plan, artefact)
     return LIBRARIES + (found.total if found else 5 * weights)
@@ -130,6 +139,11 @@ def training_bytes(parent: Path, recipe: Recipe) -> int | None:
         return memory.training(json.loads((parent / "config.json").read_text()), recipes_of(parent), recipe).total
     except (QuantuneError, NotImplementedError):
         return None
+
+
+def calibrated_in(config: dict[str, Any]) -> str:
+    """Return the dtype that a model is calibrated in here: on a GPU the stored one, as `layerwise.load` has it."""
+    return stored_dtype(config) if hardware.gpus() else "float32"
 
 
 def stored_dtype(config: dict[str, Any]) -> str:

@@ -5,10 +5,11 @@ A benchmark's identity holds both, so that what was measured elsewhere is never 
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from functools import cache
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,21 @@ COMPUTE = ("torch", "transformers", "bitsandbytes", "compressed-tensors", "peft"
 
 @cache
 def found() -> dict[str, Any]:
-    """Return what benchmarks run on: kind (gpu or cpu), device, count (of GPUs or cores), driver, software versions.
-
-    GPUs hidden by `CUDA_VISIBLE_DEVICES`, or from a torch built for CPUs, are left out.
-    """
+    """Return what benchmarks run on: kind (gpu or cpu), device, count (of GPUs or cores), driver, software versions."""
     software = {name: version(name) for name in COMPUTE}
-    gpus = [] if "+cpu" in (software["torch"] or "") else _visible(_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    if gpus:
-        names = " and ".join(dict.fromkeys(gpu["name"] for gpu in gpus))
-        return {"kind": "gpu", "device": names, "count": len(gpus), "driver": gpus[0]["driver"], "software": software}
+    if there := gpus():
+        names = " and ".join(dict.fromkeys(gpu["name"] for gpu in there))
+        return {"kind": "gpu", "device": names, "count": len(there), "driver": there[0]["driver"], "software": software}
     return {"kind": "cpu", "device": cpu(), "count": os.cpu_count(), "driver": None, "software": software}
+
+
+@cache
+def gpus() -> tuple[dict[str, str], ...]:
+    """Return index, uuid, name and driver of each GPU that jobs of this process compute on.
+
+    GPUs hidden by `CUDA_VISIBLE_DEVICES`, or from a torch that was not built for them, are left out.
+    """
+    return tuple(_visible(_listed(), os.environ.get("CUDA_VISIBLE_DEVICES"))) if _torch_has_cuda() else ()
 
 
 def told(hardware: dict[str, Any]) -> str:
@@ -55,7 +61,20 @@ def version(package: str) -> str | None:
         return None
 
 
-def _gpus() -> list[dict[str, str]]:
+def _torch_has_cuda() -> bool:
+    """Return whether torch was built with CUDA, read from its `version.py`: importing it would take seconds."""
+    spec = util.find_spec("torch")
+    if spec is None or not spec.origin:
+        return False
+    try:
+        lines = Path(spec.origin).with_name("version.py").read_text()
+    except OSError:
+        return False
+    built = re.search(r"^cuda\b.*= *(.+)$", lines, re.MULTILINE)
+    return bool(built) and built[1].strip() != "None"
+
+
+def _listed() -> list[dict[str, str]]:
     """Return index, uuid, name and driver of each GPU that the driver lists; none without a driver that answers."""
     if not shutil.which("nvidia-smi"):
         return []

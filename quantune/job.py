@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from quantune import hardware
+from quantune import hardware, turns
 from quantune.artefacts import PROVENANCE, RUN, UNRECORDED, file_sha256, locked, recipe_digest, recorded
 from quantune.artefacts import damage as damaged
 from quantune.errors import QuantuneError
@@ -59,7 +59,9 @@ def run(snakemake: Any, body: Callable[..., dict[str, Any] | None], imports: boo
     if snakemake.params.why:
         print(snakemake.params.why.strip())
     try:
-        _prepare(snakemake.threads, order["options"], imports)
+        _prepare(snakemake.threads, order["options"])
+        if imports:
+            _start_torch(snakemake, order)
         inputs = {role: [Path(path) for path in paths] for role, paths in _by_role(snakemake.input).items()}
         make(order, lambda folder, scratch: body(order, inputs, folder, scratch), started)
     except QuantuneError as error:
@@ -90,7 +92,7 @@ def make(order: dict[str, Any], body: Callable, started: float) -> None:
         scratch.mkdir(exist_ok=True)
         facts = body(folder, scratch) or {}
         timing = facts.pop("run", {})
-        _write(folder / RUN, _run_facts(started) | timing)
+        _write(folder / RUN, _run_facts(started) | {"predicted": order.get("predicted")} | timing)
         _write(folder / PROVENANCE, _provenance(order, digest, facts, folder))
         _settle(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -183,8 +185,8 @@ def _by_role(inputs: Any) -> dict[str, list[str]]:
     return {role: [value] if isinstance(value, str) else list(value) for role, value in inputs.items()}
 
 
-def _prepare(threads: int, options: dict[str, Any], imports: bool) -> None:
-    """Threads for this job alone, seeds, deterministic algorithms; no network, unless the job is to download."""
+def _prepare(threads: int, options: dict[str, Any]) -> None:
+    """Threads for this job alone, a seed; no network, unless the job is to download."""
     if "download" not in options:
         os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.update(TOKENIZERS_PARALLELISM="false", CUBLAS_WORKSPACE_CONFIG=":4096:8")
@@ -192,11 +194,16 @@ def _prepare(threads: int, options: dict[str, Any], imports: bool) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[name] = str(threads)
     random.seed(0)
-    if imports:
-        import numpy
-        import torch
 
-        torch.set_num_threads(threads)
-        torch.manual_seed(0)
-        numpy.random.seed(0)
-        torch.use_deterministic_algorithms(options.get("deterministic", True), warn_only=True)
+
+def _start_torch(snakemake: Any, order: dict[str, Any]) -> None:
+    """Take a GPU if the job asks for one (a benchmark all of them), then set up threads, seeds and determinism."""
+    if snakemake.resources.get("gpu"):
+        turns.take(everything=order["stage"] == "benchmark")
+    import numpy
+    import torch
+
+    torch.set_num_threads(snakemake.threads)
+    torch.manual_seed(0)
+    numpy.random.seed(0)
+    torch.use_deterministic_algorithms(order["options"].get("deterministic", True), warn_only=True)

@@ -14,6 +14,7 @@ import numpy
 import torch
 from tqdm import tqdm
 
+from quantune.calibration import BATCH_TOKENS
 from quantune.errors import QuantuneError
 
 
@@ -37,7 +38,7 @@ def load(parent: Path):
     return loading.model([parent], str(loading.stored_dtype(parent)).removeprefix("torch.") if on_gpu else "float32")
 
 
-def batches(blocks: numpy.ndarray, tokens: int = 16384) -> list[torch.Tensor]:
+def batches(blocks: numpy.ndarray, tokens: int = BATCH_TOKENS) -> list[torch.Tensor]:
     """Cut calibration blocks (samples, length) into batches of about so many tokens."""
     return list(torch.from_numpy(blocks).split(max(1, tokens // blocks.shape[1])))
 
@@ -89,17 +90,20 @@ def stream(
     for index, layer in enumerate(tqdm(layers, desc="quantizing", unit="layer")):
         name = f"{root}.{index}"
         collector = _Collector(name, layer)
-        outputs = []
-        for states, kwargs in hidden:
-            output = _output(layer, states, kwargs)
-            if not requantized:
-                outputs.append(output)
+        _advance(layer, hidden, keep=not requantized)
         groups = collector.finish(tokens)
         visit(name, layer, groups)
         del groups
         if requantized:
-            outputs = [_output(layer, states, kwargs) for states, kwargs in hidden]
-        hidden = [(output, kwargs) for output, (_, kwargs) in zip(outputs, hidden, strict=True)]
+            _advance(layer, hidden, keep=True)
+
+
+def _advance(layer: torch.nn.Module, hidden: list[tuple[torch.Tensor, dict]], keep: bool) -> None:
+    """Run a layer on every batch; with `keep`, its outputs take the place of its inputs, which are freed one by one."""
+    for place, (states, kwargs) in enumerate(hidden):
+        output = _output(layer, states, kwargs)
+        if keep:
+            hidden[place] = (output, kwargs)
 
 
 def _output(layer: torch.nn.Module, states: torch.Tensor, kwargs: dict) -> torch.Tensor:
@@ -144,9 +148,10 @@ class _Collector:
             hook.remove()
         self.seen = None
         found = []
-        for leader, (gram, magnitude) in self.sums.items():
+        for leader in list(self.sums):
+            gram, magnitude = self.sums.pop(leader)
             layers = {part: self.linears[part] for part, head in self.leader.items() if head == leader}
-            found.append(Inputs(layers, gram / tokens, magnitude / tokens))
+            found.append(Inputs(layers, gram.div_(tokens), magnitude.div_(tokens)))
         return found
 
 

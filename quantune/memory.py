@@ -13,7 +13,8 @@ from math import prod
 from typing import Any
 
 from quantune.activations import BYTES, FLOAT, Pass
-from quantune.architecture import Architecture, read
+from quantune.architecture import Architecture, Linear, read
+from quantune.calibration import BATCH_TOKENS, Calibrated
 from quantune.finetunings import Finetuning
 from quantune.quantizations import Quantization
 from quantune.recipe import Recipe
@@ -140,6 +141,58 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
             "workspace": WORKSPACE,
             "activations": activations,
             **({"loss": loss} if loss > layer else {"one layer": layer}),
+        }
+    )
+
+
+def calibration(config: dict[str, Any], method: Calibrated, dtype: str) -> Estimate:
+    """Estimate the peak of `quantune.layerwise.stream`: in the last layer, when all others have their grids.
+
+    With N calibration tokens, width H and s bytes a value: the hidden states N·H·s and the keywords that each batch is
+    called with (token positions, 8·N; with RoPE the tables of cosines and sines of each batch). To them comes the
+    larger of
+    - a layer at work on one batch, with the Gram matrices (one of columns x columns, float32, for each input that
+      linear layers read) and one product more, about to be added to them;
+    - the Gram matrices, and fitting the largest group of layers that share an input.
+
+    Args:
+        config: the model's config.json.
+        method: the recipe: samples, length and the method's own working memory.
+        dtype: of the model while it is calibrated (see `layerwise.load`).
+
+    Raises:
+        QuantuneError: if the model's shape is not known.
+    """
+    model = read(config)
+    layers, parameters = model.decoder, model.parameters()
+    in_batch = min(method.samples, max(1, BATCH_TOKENS // method.length))
+    whole = Pass(model, method.samples, method.length, dtype)
+    step = Pass(model, in_batch, method.length, dtype)
+    tables = 2 * method.length * layers.head_size * BYTES[dtype] if layers.gated else 0
+    groups: dict[str, list[Linear]] = {}
+    for linear in layers.linears:
+        groups.setdefault(linear.reads, []).append(linear)
+    shapes = [(sum(linear.outputs for linear in group), group[0].inputs) for group in groups.values()]
+    grams = sum(columns * columns for _, columns in shapes) * FLOAT
+    widest = max(columns for _, columns in shapes)
+    copied = step.tokens(layers) * widest * FLOAT if dtype != "float32" else 0
+    # a layer's input is one of the hidden states, and the embeddings are gone
+    at_work = step.at_work(layers) - (1 + model.embedded) * step.hidden(layers) + widest * widest * FLOAT + copied
+    solving = max(method.solver_bytes(*shape) for shape in shapes)
+    dense = 0 if method.requantized and dtype == "float32" else parameters["linears"] * FLOAT  # else the model's own
+    grids = 2 * sum(
+        count * linear.outputs * (linear.inputs // method.group_size if method.group_size else 1) * FLOAT
+        for count, linear in model.linears()
+    )
+    return Estimate(
+        {
+            "weights": weights(model, dtype),
+            "grids": grids + dense,
+            "hidden states": whole.hidden(layers),
+            "keywords": 8 * whole.tokens(layers) + -(-method.samples // in_batch) * tables,
+            "workspace": WORKSPACE,
+            "Gram matrices": grams,
+            **({"one layer": at_work} if at_work > solving else {"fitting": solving}),
         }
     )
 

@@ -57,7 +57,7 @@ class Energy:
                 self.nvml = pynvml
                 self.handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
                 pynvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)
-            except Exception:  # no nvidia-ml-py, a GPU without the counter, a container without the right to read it
+            except Exception:  # a GPU without the counter, a container without the right to read it
                 self.handle = None
 
     def of(self, work: Callable[[], Any]) -> float | None:
@@ -74,6 +74,12 @@ class Energy:
 
     def _joules(self) -> float:
         return self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) / 1000
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that there was not enough memory, on the device or, for tensors, on the host."""
+    told = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return told or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from quantune import performance_words, words
+from quantune import estimates, performance_words, words
 from quantune.report import Report, Score
 from quantune.table import MEASURES
 
@@ -26,6 +26,7 @@ def render(report: Report, figures: dict[str, str], command: str) -> str:
         figures: name -> SVG, in the order to be shown.
         command: the Snakemake command line that the report is made with; names the configuration in the commands shown.
     """
+    measured = [item.performance for item in report.variants.values() if item.performance]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=jinja2.select_autoescape(["html.j2"]),
@@ -39,8 +40,11 @@ def render(report: Report, figures: dict[str, str], command: str) -> str:
         report=report,
         words=words,
         findings=[*words.findings(report), *performance_words.findings(report)],
-        benchmark=next((item.performance for item in report.variants.values() if item.performance), None),
+        benchmark=next(iter(measured), None),
+        repeats=next((speed.repeats for item in measured for speed in item.speeds.values()), 0),
         performance_words=performance_words,
+        comparisons=estimates.compare(report),
+        estimates=estimates,
         figures={name: data_uri(svg) for name, svg in figures.items()},
         lineage=lineage(report, command),
         again=lambda path: words.again(path, command),

@@ -47,13 +47,15 @@ class Performance:
     """What its tensors take after loading."""
     running_bytes: int
     """What they take once it has run: packed weights may be unpacked to dense ones by the first forward pass."""
+    points: tuple[tuple[int, int], ...]
+    """Batch sizes and prompt lengths, in the order of the configuration; those without a speed did not fit."""
     decoders: dict[tuple[int, int], str]
     """(batch size, prompt length) -> how tokens were decoded."""
     speeds: dict[tuple[str, int, int], Speed]
     """(phase, batch size, prompt length) -> speed, in the order of the configuration."""
 
     def shown(self, phase: str) -> dict[int, Speed]:
-        """Return batch size -> speed with the first prompt length, the one in the table and the figures."""
+        """Return batch size -> speed with the first prompt length, the one in the table and figures; if it fit."""
         return {
             batch: item for (name, batch, length), item in self.speeds.items() if (name, length) == (phase, self.prompt)
         }
@@ -61,7 +63,17 @@ class Performance:
     @property
     def prompt(self) -> int:
         """The prompt length that is shown, in tokens."""
-        return next(iter(self.decoders))[1]
+        return self.points[0][1]
+
+    @property
+    def batches(self) -> list[int]:
+        """The batch sizes that are shown, whether they fit or not."""
+        return [batch for batch, length in self.points if length == self.prompt]
+
+    @property
+    def unfit(self) -> list[tuple[int, int]]:
+        """The batch sizes and prompt lengths for which memory did not suffice."""
+        return [point for point in self.points if point not in self.decoders]
 
     def columns(self) -> dict[str, float | str | None]:
         """Return name -> number, for the table and the metrics."""
@@ -94,10 +106,12 @@ def read(paths: list[str]) -> dict[str, Performance]:
 def _read(path: str) -> Performance:
     result = json.loads(Path(path, "result.json").read_text())
     runs = pandas.read_parquet(Path(path, "items.parquet"))
-    runs = runs[~runs.warmup].assign(rate=lambda rows: rows.tokens / rows.seconds)
+    runs = runs[~runs.warmup.astype(bool)].assign(rate=lambda rows: rows.tokens / rows.seconds)
     speeds, decoders, measured = {}, {}, "measured" if result["hardware"]["kind"] == "gpu" else "tensors"
     for point in result["points"]:
         batch, length = point["batch_size"], point["prompt_length"]
+        if not point.get("fits", True):
+            continue
         decoders[batch, length] = point["decoder"]
         for phase in PHASES:
             chosen = (runs.phase == phase) & (runs.batch_size == batch) & (runs.prompt_length == length)
@@ -111,6 +125,7 @@ def _read(path: str) -> Performance:
         dtype=result["dtype"],
         loaded_bytes=result["loaded_bytes"][measured],
         running_bytes=result["running_bytes"][measured],
+        points=tuple((point["batch_size"], point["prompt_length"]) for point in result["points"]),
         decoders=decoders,
         speeds=speeds,
     )

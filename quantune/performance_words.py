@@ -36,6 +36,7 @@ def numbers(item: Performance) -> dict[str, str]:
         parts += [f"{speed.joules_per_token:.3g} J a token"] if speed.joules_per_token is not None else []
         parts += [f"decoder: {item.decoders[batch, length]}"] if phase == "decode" else []
         told[name] = ", ".join(parts)
+    told |= {f"batch {batch}, prompt {length}": "did not fit into memory" for batch, length in item.unfit}
     return told | {"measured on": item.machine, "dtype": item.dtype}
 
 
@@ -44,10 +45,11 @@ def _of_model(report: Report, model: Variant, others: list[Variant]) -> words.Fi
     sentences = [_memory(model, others)]
     for batch, speed in item.shown("decode").items():
         sentences.append(_fastest("decode", batch, speed, model, others))
-    last = list(item.shown("prefill"))[-1]
-    sentences.append(_fastest("prefill", last, item.shown("prefill")[last], model, others))
+    for batch, speed in list(item.shown("prefill").items())[-1:]:
+        sentences.append(_fastest("prefill", batch, speed, model, others))
+    sentences += _unfit([model, *others])
     evaluations = report.named("perplexity")
-    if evaluations and others:
+    if evaluations and others and item.shown("decode"):
         sentences.append(_advice(model, [other for other in others if words.unharmed(other, evaluations)]))
     return words.Finding(f"Memory and speed of `{model.name}` and its variants on {item.machine}", sentences)
 
@@ -67,12 +69,25 @@ def _memory(model: Variant, others: list[Variant]) -> str:
     return f"{told}; {least_told}{unpacked}."
 
 
+def _unfit(variants: list[Variant]) -> list[str]:
+    """Say at which points of the sweep memory did not suffice, and for which variants."""
+    told: dict[tuple[int, int], list[str]] = {}
+    for variant in variants:
+        for point in variant.performance.unfit:
+            told.setdefault(point, []).append(f"`{variant.name}`")
+    return [
+        f"At batch size {batch} with a prompt of {length} tokens, {words.listing(names)} did not fit into memory."
+        for (batch, length), names in told.items()
+    ]
+
+
 def _fastest(phase: str, batch: int, own: Speed, model: Variant, others: list[Variant]) -> str:
     """Say which variant is fastest, if its slowest repeat beats the model's fastest."""
     verb = {"decode": "Decoding", "prefill": "Reading the prompt"}[phase]
     where = f"at batch size {batch} (prompt of {model.performance.prompt} tokens)"
     told = f"{verb} {where}: `{model.name}` {rate(own)} tokens/s"
-    best = max(others, key=lambda other: other.performance.shown(phase)[batch].median, default=None)
+    fitting = [other for other in others if batch in other.performance.shown(phase)]
+    best = max(fitting, key=lambda other: other.performance.shown(phase)[batch].median, default=None)
     if best is None:
         return f"{told}."
     speed = best.performance.shown(phase)[batch]
@@ -88,7 +103,8 @@ def _advice(model: Variant, kept: list[Variant]) -> str:
     of_them = "Of the variants without a significant loss on any evaluation"
     smaller = [item for item in kept if item.performance.running_bytes < model.performance.running_bytes]
     batch, own = next(iter(model.performance.shown("decode").items()))
-    quicker = [item for item in kept if faster(item.performance.shown("decode")[batch], own)]
+    fitting = [item for item in kept if batch in item.performance.shown("decode")]
+    quicker = [item for item in fitting if faster(item.performance.shown("decode")[batch], own)]
     parts = []
     if smaller:
         least = min(smaller, key=lambda item: item.performance.running_bytes)

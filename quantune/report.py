@@ -19,7 +19,17 @@ from quantune.performance import Performance
 
 SIGNIFICANT = 0.05  # two-sided p-value below which a change is told from chance
 KINDS = {"model": "model", "quantize": "quantization", "train": "finetuning", "merge": "merge"}
-RUN_FACTS = ("started", "seconds", "peak_memory_bytes", "peak_device_bytes", "hardware", "platform", "cuda", "command")
+RUN_FACTS = (
+    "started",
+    "seconds",
+    "predicted",
+    "peak_memory_bytes",
+    "peak_device_bytes",
+    "hardware",
+    "platform",
+    "cuda",
+    "command",
+)
 
 
 @dataclass(frozen=True)

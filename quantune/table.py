@@ -13,7 +13,7 @@ MEASURES = ("token_perplexity", "word_perplexity", "bits_per_byte")
 def table(report: Report) -> list[dict[str, Any]]:
     """Return a row for each variant, unrounded; None where something is not known or does not apply."""
     variants = report.variants.values()
-    columns = list(next((item.performance.columns() for item in variants if item.performance), {}))
+    columns = list(dict.fromkeys(name for item in variants if item.performance for name in item.performance.columns()))
     return [_row(variant, report.named("perplexity"), columns) for variant in variants]
 
 

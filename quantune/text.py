@@ -54,27 +54,39 @@ class Stream:
         return len(self.ids)
 
 
-def load(prepared: Path, split: str) -> list[dict[str, list[int]]]:
-    """Return the tokenized documents of a split, each with ids, bytes and words."""
+def column(prepared: Path, split: str, name: str) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Return one column (ids, bytes or words) of a split's documents, without a Python object for each number.
+
+    Returns:
+        The values of all documents one after the other, int32, and where each document begins in them, with the end of
+        the last: shape (documents + 1,), int64.
+    """
     path = Path(prepared) / f"{split}.arrow"
     if not path.exists():
         there = [item.stem for item in Path(prepared).glob("*.arrow")]
         raise QuantuneError(f"'{prepared}' has no split '{split}'; splits: {listed(there)}{nearest(split, there)}")
     with pyarrow.memory_map(str(path)) as source:
-        return pyarrow.ipc.open_file(source).read_all().to_pylist()
+        chunks = pyarrow.ipc.open_file(source).read_all().column(name).chunks
+        values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]
+        sizes = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in chunks]
+        none = numpy.empty(0, "int32")
+        starts = numpy.concatenate([[0], numpy.cumsum(numpy.concatenate([none, *sizes]), dtype="int64")])
+        return numpy.concatenate([none, *values]), starts.astype("int64")
+
+
+def joined(values: numpy.ndarray, starts: numpy.ndarray, between: list[int]) -> numpy.ndarray:
+    """Return the documents of a column one after the other, int32, with the same tokens between any two of them."""
+    after = starts[1:-1]  # the places between two documents
+    return numpy.insert(values, numpy.repeat(after, len(between)), numpy.tile(between, len(after)).astype("int32"))
 
 
 def stream(prepared: Path, split: str, tokenizer, separator: str) -> Stream:
     """Join a split's documents by a separator, begun as the tokenizer begins a text (`<s>` where it has one)."""
     begin = list(tokenizer("", verbose=False)["input_ids"])
     joint = encode([separator], tokenizer) if separator else {"ids": [[]], "bytes": [[]], "words": [[]]}
-    parts = {"ids": [begin], "bytes": [[0] * len(begin)], "words": [[0] * len(begin)]}
-    for number, document in enumerate(load(prepared, split)):
-        for name, part in parts.items():
-            if number:
-                part.append(joint[name][0])
-            part.append(document[name])
-    return Stream(*(numpy.concatenate([numpy.array(item, dtype="int32") for item in parts[name]]) for name in parts))
+    first = {"ids": begin, "bytes": [0] * len(begin), "words": [0] * len(begin)}
+    parts = {name: joined(*column(prepared, split, name), joint[name][0]) for name in first}
+    return Stream(*(numpy.concatenate([numpy.array(first[name], dtype="int32"), parts[name]]) for name in first))
 
 
 def blocks(prepared: Path, split: str, end: int, length: int) -> numpy.ndarray:
@@ -85,13 +97,14 @@ def blocks(prepared: Path, split: str, end: int, length: int) -> numpy.ndarray:
     """
     if end is None:
         raise QuantuneError(f"the tokenizer has no end-of-text token to join the documents of '{split}' with")
-    joined = numpy.concatenate([numpy.array([*item["ids"], end], dtype="int64") for item in load(prepared, split)])
-    count = len(joined) // length
+    values, starts = column(prepared, split, "ids")
+    whole = numpy.append(joined(values, starts, [end]), [end] if len(starts) > 1 else []).astype("int64")
+    count = len(whole) // length
     if not count:
         raise QuantuneError(
-            f"split '{split}' has {len(joined)} tokens, fewer than one block of {length}; lower 'length'"
+            f"split '{split}' has {len(whole)} tokens, fewer than one block of {length}; lower 'length'"
         )
-    return joined[: count * length].reshape(count, length)
+    return whole[: count * length].reshape(count, length)
 
 
 class Blocks:

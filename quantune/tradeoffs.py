@@ -57,7 +57,7 @@ def axes_of(report: Report) -> dict[str, Axis]:
     found["quality-memory"] = Axis(
         f"{what}, {{unit}}, {one.dtype}, on {one.machine}", _memory, best="best for its memory"
     )
-    for batch in one.shown("decode"):
+    for batch in one.batches:
         label = f"decoding, tokens/s at batch size {batch}, {one.dtype}, on {one.machine}"
         found[f"quality-speed-batch{batch}"] = Axis(label, _speed(batch), True, "best for its speed")
     return found
@@ -73,7 +73,7 @@ def _memory(variant: Variant) -> tuple[float, float, float] | None:
 
 def _speed(batch: int) -> Callable[[Variant], tuple[float, float, float] | None]:
     def of(variant: Variant) -> tuple[float, float, float] | None:
-        speed = variant.performance and variant.performance.shown("decode")[batch]
+        speed = variant.performance and variant.performance.shown("decode").get(batch)
         return (speed.median, speed.low, speed.high) if speed else None
 
     return of

@@ -35,9 +35,11 @@ const filled = (object) => object && Object.keys(object).length > 0;
 function made(run) {
   if (!run) return null;
   const { hardware, started, seconds, ...rest } = run;
-  const { memory_bytes, peak_memory_bytes, peak_device_bytes } = { ...hardware, ...rest };
+  const { memory_bytes, peak_memory_bytes, peak_device_bytes, predicted } = { ...hardware, ...rest };
   const gigabytes = (bytes) => `${(bytes / 1e9).toPrecision(3)} GB`;
   const told = { when: `${started.replace("T", " ").replace("Z", " UTC")}, in ${seconds} s`, "made with": element("code", run.command) };
+  const megabytes = ([name, bytes]) => `${name} ${(bytes / 1e6).toPrecision(3)} MB`;
+  if (predicted) told["predicted of its tensors"] = Object.entries(predicted).map(megabytes).join(", ");
   if (peak_memory_bytes) told["peak memory"] = gigabytes(peak_memory_bytes);
   if (peak_device_bytes) told["peak GPU memory"] = gigabytes(peak_device_bytes);
   told.hardware = [hardware.gpu, `${hardware.cpu}, ${hardware.cores} cores`, gigabytes(memory_bytes)].filter(Boolean).join("; ");

@@ -5,7 +5,6 @@ Whether a job runs is decided here by recipe digests, not by dates or by Snakema
 
 import os
 import re
-import shutil
 import sys
 
 from snakemake.exceptions import WorkflowError
@@ -13,7 +12,7 @@ from snakemake.io import ancient
 
 sys.path.insert(0, str(workflow.basedir))
 
-from quantune import artefacts, costs, forecast, job
+from quantune import artefacts, costs, forecast, hardware, job
 from quantune import config as settings
 from quantune.errors import QuantuneError
 from quantune.plan import Plan
@@ -35,6 +34,9 @@ WORK = CONFIG.work
 TRACKS = {
     track: [name for name, entry in CONFIG.datasets.items() if entry.track == track] for track in ("text", "speech")
 }
+# As many jobs at once as this machine has GPUs, unless the command line or a profile says, or jobs run on a cluster.
+if hardware.gpus() and "gpu" not in workflow.global_resources and workflow.global_resources["_nodes"].value is None:
+    workflow.register_resource("gpu", len(hardware.gpus()))
 CHAIN = rf"{NAME}(\+{NAME}(@{SEED})?)*"
 
 
@@ -102,8 +104,9 @@ def planned_inputs(wildcards):
 
 
 def planned_order(wildcards):
-    """Return all that the job needs to know."""
-    return planned(wildcards).order()
+    """Return all that the job needs to know, and the memory that it is predicted to take, to be recorded."""
+    artefact = planned(wildcards)
+    return artefact.order() | {"predicted": forecast.terms(PLAN, artefact)}
 
 
 def planned_reason(wildcards):
@@ -138,8 +141,8 @@ def planned_costs(wildcards):
 
 
 def gpus(wildcards):
-    """Return how many GPUs a job that computes takes: one where there is a driver."""
-    return 1 if shutil.which("nvidia-smi") else 0
+    """Return how many GPUs a job that computes takes: one where there are any that torch can use."""
+    return min(1, len(hardware.gpus()))
 
 
 def all_cores(wildcards):
@@ -150,7 +153,7 @@ def all_cores(wildcards):
 
 
 def all_gpus(wildcards):
-    """Return every GPU that this run may use: one, where it does not say how many it has."""
+    """Return every GPU that this run may use: one, where jobs run elsewhere and nothing says how many are there."""
     given = workflow.global_resources.get("gpu")
     return gpus(wildcards) and (given.value if given else 1)
 

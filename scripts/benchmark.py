@@ -3,7 +3,7 @@
 import json
 
 from quantune import hardware, job
-from quantune.benchmarking import Benchmark
+from quantune.benchmarking import Benchmark, peak
 from quantune.errors import QuantuneError
 
 
@@ -19,7 +19,11 @@ def benchmark(order, inputs, folder, scratch):
     recipe = Benchmark.model_validate({key: value for key, value in order["recipe"].items() if key != "hardware"})
     result = {"hardware": found} | recipe.measure([*inputs.get("base", []), *inputs["checkpoint"]], folder)
     (folder / "result.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    return {}
+    whole = {"gpu": "peak_device_bytes", "cpu": "peak_memory_bytes"}[found["kind"]]
+    facts = {whole: result["before_bytes"] + peak(result["points"])}
+    if not all(point["fits"] for point in result["points"]):
+        facts["predicted"] = None  # it was of the largest point
+    return {"run": facts}
 
 
 job.run(snakemake, benchmark)

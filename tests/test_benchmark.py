@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from quantune import config, decoding, hardware, loading, meters, plan
-from quantune.benchmarking import Benchmark
+from quantune.benchmarking import Benchmark, peak
 from quantune.errors import ConfigError
 from tests.conftest import OPT
 
@@ -91,6 +91,28 @@ def test_runs_are_counted_and_warm_up_is_marked(tmp_path):
     assert counted.tokens.to_dict() == {(1, "decode"): 4, (1, "prefill"): 8, (2, "decode"): 8, (2, "prefill"): 16}
     assert result["parameters"] == 2497536 and len(result["points"]) == 2
     json.dumps(result, allow_nan=False)
+
+
+def test_a_point_without_memory_is_recorded_and_the_sweep_goes_on(tmp_path, monkeypatch):
+    whole = decoding.prefill
+
+    def prefill(model, prompt):
+        if len(prompt) == 2:
+            torch.empty(2**60)  # more than any machine has
+        return whole(model, prompt)
+
+    monkeypatch.setattr(decoding, "prefill", prefill)
+    recipe = Benchmark(batch_sizes=[2, 1], prompt_lengths=[8], new_tokens=4, dtype="float32")
+    points = recipe.measure([OPT], tmp_path)["points"]
+    assert points[0] == {"batch_size": 2, "prompt_length": 8, "fits": False}
+    assert points[1]["fits"] and set(pandas.read_parquet(tmp_path / "items.parquet").batch_size) == {1}
+    assert peak(points) == max(points[1][phase]["peak_bytes"] for phase in ("prefill", "decode"))
+
+
+def test_other_errors_stop_a_benchmark(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "prefill", lambda model, prompt: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        Benchmark(batch_sizes=[1], prompt_lengths=[8], new_tokens=4, dtype="float32").measure([OPT], tmp_path)
 
 
 def test_the_machine_is_part_of_the_identity(raw, monkeypatch):

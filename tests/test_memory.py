@@ -4,19 +4,20 @@ import json
 import subprocess
 import sys
 
+import numpy
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, WhisperForConditionalGeneration
 
-from quantune import architecture, costs, forecast, loading, memory
+from quantune import architecture, costs, forecast, layerwise, loading, memory
 from quantune.activations import Pass
 from quantune.artefacts import roles
 from quantune.config import Config
 from quantune.errors import QuantuneError
 from quantune.finetunings.lora import LoRA
 from quantune.plan import Plan
-from quantune.quantizations import methods
+from quantune.quantizations import awq, methods
 from tests.conftest import OPT, ROOT
 
 METHODS = {recipe.model_fields["method"].annotation.__args__[0]: recipe for recipe in methods()}
@@ -338,3 +339,19 @@ def test_a_trained_checkpoint_records_its_estimate_and_its_recipes(finished, mon
     facts = json.loads((folder / "provenance.json").read_text())["facts"]
     assert facts["estimated_bytes"] == memory.training(config, [base], adapter).total
     assert forecast.recipes_of(folder.parent / "opt+lora+merge") == []
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+@pytest.mark.parametrize(("samples", "term"), [(2, "fitting"), (32, "one layer")])
+def test_the_peak_of_calibrating_is_predicted(method, samples, term):
+    recipe = METHODS[method](method=method, dataset="any", samples=samples, length=128)
+    batches = layerwise.batches(numpy.random.default_rng(0).integers(3, 512, (samples, 128)))
+
+    def calibrate():
+        model = built(SMALL["opt"]).eval()
+        mappings = [awq.known_mappings(model.config)] if method == "awq" else []
+        layerwise.stream(model, batches, recipe.visitor({}, {}, *mappings), recipe.requantized)
+
+    estimate = memory.calibration(SMALL["opt"], recipe, "float32")
+    assert term in estimate.terms
+    assert estimate.total - estimate.terms["workspace"] == pytest.approx(peak(calibrate), rel=0.15)

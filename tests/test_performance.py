@@ -8,19 +8,25 @@ import pandas
 import pytest
 
 from quantune import page, report, table
+from quantune.benchmarking import COLUMNS
 from quantune.errors import QuantuneError
 from quantune.performance import Speed
 from quantune.performance_words import faster
 from tests.reports import Work, write
 
 
-def benchmark(work: Work, name: str, rate: float, memory: int, device: str = "A processor") -> None:
+def benchmark(
+    work: Work, name: str, rate: float, memory: int, device: str = "A processor", fitting: tuple = (1, 4)
+) -> None:
     """Write a benchmark: decode at `rate` tokens/s ± 1 % at batch size 1 and 4, prefill ten times that."""
     made = work.artefact(f"benchmarks/{name}", "benchmark", {"checkpoint": dict(work.made)[name]})
     machine = {"kind": "cpu", "device": device, "count": 2, "driver": None, "software": {}}
     phase, rows, points = {"peak_bytes": 2 * memory, "joules_per_token": None}, [], []
     for batch in (1, 4):
-        points.append({"batch_size": batch, "prompt_length": 8, "decoder": "eager", "passed_over": {}})
+        if batch not in fitting:
+            points.append({"batch_size": batch, "prompt_length": 8, "fits": False})
+            continue
+        points.append({"batch_size": batch, "prompt_length": 8, "fits": True, "decoder": "eager", "passed_over": {}})
         points[-1] |= {"prefill": phase, "decode": phase}
         for run, factor in enumerate((0.1, 0.99, 1.0, 1.0, 1.0, 1.01)):  # the first is warm-up
             for name_, times in (("prefill", 10), ("decode", 1)):
@@ -30,7 +36,7 @@ def benchmark(work: Work, name: str, rate: float, memory: int, device: str = "A 
     result = {"hardware": machine, "threads": 2, "dtype": "float32", "points": points}
     result |= {"loaded_bytes": size, "running_bytes": size}
     Path(made["path"], "result.json").write_text(json.dumps(result))
-    pandas.DataFrame(rows).to_parquet(Path(made["path"], "items.parquet"))
+    pandas.DataFrame(rows, columns=COLUMNS).to_parquet(Path(made["path"], "items.parquet"))
     work.benchmarks = [*getattr(work, "benchmarks", []), made]
 
 
@@ -74,3 +80,22 @@ def test_machines_are_never_mixed(work):
     benchmark(work, "m+fine", 100, 1000, device="Another processor")
     with pytest.raises(QuantuneError, match="different machines"):
         report.gather(measured(work))
+
+
+@pytest.mark.parametrize("unfit", ["m", "m+fine"])
+def test_a_point_that_did_not_fit_is_told(work, tmp_path, unfit):
+    for name, rate in (("m", 100), ("m+fine", 200)):
+        benchmark(work, name, rate, 1000, fitting=(1,) if name == unfit else (1, 4))
+    gathered, html = write(measured(work), tmp_path / "report")
+    told = " ".join(page.performance_words.findings(gathered)[0].sentences)
+    assert f"At batch size 4 with a prompt of 8 tokens, `{unfit}` did not fit into memory." in told
+    assert html.count(">did not fit</button>") == 2  # prefill and decode
+    rows = {row["variant"]: row for row in csv.DictReader((tmp_path / "report/table.csv").open())}
+    assert rows[unfit]["decode.batch4.prompt8.tokens_per_second"] == ""
+    assert rows[unfit]["decode.batch1.prompt8.tokens_per_second"] != ""
+
+
+def test_nothing_fits(work, tmp_path):
+    benchmark(work, "m", 100, 1000, fitting=())
+    gathered, html = write(measured(work), tmp_path / "report")
+    assert html.count(">did not fit</button>") == 4 and "did not fit" in str(page.performance_words.findings(gathered))

@@ -22,6 +22,7 @@ REPORT = (
     "table",
     "performance",
     "performance_words",
+    "estimates",
     "words",
     "plots",
     "canvas",

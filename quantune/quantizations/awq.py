@@ -48,6 +48,7 @@ class AWQ(Calibrated):
     """Activation-aware scales and clipping, then rounding to nearest."""
 
     seeded: ClassVar[bool] = True
+    requantized: ClassVar[bool] = False
 
     method: Literal["awq"]
     """Activation-aware weight quantization: AWQ."""
@@ -56,17 +57,31 @@ class AWQ(Calibrated):
     mappings: list[Mapping] | None = None
     """Where scales can be moved, for architectures other than OPT and the Llama family; null: by the architecture."""
 
+    def solver_bytes(self, rows: int, columns: int) -> int:
+        """The largest of: five matrices of the weights' shape, while scales are tried; the Gram matrix while it is
+        rescaled, twice; one rescaled and four of the weights' shape, while ranges are. Float32.
+        """
+        square, weight = columns * columns, rows * columns
+        return 4 * max(5 * weight, 2 * square, square + 4 * weight)
+
     def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
         """Rescale and quantize layer by layer; every layer is calibrated on the original model's activations."""
-        import torch
-
-        from quantune import activation_aware, layerwise, loading, second_order, text
+        from quantune import layerwise, loading, text
 
         blocks, facts = draw(self, data, seed, loading.tokenizer(parent).eos_token_id)
         model = layerwise.load(parent)
         text.require_length(model.config, self.length)
         mappings = self.mappings or known_mappings(model.config)
         grids, errors = {}, {}
+        layerwise.stream(model, layerwise.batches(blocks), self.visitor(grids, errors, mappings), self.requantized)
+        save_packed(model, grids, self, parent, folder)
+        return {"calibration": facts, "output_errors": errors}
+
+    def visitor(self, grids: dict, errors: dict, mappings: list[Mapping]):
+        """Return what rescales and quantizes a decoder layer; it fills `grids` and `errors`, by the linear's name."""
+        import torch
+
+        from quantune import activation_aware, second_order
 
         def visit(name, layer, inputs):
             scales = activation_aware.rescale(name, layer, inputs, mappings, self.grid)
@@ -78,9 +93,7 @@ class AWQ(Calibrated):
                     grids[part] = activation_aware.fit_clipped(item.weight.data, gram, self.grid, clipped)
                     errors[part] = second_order.output_error(grids[part].weight, item.weight.data, gram)
 
-        layerwise.stream(model, layerwise.batches(blocks), visit, requantized=False)
-        save_packed(model, grids, self, parent, folder)
-        return {"calibration": facts, "output_errors": errors}
+        return visit
 
 
 def known_mappings(config) -> list[Mapping]:

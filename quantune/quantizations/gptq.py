@@ -17,6 +17,7 @@ class GPTQ(Calibrated):
     """Second-order rounding on calibration data."""
 
     seeded: ClassVar[bool] = True
+    requantized: ClassVar[bool] = True
 
     method: Literal["gptq"]
     """Second-order rounding: GPTQ."""
@@ -25,16 +26,31 @@ class GPTQ(Calibrated):
     activation_order: bool = False
     """Take the columns by falling magnitude of their inputs (`desc_act`); often better, a little slower."""
 
+    def solver_bytes(self, rows: int, columns: int) -> int:
+        """The Hessian, damped, its factor, its inverse and the inverse's factor, with two copies of the weights; or,
+        while columns are rounded, the Hessian and one factor with nine matrices of the weights' shape. Float32.
+        """
+        fitted_before = 3 if self.activation_order or not self.group_size else 0
+        square, weight = columns * columns, rows * columns
+        return 4 * max(5 * square + (2 + fitted_before) * weight, 2 * square + (9 + fitted_before) * weight)
+
     def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
         """Quantize layer by layer; each layer is calibrated on the outputs of the quantized layers before it."""
-        import torch
-
-        from quantune import layerwise, loading, second_order, text
+        from quantune import layerwise, loading, text
 
         blocks, facts = draw(self, data, seed, loading.tokenizer(parent).eos_token_id)
         model = layerwise.load(parent)
         text.require_length(model.config, self.length)
         grids, errors = {}, {}
+        layerwise.stream(model, layerwise.batches(blocks), self.visitor(grids, errors), self.requantized)
+        save_packed(model, grids, self, parent, folder)
+        return {"calibration": facts, "output_errors": errors}
+
+    def visitor(self, grids: dict, errors: dict):
+        """Return what quantizes a decoder layer; it fills `grids` and `errors`, each by the linear layer's name."""
+        import torch
+
+        from quantune import second_order
 
         def visit(name, layer, inputs):
             for group in inputs:
@@ -48,6 +64,4 @@ class GPTQ(Calibrated):
                     item.weight.data = grids[part].weight.to(item.weight.dtype)
                     first += item.weight.shape[0]
 
-        layerwise.stream(model, layerwise.batches(blocks), visit, requantized=True)
-        save_packed(model, grids, self, parent, folder)
-        return {"calibration": facts, "output_errors": errors}
+        return visit

@@ -106,7 +106,7 @@ def save_packed(model, grids: dict[str, Any], recipe: Packed, parent: Path, fold
 
     Args:
         model: the model; layers that are not packed keep their weights, stored in the parent's dtype.
-        grids: layer name -> `grids.Fitted`: its weights on their grid.
+        grids: layer name -> `grids.Fitted`: its weights on their grid; emptied, so that none is held twice.
         recipe: bits, groups and symmetry.
         parent: the checkpoint that was quantized.
         folder: where to save.
@@ -122,7 +122,7 @@ def save_packed(model, grids: dict[str, Any], recipe: Packed, parent: Path, fold
     scheme = {"group_0": recipe.scheme()}
     apply_quantization_config(model, QuantizationConfig(config_groups=scheme, ignore=["lm_head"]))
     for name, layer in quantizable(model).items():
-        fitted = grids.get(name) or fit(layer.weight.data, recipe.grid)  # outside the decoder layers: to nearest
+        fitted = grids.pop(name, None) or fit(layer.weight.data, recipe.grid)  # outside the layers: to nearest
         layer.weight.data = fitted.weight.to(layer.weight.device)
         layer.weight_scale.data = fitted.scale.to(layer.weight.device)
         if not recipe.symmetric:
