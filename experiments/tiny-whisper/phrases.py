@@ -1,0 +1,52 @@
+"""The sentences: short radio messages of the harbour Saltmere, and everyday phrases around other, invented names.
+
+`harbour.txt` and `everyday.txt` give the words for each slot, then, below an empty line, the templates.
+"""
+
+import random
+import re
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def words(path: Path) -> dict[str, list[str]]:
+    """Read the lines `slot: word, word` at the head of a file."""
+    head = path.read_text().split("\n\n")[0]
+    return {slot: entries.split(", ") for slot, entries in (line.split(": ") for line in head.splitlines())}
+
+
+HARBOUR, EVERYDAY = words(HERE / "harbour.txt"), words(HERE / "everyday.txt")
+TEMPLATES = {name: (HERE / f"{name}.txt").read_text().split("\n\n")[1].splitlines() for name in ("harbour", "everyday")}
+NAMES = " ".join(HARBOUR["boat"] + HARBOUR["place"])
+
+
+def harbour(rng: random.Random) -> str:
+    """Return a radio message: 3 to 8 words out of about 80."""
+    return _fill(rng.choice(TEMPLATES["harbour"]), HARBOUR, rng)
+
+
+def everyday(rng: random.Random) -> str:
+    """Return an everyday phrase: 3 to 9 words out of about 350, and invented names to be spelled by ear."""
+    return _fill(rng.choice(TEMPLATES["everyday"]), EVERYDAY, rng)
+
+
+def _fill(template: str, slots: dict[str, list[str]], rng: random.Random) -> str:
+    used: set[str] = set()
+
+    def draw(match: re.Match) -> str:
+        if match[1] == "name":
+            return _name(rng)
+        word = rng.choice([word for word in slots[match[1]] if word not in used])
+        used.update({word} - set(EVERYDAY["digit"]))
+        return word
+
+    sentence = re.sub(r"{(\w+)}", draw, template)
+    return sentence[0].upper() + sentence[1:]
+
+
+def _name(rng: random.Random) -> str:
+    """Return an invented name of two or three syllables, such as `Brinwick`; never one of the harbour's."""
+    onset, rhyme, link, ending = (rng.choice(EVERYDAY[part]) for part in ("onset", "rhyme", "link", "ending"))
+    name = onset + rhyme + (link if rng.random() < 0.5 else "") + ending
+    return _name(rng) if name in NAMES else name
