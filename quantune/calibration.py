@@ -1,10 +1,9 @@
-"""Calibration data: which token blocks a method saw, drawn with a seed, hashed, and warned about where they are few."""
+"""Calibration data: which token blocks or clips a method saw, drawn with a seed, hashed, and warned about where they are few."""
 
 import hashlib
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy
 from pydantic import Field
 
 from quantune.quantizations.packed import Packed
@@ -24,44 +23,53 @@ class Calibrated(Packed):
     split: str = "train"
     """Its split."""
     samples: int = Field(default=128, gt=0)
-    """Blocks of tokens; fewer than 128 warns."""
+    """Blocks of tokens, or clips; fewer than 128 warns."""
     length: int = Field(default=512, gt=1)
-    """Tokens in one block (2048 in the GPTQ paper)."""
+    """Tokens in one block (2048 in the GPTQ paper). Speech has the length of its transcripts."""
 
     def solver_bytes(self, rows: int, columns: int) -> int:
         """Return the bytes that fitting the grids of a matrix (outputs, inputs) takes, beside its Gram matrix."""
         raise NotImplementedError
 
 
-def draw(recipe: Calibrated, data: Path, seed: int, end: int) -> tuple[numpy.ndarray, dict[str, Any]]:
-    """Draw the calibration blocks.
+def draw(recipe: Calibrated, data: Path, seed: int, checkpoint: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Draw the calibration samples: blocks of text, or clips with their transcripts.
 
-    The documents are joined by the token `end` and cut into blocks; which ones are taken, in which order, follows from
-    SHA-256 over the seed and the block's number: the same with every version of every library.
+    Which ones are taken, in which order, follows from SHA-256 over the seed and the sample's number: the same with every
+    version of every library.
+
+    Args:
+        recipe: what to draw.
+        data: the prepared dataset.
+        seed: of the draw.
+        checkpoint: of the model to calibrate, whose inputs the samples become.
 
     Returns:
-        Token ids, shape (samples, length), int64, and facts for the provenance: SHA-256 of the blocks, counts,
+        Batches of the model's inputs, without padding, and facts for the provenance: SHA-256 of the samples, counts,
         warnings.
     """
-    from quantune import text
+    from quantune import tracks
 
-    blocks = text.blocks(data, recipe.split, end, recipe.length)
-    order = sorted(range(len(blocks)), key=lambda index: hashlib.sha256(f"{seed}:{index}".encode()).digest())
-    chosen = numpy.ascontiguousarray(blocks[order[: recipe.samples]])
+    samples = tracks.samples(recipe, data, checkpoint)
+    order = sorted(range(len(samples)), key=lambda index: hashlib.sha256(f"{seed}:{index}".encode()).digest())
+    chosen = order[: recipe.samples]
     warnings = []
     if len(chosen) < recipe.samples:
         warnings.append(
-            f"'{recipe.dataset}', split '{recipe.split}', holds {len(chosen)} blocks of {recipe.length} tokens, not"
-            f" the {recipe.samples} asked for"
+            f"'{recipe.dataset}', split '{recipe.split}', holds {len(samples)} {samples.unit}, not the"
+            f" {recipe.samples} asked for"
         )
     if len(chosen) < FEW:
         warnings.append(f"calibrated on {len(chosen)} samples; fewer than {FEW} can harm the model")
     for warning in warnings:
         print(f"WARNING: {warning}", flush=True)
+    digest = hashlib.sha256()
+    for number in chosen:
+        digest.update(samples.content(number))
     facts = {
-        "sha256": hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest(),
+        "sha256": digest.hexdigest(),
         "samples": len(chosen),
-        "tokens": int(chosen.size),
+        "tokens": samples.tokens(chosen),
         "warnings": warnings,
     }
-    return chosen, facts
+    return list(samples.inputs(chosen)), facts

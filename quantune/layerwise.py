@@ -1,20 +1,19 @@
 """Stream calibration data through a model layer by layer: only one layer's statistics are held at a time.
 
-For each decoder layer the Gram matrices of its linear layers' inputs are collected in one pass; linear layers that read
+For each layer the Gram matrices of its linear layers' inputs are collected in one pass; linear layers that read
 the same input (query, key and value) share one. The visitor then changes the layer's weights, and the layer's outputs
 become the next layer's inputs. The scheme of GPTQ's reference code (github.com/IST-DASLab/gptq).
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy
 import torch
 from tqdm import tqdm
 
-from quantune.calibration import BATCH_TOKENS
 from quantune.errors import QuantuneError
 
 
@@ -38,17 +37,27 @@ def load(parent: Path):
     return loading.model([parent], str(loading.stored_dtype(parent)).removeprefix("torch.") if on_gpu else "float32")
 
 
-def batches(blocks: numpy.ndarray, tokens: int = BATCH_TOKENS) -> list[torch.Tensor]:
-    """Cut calibration blocks (samples, length) into batches of about so many tokens."""
-    return list(torch.from_numpy(blocks).split(max(1, tokens // blocks.shape[1])))
+def stacks(model) -> list[tuple[str, torch.nn.ModuleList]]:
+    """Return the name and the list of a model's layers: of its decoder, or of its encoder and then its decoder."""
+    parts = [model.get_encoder(), model.get_decoder()] if model.config.is_encoder_decoder else [model.get_decoder()]
+    found = [getattr(part, "layers", None) for part in parts]
+    if None in found:
+        raise QuantuneError(f"calibration knows no layers in the architecture '{model.config.model_type}'")
+    return [(next(name for name, module in model.named_modules() if module is layers), layers) for layers in found]
 
 
-def decoder_layers(model) -> tuple[str, torch.nn.ModuleList]:
-    """Return the name and the list of a causal language model's decoder layers."""
-    layers = getattr(model.get_decoder(), "layers", None)
-    if layers is None:
-        raise QuantuneError(f"calibration knows no decoder layers in the architecture '{model.config.model_type}'")
-    return next(name for name, module in model.named_modules() if module is layers), layers
+@dataclass
+class Arguments:
+    """What a layer is called with: hidden states (batch, length, width), and what else stays the same for all layers."""
+
+    states: torch.Tensor
+    others: tuple
+    keywords: dict
+
+    def __call__(self, layer: torch.nn.Module) -> torch.Tensor:
+        """Return the layer's output hidden states."""
+        found = layer(self.states, *self.others, **self.keywords)
+        return found[0] if isinstance(found, tuple) else found
 
 
 class _CaughtError(Exception):
@@ -56,59 +65,61 @@ class _CaughtError(Exception):
 
 
 @torch.no_grad()
-def first_inputs(model, layer: torch.nn.Module, batches: list[torch.Tensor]) -> list[tuple[torch.Tensor, dict]]:
-    """Return, for each batch of token ids (batch, length), the hidden states that reach `layer`, and its keywords."""
+def first_inputs(model, layer: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> list[Arguments]:
+    """Return, for each batch of the model's inputs, what `layer` is called with."""
     caught = []
 
     def catch(_, args, kwargs):
-        caught.append((args[0] if args else kwargs.pop("hidden_states"), kwargs))
+        states, *others = args or (kwargs.pop("hidden_states"),)
+        caught.append(Arguments(states, tuple(others), kwargs))
         raise _CaughtError
 
     hook = layer.register_forward_pre_hook(catch, with_kwargs=True)
     for batch in batches:
         with suppress(_CaughtError):
-            model(input_ids=batch.to(model.device), use_cache=False)
+            model(**{name: _placed(value, model) for name, value in batch.items()}, use_cache=False)
     hook.remove()
     return caught
 
 
 @torch.no_grad()
 def stream(
-    model, batches: list[torch.Tensor], visit: Callable[[str, torch.nn.Module, list[Inputs]], None], requantized: bool
+    model,
+    batches: list[dict[str, torch.Tensor]],
+    visit: Callable[[str, torch.nn.Module, list[Inputs]], None],
+    requantized: bool,
 ) -> None:
-    """Visit every decoder layer with the statistics of its inputs.
+    """Visit every layer with the statistics of its inputs.
 
     Args:
-        model: a causal language model in evaluation mode.
-        batches: token ids, each (batch, length), int64.
+        model: a model in evaluation mode.
+        batches: its inputs, without padding: what is not read by the user's model must not calibrate it.
         visit: called with the layer's name, the layer, and its linear layers grouped by input; changes the weights.
         requantized: whether the next layer sees the outputs of the changed layer (GPTQ) or the original ones (AWQ).
     """
-    root, layers = decoder_layers(model)
-    hidden = first_inputs(model, layers[0], batches)
-    tokens = sum(batch.numel() for batch in batches)
-    for index, layer in enumerate(tqdm(layers, desc="quantizing", unit="layer")):
-        name = f"{root}.{index}"
-        collector = _Collector(name, layer)
-        _advance(layer, hidden, keep=not requantized)
-        groups = collector.finish(tokens)
-        visit(name, layer, groups)
-        del groups
-        if requantized:
-            _advance(layer, hidden, keep=True)
+    for root, layers in stacks(model):
+        hidden = first_inputs(model, layers[0], batches)
+        for index, layer in enumerate(tqdm(layers, desc=f"quantizing {root}", unit="layer")):
+            collector = _Collector(f"{root}.{index}", layer)
+            _advance(layer, hidden, keep=not requantized)
+            groups = collector.finish()
+            visit(f"{root}.{index}", layer, groups)
+            del groups
+            if requantized:
+                _advance(layer, hidden, keep=True)
 
 
-def _advance(layer: torch.nn.Module, hidden: list[tuple[torch.Tensor, dict]], keep: bool) -> None:
+def _advance(layer: torch.nn.Module, hidden: list[Arguments], keep: bool) -> None:
     """Run a layer on every batch; with `keep`, its outputs take the place of its inputs, which are freed one by one."""
-    for place, (states, kwargs) in enumerate(hidden):
-        output = _output(layer, states, kwargs)
+    for arguments in hidden:
+        output = arguments(layer)
         if keep:
-            hidden[place] = (output, kwargs)
+            arguments.states = output
 
 
-def _output(layer: torch.nn.Module, states: torch.Tensor, kwargs: dict) -> torch.Tensor:
-    found = layer(states, **kwargs)
-    return found[0] if isinstance(found, tuple) else found
+def _placed(value: torch.Tensor, model) -> torch.Tensor:
+    """Return a tensor on the model's device, in its dtype where it is floating-point."""
+    return value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
 
 
 class _Collector:
@@ -118,6 +129,7 @@ class _Collector:
         self.linears = {f"{name}.{part}": item for part, item in layer.named_modules() if _is_linear(item)}
         self.leader: dict[str, str] = {}
         self.sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.rows: dict[str, int] = defaultdict(int)
         self.seen: tuple[torch.Tensor, str] | None = None
         self.hooks = [item.register_forward_pre_hook(self._hook(part)) for part, item in self.linears.items()]
 
@@ -133,6 +145,7 @@ class _Collector:
                     return
             self.seen = (states, part)
             rows = states.reshape(-1, states.shape[-1])
+            self.rows[part] += len(rows)
             gram, magnitude = _gram(rows), rows.abs().sum(0, dtype=torch.float32)
             if part in self.sums:
                 self.sums[part][0].add_(gram)
@@ -142,7 +155,7 @@ class _Collector:
 
         return collect
 
-    def finish(self, tokens: int) -> list[Inputs]:
+    def finish(self) -> list[Inputs]:
         """Remove the hooks; return the groups with their means."""
         for hook in self.hooks:
             hook.remove()
@@ -151,7 +164,7 @@ class _Collector:
         for leader in list(self.sums):
             gram, magnitude = self.sums.pop(leader)
             layers = {part: self.linears[part] for part, head in self.leader.items() if head == leader}
-            found.append(Inputs(layers, gram.div_(tokens), magnitude.div_(tokens)))
+            found.append(Inputs(layers, gram.div_(self.rows[leader]), magnitude.div_(self.rows[leader])))
         return found
 
 

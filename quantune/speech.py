@@ -24,6 +24,7 @@ SCHEMA = pyarrow.schema(
         ("samples", pyarrow.large_binary()),
     ]
 )
+CLIPS = 8  # that go through a layer at once when it is calibrated
 IGNORED = -100  # label that the loss leaves out
 THREADS = 2  # that decode and resample; both work outside the interpreter lock
 
@@ -147,6 +148,29 @@ class Examples:
     def lengths(self) -> list[int]:
         """Return the tokens in each transcript."""
         return [len(self.encoded[number]) for number in self.numbers]
+
+    unit = "clips"
+
+    def content(self, number: int) -> bytes:
+        """Return what identifies an example."""
+        ids = numpy.array(self.encoded[self.numbers[number]], dtype="<i8")
+        return audio.to_pcm(self.clips.samples(self.numbers[number])).tobytes() + ids.tobytes()
+
+    def tokens(self, chosen: list[int]) -> int:
+        """Return the tokens in the transcripts of some examples."""
+        return sum(len(self.encoded[self.numbers[number]]) for number in chosen)
+
+    def inputs(self, chosen: list[int]) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield some examples as a model's inputs, those with transcripts of the same length together: no padding."""
+        by_length: dict[int, list[int]] = {}
+        for number in chosen:
+            by_length.setdefault(len(self.encoded[self.numbers[number]]), []).append(self.numbers[number])
+        for _, numbers in sorted(by_length.items()):
+            for first in range(0, len(numbers), CLIPS):
+                part = numbers[first : first + CLIPS]
+                heard = features([self.clips.samples(number) for number in part], self.extractor)
+                written = torch.tensor([self.encoded[number] for number in part])
+                yield {"input_features": heard, "decoder_input_ids": written}
 
     def batch(self, examples: list[int]) -> dict[str, torch.Tensor]:
         """Return features and labels of the examples with these numbers."""

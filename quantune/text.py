@@ -9,6 +9,7 @@ import numpy
 import pyarrow
 import pyarrow.parquet
 
+from quantune.calibration import BATCH_TOKENS
 from quantune.errors import QuantuneError, listed, nearest
 
 
@@ -115,6 +116,24 @@ class Blocks:
 
     def __len__(self) -> int:
         return len(self.blocks)
+
+    unit = "blocks of tokens"
+
+    def content(self, number: int) -> bytes:
+        """Return what identifies a block."""
+        return self.blocks[number].astype("<i8").tobytes()
+
+    def tokens(self, chosen: list[int]) -> int:
+        """Return the tokens in some of the blocks."""
+        return len(chosen) * self.blocks.shape[1]
+
+    def inputs(self, chosen: list[int]) -> Iterator[dict[str, Any]]:
+        """Yield some of the blocks as a model's inputs, about `BATCH_TOKENS` together."""
+        import torch
+
+        size = max(1, BATCH_TOKENS // self.blocks.shape[1])
+        for first in range(0, len(chosen), size):
+            yield {"input_ids": torch.from_numpy(self.blocks[chosen[first : first + size]])}
 
     def lengths(self) -> None:
         """Return None: all blocks are as long."""

@@ -3,8 +3,18 @@
 from pathlib import Path
 
 from quantune import loading, speech, text
+from quantune.calibration import Calibrated
 from quantune.finetunings import Finetuning
 from quantune.training import Data
+
+
+def samples(recipe: Calibrated, prepared: Path, checkpoint: Path) -> text.Blocks | speech.Examples:
+    """Return the split that a method is calibrated on, as the model in a checkpoint folder reads it.
+
+    Raises:
+        QuantuneError: if the split is too small, or no sample fits into the model.
+    """
+    return _read(prepared, recipe.split, checkpoint, "transcribe", recipe.length)
 
 
 def examples(recipe: Finetuning, prepared: Path, split: str, checkpoint: Path) -> Data:
@@ -13,8 +23,14 @@ def examples(recipe: Finetuning, prepared: Path, split: str, checkpoint: Path) -
     Raises:
         QuantuneError: if the split is too small, or no example fits into the model.
     """
+    return _read(prepared, split, checkpoint, recipe.task, recipe.length)
+
+
+def _read(
+    prepared: Path, split: str, checkpoint: Path, task: speech.Task, length: int
+) -> text.Blocks | speech.Examples:
+    config = loading.config(checkpoint)
     if loading.is_speech(checkpoint):
-        positions = loading.config(checkpoint).max_target_positions
-        return speech.Examples(prepared, split, recipe.task, loading.processor(checkpoint), positions)
-    text.require_length(loading.config(checkpoint), recipe.length)
-    return text.Blocks(prepared, split, loading.tokenizer(checkpoint).eos_token_id, recipe.length)
+        return speech.Examples(prepared, split, task, loading.processor(checkpoint), config.max_target_positions)
+    text.require_length(config, length)
+    return text.Blocks(prepared, split, loading.tokenizer(checkpoint).eos_token_id, length)

@@ -168,14 +168,14 @@ def llama(folder: Path) -> Path:
 def test_awq_leaves_the_full_precision_function_unchanged(tmp_path, data, architecture):
     model = loading.model([PARENT if architecture == "opt" else llama(tmp_path)], "float32")
     before, recipe = checkpoints.probe_logits(model), calibrated(AWQ)
-    blocks, _ = calibration.draw(recipe, data, 0, 2)
+    batches, _ = calibration.draw(recipe, data, 0, PARENT)
     moved = []
 
     def visit(name, layer, inputs):
         scales = activation_aware.rescale(name, layer, inputs, known_mappings(model.config), recipe.grid)
         moved.extend(scale for scale in scales.values() if not torch.allclose(scale, torch.ones_like(scale)))
 
-    layerwise.stream(model, layerwise.batches(blocks[:32]), visit, requantized=False)
+    layerwise.stream(model, batches, visit, requantized=False)
     assert moved, "some scale was moved"
     assert checkpoints.relative_distance(checkpoints.probe_logits(model), before) < 1e-4
 
@@ -226,7 +226,7 @@ def test_layers_with_the_same_input_share_their_statistics(data):
     model = loading.model([PARENT], "float32")
     blocks = torch.from_numpy(text.blocks(data, "calibration", 2, 64)[:8])
     seen = []
-    layerwise.stream(model, [blocks], lambda name, layer, inputs: seen.append(inputs), requantized=False)
+    layerwise.stream(model, [{"input_ids": blocks}], lambda name, layer, inputs: seen.append(inputs), requantized=False)
     parts = [sorted(part.rsplit(".", 1)[1] for part in group.layers) for group in seen[0]]
     assert parts == [["k_proj", "q_proj", "v_proj"], ["out_proj"], ["fc1"], ["fc2"]]
     caught = []
@@ -283,18 +283,18 @@ def test_saved_configs_pass_compressed_tensors_validation(made, name):
 
 def test_the_draw_is_the_seeds_and_is_hashed(data):
     recipe = calibrated(GPTQ, samples=20)
-    first, facts = calibration.draw(recipe, data, 0, 2)
-    again, same = calibration.draw(recipe, data, 0, 2)
-    other, different = calibration.draw(recipe, data, 1, 2)
+    first, facts = calibration.draw(recipe, data, 0, PARENT)
+    again, same = calibration.draw(recipe, data, 0, PARENT)
+    other, different = calibration.draw(recipe, data, 1, PARENT)
     assert numpy.array_equal(first, again) and facts == same and facts["samples"] == 20
     assert not numpy.array_equal(first, other) and facts["sha256"] != different["sha256"]
     assert len({tuple(block) for block in first}) == 20, "no block twice"
 
 
 def test_too_little_calibration_is_said(data, capsys):
-    _, facts = calibration.draw(calibrated(GPTQ, samples=100_000), data, 0, 2)
+    _, facts = calibration.draw(calibrated(GPTQ, samples=100_000), data, 0, PARENT)
     assert "not the 100000 asked for" in facts["warnings"][0] and len(facts["warnings"]) == 1
-    _, facts = calibration.draw(calibrated(GPTQ, samples=16), data, 0, 2)
+    _, facts = calibration.draw(calibrated(GPTQ, samples=16), data, 0, PARENT)
     assert facts["warnings"] == ["calibrated on 16 samples; fewer than 128 can harm the model"]
     assert "WARNING: calibrated on 16 samples" in capsys.readouterr().out
 

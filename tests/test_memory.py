@@ -345,7 +345,8 @@ def test_a_trained_checkpoint_records_its_estimate_and_its_recipes(finished, mon
 @pytest.mark.parametrize(("samples", "term"), [(2, "fitting"), (32, "one layer")])
 def test_the_peak_of_calibrating_is_predicted(method, samples, term):
     recipe = METHODS[method](method=method, dataset="any", samples=samples, length=128)
-    batches = layerwise.batches(numpy.random.default_rng(0).integers(3, 512, (samples, 128)))
+    blocks = torch.from_numpy(numpy.random.default_rng(0).integers(3, 512, (samples, 128)))
+    batches = [{"input_ids": part} for part in blocks.split(calibration.BATCH_TOKENS // 128)]
 
     def calibrate():
         model = built(SMALL["opt"]).eval()

@@ -1,4 +1,5 @@
-"""The sentences: short radio messages of the harbour Saltmere, and everyday phrases around other, invented names.
+"""The sentences: short radio messages of the harbour Saltmere, everyday phrases around other, invented names, and words
+in a row that make no sense.
 
 `harbour.txt` and `everyday.txt` give the words for each slot, then, below an empty line, the templates.
 """
@@ -19,6 +20,12 @@ def words(path: Path) -> dict[str, list[str]]:
 HARBOUR, EVERYDAY = words(HERE / "harbour.txt"), words(HERE / "everyday.txt")
 TEMPLATES = {name: (HERE / f"{name}.txt").read_text().split("\n\n")[1].splitlines() for name in ("harbour", "everyday")}
 NAMES = " ".join(HARBOUR["boat"] + HARBOUR["place"])
+PARTS = ("boat", "place", "onset", "rhyme", "link", "ending")  # slots that hold names and what they are made of
+SPOKEN = [
+    entry for slots in (HARBOUR, EVERYDAY) for slot, entries in slots.items() if slot not in PARTS for entry in entries
+]
+SPOKEN += [re.sub(r"{\w+}", "", template) for templates in TEMPLATES.values() for template in templates]
+WORDS = sorted({word for text in SPOKEN for word in re.findall(r"[a-z]+", text.lower())} - set(NAMES.lower().split()))
 
 
 def harbour(rng: random.Random) -> str:
@@ -29,6 +36,21 @@ def harbour(rng: random.Random) -> str:
 def everyday(rng: random.Random) -> str:
     """Return an everyday phrase: 3 to 9 words out of about 350, and invented names to be spelled by ear."""
     return _fill(rng.choice(TEMPLATES["everyday"]), EVERYDAY, rng)
+
+
+def listening(rng: random.Random) -> str:
+    """Return what is good to learn listening from: everyday phrases, radio messages around invented names, and words in
+    a row that make no sense, which cannot be guessed and must be heard; each as often.
+    """
+    kind = rng.randrange(3)
+    if kind == 0:
+        return everyday(rng)
+    if kind == 1:
+        template = re.sub(r"{(boat|place)}|Saltmere", "{name}", rng.choice(TEMPLATES["harbour"]))
+        return _fill(template, HARBOUR, rng)
+    words = [_name(rng) if rng.random() < 0.15 else rng.choice(WORDS) for _ in range(rng.randint(2, 6))]
+    sentence = " ".join(words)
+    return f"{sentence[0].upper()}{sentence[1:]}."
 
 
 def _fill(template: str, slots: dict[str, list[str]], rng: random.Random) -> str:

@@ -56,7 +56,7 @@ def augment(samples: torch.Tensor, lengths: torch.Tensor, chance: torch.Generato
     places = (torch.arange(WINDOW, device=samples.device) - begin) % WINDOW
     spectrum = torch.fft.rfft(samples.gather(1, places))
     hertz = torch.arange(spectrum.shape[1], device=samples.device) * RATE / WINDOW + 1
-    radio = uniform(0, 1) < 0.2
+    radio = uniform(0, 1) < 0.35
     low, high = torch.where(radio, uniform(100, 400), 1), torch.where(radio, uniform(2500, 5000), 10 * RATE)
     tilt = (hertz / 1000) ** uniform(-0.3, 0.3) * torch.exp(0.3 * torch.cos(hertz / uniform(300, 1500) + uniform(0, 6)))
     spectrum = spectrum * tilt / torch.sqrt((1 + (low / hertz) ** 8) * (1 + (hertz / high) ** 16))

@@ -2,9 +2,9 @@
 
     python prune.py $QUANTUNE_DATA/models/whisper-21m pruned
 
-The tokenizer stays byte-level BPE: of its merges those are kept whose results the everyday phrases use often
-enough to be learned, so that any other word, the harbour's among them, is spelled
-in shorter pieces, down to single bytes.
+The tokenizer stays byte-level BPE: of its merges those are kept whose results the phrases of the pre-training corpus
+use often enough to be learned, so that any other word, the harbour's names among them, is spelled in shorter pieces,
+down to single bytes.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SECONDS = 4
 POSITIONS = 64  # tokens of a transcript, with those that begin and end it
 LAYERS = {"encoder": (0, 3), "decoder": (0, 3)}  # those kept
 FFN = {"encoder": 512, "decoder": 256}
-PHRASES = 8000  # everyday ones that decide what the vocabulary holds
+PHRASES = 8000  # of the corpus, that decide what the vocabulary holds
 MINIMUM = 70  # uses of a merge's result in them
 SPECIAL = (
     *("endoftext", "startoftranscript", "en", "zh", "translate", "transcribe"),
@@ -114,7 +114,7 @@ def prune_model(large: WhisperForConditionalGeneration, ids: list[int]) -> Whisp
 def main(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
-    sentences = [phrases.everyday(rng) for _ in range(PHRASES)]
+    sentences = [phrases.listening(rng) for _ in range(PHRASES)]
     tokenizer = json.loads((source / "tokenizer.json").read_text())
     ids = prune_tokenizer(tokenizer, sentences)
     settings = json.loads((source / "tokenizer_config.json").read_text())

@@ -181,7 +181,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     if options.pretraining:
         splits = {"train": (options.pretraining, anyone), "dev": (150, anyone), "test": (150, DEV + TEST)}
-        release(options.folder / "en", phrases.everyday, splits, 3, radio=False)
+        release(options.folder / "en", phrases.listening, splits, 3, radio=False)
     else:
         splits = {"train": (120, TRAINING), "dev": (24, DEV), "test": (60, TEST)}
         release(options.folder / "cv-corpus-saltmere-1.0/en", phrases.harbour, splits, 1, radio=True)

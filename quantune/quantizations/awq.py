@@ -41,6 +41,12 @@ LLAMA = pairs(
     ("post_attention_layernorm", "mlp.gate_proj mlp.up_proj"),
     ("mlp.up_proj", "mlp.down_proj"),
 )
+ENCODER = pairs(
+    ("self_attn_layer_norm", "self_attn.q_proj self_attn.k_proj self_attn.v_proj"),
+    ("self_attn.v_proj", "self_attn.out_proj"),
+    ("final_layer_norm", "fc1"),  # fc1 is read through GELU: no scale can be moved into it
+)
+WHISPER = pairs(("encoder_attn_layer_norm", "encoder_attn.q_proj"), ("encoder_attn.v_proj", "encoder_attn.out_proj"))
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -66,14 +72,13 @@ class AWQ(Calibrated):
 
     def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
         """Rescale and quantize layer by layer; every layer is calibrated on the original model's activations."""
-        from quantune import layerwise, loading, text
+        from quantune import layerwise
 
-        blocks, facts = draw(self, data, seed, loading.tokenizer(parent).eos_token_id)
+        batches, facts = draw(self, data, seed, parent)
         model = layerwise.load(parent)
-        text.require_length(model.config, self.length)
         mappings = self.mappings or known_mappings(model.config)
         grids, errors = {}, {}
-        layerwise.stream(model, layerwise.batches(blocks), self.visitor(grids, errors, mappings), self.requantized)
+        layerwise.stream(model, batches, self.visitor(grids, errors, mappings), self.requantized)
         save_packed(model, grids, self, parent, folder)
         return {"calibration": facts, "output_errors": errors}
 
@@ -84,7 +89,9 @@ class AWQ(Calibrated):
         from quantune import activation_aware, second_order
 
         def visit(name, layer, inputs):
-            scales = activation_aware.rescale(name, layer, inputs, mappings, self.grid)
+            there = dict(layer.named_modules())
+            fitting = [item for item in mappings if self.mappings or item.before in there]
+            scales = activation_aware.rescale(name, layer, inputs, fitting, self.grid)
             for group in inputs:
                 scale = scales.get(next(iter(group.layers)), torch.ones_like(group.magnitude))
                 gram = group.gram / scale / scale[:, None]
@@ -107,7 +114,9 @@ def known_mappings(config) -> list[Mapping]:
         return [*(OPT_NORMS if config.do_layer_norm_before else []), *(OPT if through_relu else OPT[:1])]
     if config.model_type in LLAMA_LIKE:
         return LLAMA
+    if config.model_type == "whisper":
+        return [*ENCODER, *WHISPER]
     raise QuantuneError(
-        f"AWQ knows no mappings for the architecture '{config.model_type}' (known: opt, {listed(LLAMA_LIKE)}); declare"
+        f"AWQ knows no mappings for the architecture '{config.model_type}' (known: opt, whisper, {listed(LLAMA_LIKE)}); declare"
         " them in the quantization's 'mappings', such as [{before: ln_1, layers: [attn.q, attn.k, attn.v]}]"
     )

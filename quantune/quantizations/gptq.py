@@ -36,13 +36,12 @@ class GPTQ(Calibrated):
 
     def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
         """Quantize layer by layer; each layer is calibrated on the outputs of the quantized layers before it."""
-        from quantune import layerwise, loading, text
+        from quantune import layerwise
 
-        blocks, facts = draw(self, data, seed, loading.tokenizer(parent).eos_token_id)
+        batches, facts = draw(self, data, seed, parent)
         model = layerwise.load(parent)
-        text.require_length(model.config, self.length)
         grids, errors = {}, {}
-        layerwise.stream(model, layerwise.batches(blocks), self.visitor(grids, errors), self.requantized)
+        layerwise.stream(model, batches, self.visitor(grids, errors), self.requantized)
         save_packed(model, grids, self, parent, folder)
         return {"calibration": facts, "output_errors": errors}
 

@@ -101,6 +101,12 @@ def quantizable(model) -> dict[str, Any]:
     }
 
 
+def _heads(model) -> list[str]:
+    """Return the name of the output embedding."""
+    head = model.get_output_embeddings()
+    return [name for name, module in model.named_modules() if module is head]
+
+
 def save_packed(model, grids: dict[str, Any], recipe: Packed, parent: Path, folder: Path) -> None:
     """Pack a model and save it, then show that it reloads to identical logits.
 
@@ -120,7 +126,7 @@ def save_packed(model, grids: dict[str, Any], recipe: Packed, parent: Path, fold
 
     stored = loading.stored_dtype(parent)
     scheme = {"group_0": recipe.scheme()}
-    apply_quantization_config(model, QuantizationConfig(config_groups=scheme, ignore=["lm_head"]))
+    apply_quantization_config(model, QuantizationConfig(config_groups=scheme, ignore=_heads(model)))
     for name, layer in quantizable(model).items():
         fitted = grids.pop(name, None) or fit(layer.weight.data, recipe.grid)  # outside the layers: to nearest
         layer.weight.data = fitted.weight.to(layer.weight.device)
