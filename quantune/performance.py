@@ -46,7 +46,7 @@ class Performance:
     loaded_bytes: int
     """What its tensors take after loading."""
     running_bytes: int
-    """What they take once it has run: packed weights may be unpacked to dense ones by the first forward pass."""
+    """What they take once it has run: libraries may keep more by then."""
     decoders: dict[tuple[int, int], str]
     """(batch size, prompt length) -> how tokens were decoded."""
     speeds: dict[tuple[str, int, int], Speed]
