@@ -82,7 +82,11 @@ def stream(
         model: a causal language model in evaluation mode.
         batches: token ids, each (batch, length), int64.
         visit: called with the layer's name, the layer, and its linear layers grouped by input; changes the weights.
-        requantized: whether the next layer sees the outputs of the changed layer (GPTQ) or the original ones (AWQ).
+        requantized: whether the next layer sees the outputs of the changed layer (GPTQ) or the original ones (AWQ),
+            which the changed layer must still give.
+
+    Raises:
+        QuantuneError: if it does not.
     """
     root, layers = decoder_layers(model)
     hidden = first_inputs(model, layers[0], batches)
@@ -90,12 +94,15 @@ def stream(
     for index, layer in enumerate(tqdm(layers, desc="quantizing", unit="layer")):
         name = f"{root}.{index}"
         collector = _Collector(name, layer)
+        first = hidden[0]
         _advance(layer, hidden, keep=not requantized)
         groups = collector.finish(tokens)
         visit(name, layer, groups)
         del groups
         if requantized:
             _advance(layer, hidden, keep=True)
+        else:
+            _require_unchanged(name, first[0], hidden[0][0], _output(layer, *first))
 
 
 def _advance(layer: torch.nn.Module, hidden: list[tuple[torch.Tensor, dict]], keep: bool) -> None:
@@ -109,6 +116,21 @@ def _advance(layer: torch.nn.Module, hidden: list[tuple[torch.Tensor, dict]], ke
 def _output(layer: torch.nn.Module, states: torch.Tensor, kwargs: dict) -> torch.Tensor:
     found = layer(states, **kwargs)
     return found[0] if isinstance(found, tuple) else found
+
+
+def _require_unchanged(name: str, states: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
+    """Raise QuantuneError if a layer's outputs of the first sequence moved: by 1e-4 of what it adds to the states in
+    float32, by 20 roundings in half precision, and by the rounding of the states themselves.
+    """
+    epsilon = torch.finfo(before.dtype).eps
+    states, before, after = (item[:1].float() for item in (states, before, after))
+    moved, added, allowed = (after - before).norm(), (before - states).norm(), max(1e-4, 20 * epsilon)
+    if not moved <= allowed * added + 4 * epsilon * before.norm():
+        raise QuantuneError(
+            f"rescaling changed the function of the layer '{name}', before anything was rounded: its outputs moved by"
+            f" {float(moved / added):.2g}, more than {allowed:.2g}; a scale cannot move through everything between the"
+            " two ends of a mapping (ReLU and products let it pass, GELU does not): correct 'mappings'"
+        )
 
 
 class _Collector:

@@ -16,7 +16,7 @@ def train(order, inputs, folder, scratch):
     if recipe.validation_split:
         held_out = torch.from_numpy(text.blocks(data, recipe.validation_split, tokenizer.eos_token_id, recipe.length))
 
-    model = loading.model([parent], recipe.precision, trainable=True)
+    model = loading.model([parent], recipe.precision)
     text.require_length(model.config, recipe.length)
     model.config.use_cache = False
     model = recipe.prepare(model, seed)

@@ -41,7 +41,7 @@ LLAMA = pairs(
     ("post_attention_layernorm", "mlp.gate_proj mlp.up_proj"),
     ("mlp.up_proj", "mlp.down_proj"),
 )
-LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 
 
 class AWQ(Calibrated):
