@@ -1,6 +1,7 @@
 """The arithmetic of AWQ on one decoder layer, in float32 (Lin et al., 2023, arXiv:2306.00978)."""
 
 import torch
+from torch.func import functional_call
 
 from quantune.errors import QuantuneError
 from quantune.grids import Fitted, Grid, fit, grouped, snap, span
@@ -17,7 +18,7 @@ def rescale(name: str, layer: torch.nn.Module, inputs: list[Inputs], mappings: l
         Full name of a layer -> the scale of its input channels, (columns,); layers without a mapping are left out.
 
     Raises:
-        QuantuneError: if a mapping names a layer that is not there.
+        QuantuneError: if a mapping names a layer that is not there, or a norm that scales cannot be moved into.
     """
     groups = {part.removeprefix(f"{name}."): group for group in inputs for part in group.layers}
     scales = {}
@@ -37,20 +38,41 @@ def rescale(name: str, layer: torch.nn.Module, inputs: list[Inputs], mappings: l
         if before.weight.shape[0] != linears[0].in_features:
             continue  # grouped-query attention: one value channel feeds several output channels
         scale = best_scale(torch.cat([item.weight.data.float() for item in linears]), group, grid)
-        _move(scale, before, linears)
+        _move(scale, before, linears, _offset(f"{name}.{mapping.before}", before))
         scales |= {f"{name}.{part}": scale for part in mapping.layers}
     return scales
 
 
 @torch.no_grad()
-def _move(scale: torch.Tensor, before: torch.nn.Module, linears: list[torch.nn.Linear]) -> None:
-    """Divide the outputs of `before` by the scale, and multiply the input channels of `linears` by it."""
-    shape = (-1, *[1] * (before.weight.dim() - 1))
-    before.weight.div_(scale.view(shape).to(before.weight.dtype))
+def _move(scale: torch.Tensor, before: torch.nn.Module, linears: list[torch.nn.Linear], offset: int) -> None:
+    """Divide the outputs of `before`, which multiplies by offset + weight, by the scale, and multiply the input
+    channels of `linears` by it.
+    """
+    divisor = scale.view(-1, *[1] * (before.weight.dim() - 1)).to(before.weight.dtype)
+    before.weight.copy_((before.weight.float() + offset) / divisor.float() - offset)
     if getattr(before, "bias", None) is not None:
         before.bias.div_(scale.to(before.bias.dtype))
     for item in linears:
         item.weight.mul_(scale.to(item.weight.dtype))
+
+
+@torch.no_grad()
+def _offset(name: str, before: torch.nn.Module) -> int:
+    """Return what an operation adds to its weight before it multiplies by it: 0, or 1 in norms such as Gemma's."""
+    if before.weight.dim() > 1:
+        return 0
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(8, len(before.weight), generator=generator).to(before.weight)
+    without_bias = {} if getattr(before, "bias", None) is None else {"bias": torch.zeros_like(before.bias)}
+    outputs = []
+    for weight in (torch.zeros_like(before.weight), torch.ones_like(before.weight)):
+        outputs.append(functional_call(before, {"weight": weight, **without_bias}, states).float())
+    for offset in (0, 1):
+        if (outputs[0] - offset * (outputs[1] - outputs[0])).norm() <= 0.05 * outputs[1].norm():
+            return offset
+    raise QuantuneError(
+        f"AWQ mapping: '{name}' multiplies neither by its weight nor by 1 + weight; leave it out of 'mappings'"
+    )
 
 
 def best_scale(weight: torch.Tensor, group: Inputs, grid: Grid) -> torch.Tensor:

@@ -40,7 +40,7 @@ class Pass:
     dtype: str
     """Of the activations."""
     quantization: Quantization | None = None
-    """Of the linear layers, if they stay packed in memory."""
+    """Of the linear layers."""
     finetuning: Finetuning | None = None
     """Whose adapters are there."""
 
@@ -110,7 +110,7 @@ class Pass:
         - attention: the norm's output, queries, keys, values and output; for RoPE four more of the queries' size;
         - feed-forward: in and out of ReLU or GELU; for SwiGLU both factors, their product and the norm's output;
         - an adapted linear layer: its input and its copy in float32, its output, the update before and after scaling.
-        4-bit layers are unpacked one at a time.
+        Packed layers are unpacked one at a time.
         """
         rope = 4 * layers.queries if layers.gated else 0
         attention = layers.width + 2 * (layers.queries + layers.keys) + rope

@@ -8,7 +8,7 @@ every number. On a GPU this takes seconds for each point, and with compiled deco
 import json
 import logging
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,8 @@ Positive = Annotated[int, Field(gt=0)]
 
 class Benchmark(Recipe):
     """How the speed and memory of variants are measured, each alone on its device."""
+
+    version: ClassVar[int] = 2
 
     batch_sizes: list[Positive] = Field(default=[1, 8], min_length=1)
     """Sequences processed together. Four-bit weights win at 1 and tend to lose at many: measure what you will serve."""
@@ -76,7 +78,6 @@ class Benchmark(Recipe):
         }
         with torch.no_grad():
             model(input_ids=_prompt(model, 1, 2), use_cache=False)
-        settle(model)
         result["running_bytes"] = {"tensors": tensor_bytes(model), "measured": memory.used()}
         points, samples, energy = [], [], Energy(device)
         for length in self.prompt_lengths:
@@ -160,23 +161,6 @@ def parameters(folders: list[Path]) -> int:
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, local_files_only=True))
     added = [tensors.shape(name) for tensors in map(Tensors, adapters) for name in tensors.names()]
     return sum(item.numel() for item in model.parameters()) + sum(torch.Size(shape).numel() for shape in added)
-
-
-def settle(model) -> None:
-    """Take away what compressed-tensors leaves around layers that it has unpacked to dense weights, on the first
-    forward pass: hooks that move tensors between devices, and a forward function that no longer quantizes anything.
-    Neither changes a result; both keep the step from being compiled.
-    """
-    layers = [module for module in model.modules() if hasattr(module, "quantization_scheme")]
-    if not layers:
-        return
-    from compressed_tensors.offload import remove_dispatch
-
-    remove_dispatch(model, onload_tensors=True)
-    for layer in layers:
-        scheme = layer.quantization_scheme
-        if hasattr(layer, "weight") and not (scheme.input_activations or scheme.output_activations):
-            vars(layer).pop("forward", None)
 
 
 def _prompt(model, batch: int, length: int):

@@ -42,10 +42,11 @@ def estimate(plan: Plan, artefact: Artefact) -> Estimate | None:
             return plan.config.evaluations[evaluation].memory(config, after)
         if variant.kind == "finetuning":
             return memory.training(config, in_effect(plan, variant.parent), after[-1])
-        # what was made is compared with what is loaded from disk: both are there
-        made = memory.inference(config, after, "float32", batch=2, length=64)
+        # two models are there: what is compared with what was made or, while it is made, dense weights and their grids
+        steps = in_effect(plan, variant.parent) if variant.kind == "quantization" else after
+        made = memory.inference(config, steps, "float32", batch=2, length=64)
         dtype = stored_dtype(config) if variant.kind == "merge" else "float32"
-        compared = Estimate(made.terms | {"reloaded": memory.weights(architecture.read(config), dtype, *after)})
+        compared = Estimate(made.terms | {"reloaded": memory.weights(architecture.read(config), dtype, *steps)})
         if variant.kind == "quantization" and isinstance(after[-1], Calibrated):
             return max(compared, memory.calibration(config, after[-1], calibrated_in(config)), key=lambda it: it.total)
         return compared
@@ -91,7 +92,7 @@ def disk_bytes(plan: Plan, artefact: Artefact) -> int | None:
         if variant.kind == "finetuning":
             made = memory.trainable(shape, effective[-1]) * BYTES["float32"]
         else:
-            made = memory.weights(shape, stored_dtype(config), *effective, on_disk=True)
+            made = memory.weights(shape, stored_dtype(config), *effective)
     except (QuantuneError, NotImplementedError):
         return None
     return total - weights + made

@@ -8,6 +8,7 @@ become the next layer's inputs. The scheme of GPTQ's reference code (github.com/
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,18 +96,25 @@ def stream(
         model: a model in evaluation mode.
         batches: its inputs, without padding: what is not read by the user's model must not calibrate it.
         visit: called with the layer's name, the layer, and its linear layers grouped by input; changes the weights.
-        requantized: whether the next layer sees the outputs of the changed layer (GPTQ) or the original ones (AWQ).
+        requantized: whether the next layer sees the outputs of the changed layer (GPTQ) or the original ones (AWQ),
+            which the changed layer must still give.
+
+    Raises:
+        QuantuneError: if it does not.
     """
     for root, layers in stacks(model):
         hidden = first_inputs(model, layers[0], batches)
         for index, layer in enumerate(tqdm(layers, desc=f"quantizing {root}", unit="layer")):
             collector = _Collector(f"{root}.{index}", layer)
+            first = copy(hidden[0])
             _advance(layer, hidden, keep=not requantized)
             groups = collector.finish()
             visit(f"{root}.{index}", layer, groups)
             del groups
             if requantized:
                 _advance(layer, hidden, keep=True)
+            else:
+                _require_unchanged(f"{root}.{index}", first.states, hidden[0].states, first(layer))
 
 
 def _advance(layer: torch.nn.Module, hidden: list[Arguments], keep: bool) -> None:
@@ -120,6 +128,21 @@ def _advance(layer: torch.nn.Module, hidden: list[Arguments], keep: bool) -> Non
 def _placed(value: torch.Tensor, model) -> torch.Tensor:
     """Return a tensor on the model's device, in its dtype where it is floating-point."""
     return value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+
+
+def _require_unchanged(name: str, states: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
+    """Raise QuantuneError if a layer's outputs of the first sequence moved: by 1e-4 of what it adds to the states in
+    float32, by 20 roundings in half precision, and by the rounding of the states themselves.
+    """
+    epsilon = torch.finfo(before.dtype).eps
+    states, before, after = (item[:1].float() for item in (states, before, after))
+    moved, added, allowed = (after - before).norm(), (before - states).norm(), max(1e-4, 20 * epsilon)
+    if not moved <= allowed * added + 4 * epsilon * before.norm():
+        raise QuantuneError(
+            f"rescaling changed the function of the layer '{name}', before anything was rounded: its outputs moved by"
+            f" {float(moved / added):.2g}, more than {allowed:.2g}; a scale cannot move through everything between the"
+            " two ends of a mapping (ReLU and products let it pass, GELU does not): correct 'mappings'"
+        )
 
 
 class _Collector:

@@ -60,13 +60,12 @@ def quantization_method(folder: Path) -> str | None:
     return (config.get("quantization_config") or {}).get("quant_method")
 
 
-def model(folders: list[Path], dtype: str, trainable: bool = False) -> PreTrainedModel:
-    """Load a variant.
+def model(folders: list[Path], dtype: str) -> PreTrainedModel:
+    """Load a variant. Packed compressed-tensors layers stay packed (see `packed_linear`).
 
     Args:
         folders: the base and, if the variant is an adapter, the adapter after it.
         dtype: name of the dtype for every weight that is not packed, such as "float32".
-        trainable: something will be trained on top: packed compressed-tensors layers stay packed (see `packed_linear`).
 
     Returns:
         The model in evaluation mode, on `device()`; a `PeftModel` if there is an adapter.
@@ -75,7 +74,7 @@ def model(folders: list[Path], dtype: str, trainable: bool = False) -> PreTraine
     loaded = auto_class(base).from_pretrained(
         base, dtype=getattr(torch, dtype), device_map={"": device()}, local_files_only=True
     )
-    if (trainable or adapters) and quantization_method(base) == "compressed-tensors":
+    if quantization_method(base) == "compressed-tensors":
         from quantune.packed_linear import keep_packed
 
         keep_packed(loaded)

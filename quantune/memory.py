@@ -40,17 +40,16 @@ class Estimate:
         return f"{self.total / 1e6:,.1f} MB ({parts})"
 
 
-def weights(model: Architecture, dtype: str, quantization: Quantization | None = None, on_disk: bool = False) -> int:
-    """Return the bytes of a model's weights: codes, scales, zero points and tables included.
+def weights(model: Architecture, dtype: str, quantization: Quantization | None = None) -> int:
+    """Return the bytes of a model's weights, on disk or loaded: codes, scales, zero points and tables included.
 
     Args:
         model: the model's shape.
         dtype: of everything that is not quantized.
         quantization: recipe of the linear layers, if they are quantized.
-        on_disk: as stored; otherwise as loaded, where some formats are unpacked (`Quantization.unpacked`).
     """
     parameters = model.parameters()
-    if quantization is None or (quantization.unpacked and not on_disk):
+    if quantization is None:
         return sum(parameters.values()) * BYTES[dtype]
     packed = 0
     for count, linear in model.linears():
@@ -92,7 +91,7 @@ def inference(
         QuantuneError: if the model's shape is not known.
     """
     model, quantization, finetuning = read(config), _first(steps, Quantization), _first(steps, Finetuning)
-    step = Pass(model, batch, length, dtype, _packed(quantization), finetuning)
+    step = Pass(model, batch, length, dtype, quantization, finetuning)
     layer = max(map(step.at_work, model.layers))
     head = step.logits(dtype, logits) + 2 * step.hidden(model.decoder)  # before and after the last norm
     return Estimate(
@@ -123,9 +122,8 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
         QuantuneError: if the model's shape is not known.
     """
     model, quantization = read(config), _first(steps, Quantization)
-    # on packed weights, all that is not quantized becomes float32 (PEFT's `prepare_model_for_kbit_training`)
-    dtype = "float32" if _packed(quantization) else finetuning.precision
-    step = Pass(model, finetuning.batch_size, finetuning.length, dtype, _packed(quantization), finetuning)
+    dtype = "float32" if quantization and quantization.widens else finetuning.precision
+    step = Pass(model, finetuning.batch_size, finetuning.length, dtype, quantization, finetuning)
     parameters, loss = trainable(model, finetuning), 3 * step.logits("float32")
     if finetuning.gradient_checkpointing:
         activations = sum(layers.count * step.hidden(layers) + step.norm(layers) for layers in model.layers)
@@ -195,11 +193,6 @@ def calibration(config: dict[str, Any], method: Calibrated, dtype: str) -> Estim
             **({"one layer": at_work} if at_work > solving else {"fitting": solving}),
         }
     )
-
-
-def _packed(quantization: Quantization | None) -> Quantization | None:
-    """Return the quantization if its weights stay packed in memory."""
-    return quantization if quantization is not None and not quantization.unpacked else None
 
 
 def _first(steps: Sequence[Recipe], kind: type) -> Any:

@@ -1,9 +1,13 @@
 """Linear layers that stay packed: dense weights exist only while a layer computes, forward and backward.
 
-transformers unpacks compressed-tensors checkpoints for good at the first forward pass. Fine-tuning an adapter on top
-needs no dense weights to be kept: they are unpacked again for the backward pass, as QLoRA does for NF4 (Dettmers et
-al., 2023, arXiv:2305.14314, section 3). Memory is that of the packed weights and one dense layer, for the time of
-unpacking each layer twice.
+transformers unpacks compressed-tensors checkpoints for good at the first forward pass. Here each layer's weights are
+unpacked whenever they are read, with the same arithmetic, so that results are those of dense weights: once for a
+forward pass, once more for the backward pass of an adapter on top, as QLoRA does for NF4 (Dettmers et al., 2023,
+arXiv:2305.14314, section 3). Memory is that of the packed weights and one dense layer.
+
+Compiled, a step that decodes one sequence unpacks the weights in the registers of the product's own kernel and reads
+nothing but packed words. PyTorch's int4 kernels are not used: they compute in bfloat16, for 4 bits only, and in
+float32 on a CPU are slower than unpacking.
 """
 
 import torch
@@ -19,11 +23,15 @@ class PackedLinear(torch.nn.Linear):
         self.in_features, self.out_features = source.in_features, source.out_features
         scheme = source.quantization_scheme.weights
         self.bits = scheme.num_bits
-        self.register_buffer("packed", source.weight_packed.data)
+        units = -(-self.in_features * self.bits // _bits_of_unit(self.bits))
+        codes = source.weight_packed.data.view(torch.uint8)  # little-endian, as everything that PyTorch runs on
+        codes = torch.nn.functional.pad(codes, (0, units * _bits_of_unit(self.bits) // 8 - codes.shape[1]))
+        self.register_buffer("packed", codes.view(self.out_features, units, -1))
         self.register_buffer("scale", source.weight_scale.data)
         zero = None
         if not scheme.symmetric:
             zero = unpack_from_int32(source.weight_zero_point.data, self.bits, self.scale.shape, packed_dim=0)
+            zero = (zero.to(torch.int16) + 2 ** (self.bits - 1)).to(torch.uint8)
         self.register_buffer("zero", zero)
         bias = getattr(source, "bias", None)
         self.register_buffer("bias", None if bias is None else bias.data)
@@ -35,15 +43,25 @@ class PackedLinear(torch.nn.Linear):
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the dense weights, (outputs, inputs): (code - zero) * scale, as compressed-tensors computes them."""
-        codes = unpack_from_int32(self.packed, self.bits, torch.Size((self.out_features, self.in_features)))
+        codes = unpack(self.packed, self.bits).flatten(1)[:, : self.in_features]
         values = codes.to(self.scale.dtype).view(self.out_features, self.scale.shape[1], -1)
-        if self.zero is not None:
-            values = values - self.zero.to(self.scale.dtype).unsqueeze(-1)
-        return (values * self.scale.unsqueeze(-1)).view(self.out_features, self.in_features).to(dtype)
+        zero = 2 ** (self.bits - 1) if self.zero is None else self.zero.to(values.dtype).unsqueeze(-1)
+        return values.sub_(zero).mul_(self.scale.unsqueeze(-1)).view(self.out_features, self.in_features).to(dtype)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Return states @ weightᵀ + bias."""
-        return _Product.apply(states, self)
+        if torch.is_grad_enabled():
+            return _Product.apply(states, self)
+        return self.product(states)
+
+    def product(self, states: torch.Tensor) -> torch.Tensor:
+        """Return states @ weightᵀ + bias, without a backward pass."""
+        weight, bias = self.dense(states.dtype), None if self.bias is None else self.bias.to(states.dtype)
+        if torch.compiler.is_compiling() and states.numel() == self.in_features:
+            # a sum, unlike a matrix product, is compiled into one kernel with the unpacking
+            sums = (weight * states.flatten()).sum(-1, dtype=torch.float32).to(states.dtype)
+            return (sums if bias is None else sums + bias).view(*states.shape[:-1], -1)
+        return torch.nn.functional.linear(states, weight, bias)
 
 
 class _Product(torch.autograd.Function):
@@ -52,12 +70,28 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states, layer):
         ctx.layer = layer
-        bias = None if layer.bias is None else layer.bias.to(states.dtype)
-        return torch.nn.functional.linear(states, layer.dense(states.dtype), bias)
+        return layer.product(states)
 
     @staticmethod
     def backward(ctx, gradient):
         return gradient @ ctx.layer.dense(gradient.dtype), None
+
+
+def _bits_of_unit(bits: int) -> int:
+    """Return the bits of the fewest bytes that hold whole codes: one byte, or three with 3 bits."""
+    return 24 if bits == 3 else 8
+
+
+def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """Return unsigned codes, (rows, units, codes in a unit), from bytes, (rows, units, bytes in a unit), uint8.
+
+    The lowest bits of the first byte come first, as in `pack_quantized` of compressed-tensors.
+    """
+    unit = packed[..., 0]
+    if bits == 3:
+        unit = unit.int() | packed[..., 1].int() << 8 | packed[..., 2].int() << 16
+    shifts = torch.arange(0, _bits_of_unit(bits), bits, dtype=unit.dtype, device=unit.device)
+    return unit.unsqueeze(-1) >> shifts & 2**bits - 1
 
 
 def keep_packed(model: torch.nn.Module) -> int:

@@ -46,7 +46,7 @@ class Performance:
     loaded_bytes: int
     """What its tensors take after loading."""
     running_bytes: int
-    """What they take once it has run: packed weights may be unpacked to dense ones by the first forward pass."""
+    """What they take once it has run: libraries may keep more by then."""
     points: tuple[tuple[int, int], ...]
     """Batch sizes and prompt lengths, in the order of the configuration; those without a speed did not fit."""
     decoders: dict[tuple[int, int], str]

@@ -64,9 +64,7 @@ def _memory(model: Variant, others: list[Variant]) -> str:
         return f"{told}; no variant takes less, whatever its size on disk."
     share = 100 * (1 - least.performance.running_bytes / whole)
     least_told = f"`{least.name}` takes least, {words.size(least.performance.running_bytes)} ({share:.0f} % less)"
-    grown = [other for other in others if other.performance.running_bytes > 1.1 * other.performance.loaded_bytes]
-    unpacked = f"; {words.plural(len(grown), 'variant')} unpacked to dense weights when run" if grown else ""
-    return f"{told}; {least_told}{unpacked}."
+    return f"{told}; {least_told}."
 
 
 def _unfit(variants: list[Variant]) -> list[str]:

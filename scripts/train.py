@@ -11,7 +11,7 @@ def train(order, inputs, folder, scratch):
     examples = tracks.examples(recipe, data, recipe.train_split, parent)
     held_out = tracks.examples(recipe, data, recipe.validation_split, parent) if recipe.validation_split else None
 
-    model = loading.model([parent], recipe.precision, trainable=True)
+    model = loading.model([parent], recipe.precision)
     model.config.use_cache = False
     model = recipe.prepare(model, seed)
     if recipe.gradient_checkpointing:

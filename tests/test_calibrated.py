@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy
 import pyarrow
 import pytest
 import torch
@@ -164,9 +163,25 @@ def llama(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("architecture", ["opt", "llama"])
-def test_awq_leaves_the_full_precision_function_unchanged(tmp_path, data, architecture):
-    model = loading.model([PARENT if architecture == "opt" else llama(tmp_path)], "float32")
+def gemma(folder: Path) -> Path:
+    """Write a small random Gemma, whose norms multiply by 1 + weight, and the demo's tokenizer."""
+    from transformers import GemmaConfig, GemmaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
+    model = GemmaForCausalLM(GemmaConfig(**shape, **heads, vocab_size=12288, eos_token_id=2))
+    for name, value in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.normal_(value, std=0.5)
+    model.save_pretrained(folder)
+    checkpoints.copy_tokenizer(PARENT, folder)
+    return folder
+
+
+@pytest.mark.parametrize("write", [None, llama, gemma])
+def test_awq_leaves_the_full_precision_function_unchanged(tmp_path, data, write):
+    model = loading.model([write(tmp_path) if write else PARENT], "float32")
     before, recipe = checkpoints.probe_logits(model), calibrated(AWQ)
     batches, _ = calibration.draw(recipe, data, 0, PARENT)
     moved = []
@@ -204,6 +219,36 @@ def test_a_mapping_that_would_change_the_function_is_refused(tmp_path, data):
     (tmp_path / "out").mkdir()
     with pytest.raises(QuantuneError, match=r"read by self_attn\.k_proj, self_attn\.q_proj, self_attn\.v_proj; name"):
         recipe.quantize(llama(tmp_path / "llama"), tmp_path / "out", data, 0)
+
+
+def test_a_mapping_through_what_is_not_linear_is_refused_and_the_layer_named(tmp_path, data):
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 128, "num_hidden_layers": 1}
+    more = {"num_attention_heads": 4, "vocab_size": 12288, "eos_token_id": 2, "activation_function": "gelu"}
+    model = OPTForCausalLM(OPTConfig(**shape, **more))
+    with torch.no_grad():
+        model.model.decoder.layers[0].fc1.weight[:16] *= 50  # some of its outputs are worth a scale
+    model.save_pretrained(tmp_path / "parent")
+    checkpoints.copy_tokenizer(PARENT, tmp_path / "parent")
+    (tmp_path / "out").mkdir()
+    recipe = calibrated(AWQ, samples=8, mappings=[{"before": "fc1", "layers": ["fc2"]}])
+    with pytest.raises(QuantuneError, match=r"changed the function of the layer 'model\.decoder\.layers\.0'"):
+        recipe.quantize(tmp_path / "parent", tmp_path / "out", data, 0)
+
+
+class Squared(torch.nn.LayerNorm):
+    """Multiplies by the square of 2 + weight."""
+
+    def forward(self, states):
+        return torch.nn.functional.layer_norm(states, self.normalized_shape) * (2 + self.weight) ** 2
+
+
+def test_a_norm_that_scales_cannot_be_moved_into_is_refused():
+    assert activation_aware._offset("norm", torch.nn.LayerNorm(16)) == 0
+    with pytest.raises(QuantuneError, match=r"'layers\.0\.norm' multiplies neither by its weight nor by 1"):
+        activation_aware._offset("layers.0.norm", Squared(16))
 
 
 def test_layers_outside_the_decoder_layers_are_rounded(tmp_path, data):
@@ -286,9 +331,10 @@ def test_the_draw_is_the_seeds_and_is_hashed(data):
     first, facts = calibration.draw(recipe, data, 0, PARENT)
     again, same = calibration.draw(recipe, data, 0, PARENT)
     other, different = calibration.draw(recipe, data, 1, PARENT)
-    assert numpy.array_equal(first, again) and facts == same and facts["samples"] == 20
-    assert not numpy.array_equal(first, other) and facts["sha256"] != different["sha256"]
-    assert len({tuple(block) for block in first}) == 20, "no block twice"
+    first, again, other = (torch.cat([batch["input_ids"] for batch in found]) for found in (first, again, other))
+    assert torch.equal(first, again) and facts == same and facts["samples"] == 20
+    assert not torch.equal(first, other) and facts["sha256"] != different["sha256"]
+    assert len({tuple(block) for block in first.tolist()}) == 20, "no block twice"
 
 
 def test_too_little_calibration_is_said(data, capsys):

@@ -1,5 +1,6 @@
 """The estimates against what they predict: transformers' models, files on disk, and the tensors that autograd keeps."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, WhisperForConditionalGeneration
 
-from quantune import architecture, costs, forecast, layerwise, loading, memory
+from quantune import architecture, calibration, costs, forecast, layerwise, loading, memory
 from quantune.activations import Pass
 from quantune.artefacts import roles
 from quantune.config import Config
@@ -127,7 +128,7 @@ def test_packed_checkpoints_have_the_bytes_that_are_predicted(keys, tmp_path):
     recipe.quantize(OPT, tmp_path)
     shape = architecture.read(json.loads((OPT / "config.json").read_text()))
     written = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
-    assert memory.weights(shape, "float16", recipe, on_disk=True) == pytest.approx(written, rel=0.01)
+    assert memory.weights(shape, "float16", recipe) == pytest.approx(written, rel=0.01)
 
 
 def test_double_quantization_saves_what_qlora_says():
@@ -197,12 +198,14 @@ def test_the_peak_of_a_training_step_is_predicted(name, keys):
     )
 
 
-@pytest.mark.parametrize("keys", [{"method": "nf4", "double_quantization": True}, {"method": "int8"}], ids=str)
+@pytest.mark.parametrize(
+    "keys", [{"method": "nf4", "double_quantization": True}, {"method": "int8"}, {"method": "rtn"}], ids=str
+)
 def test_the_peak_of_training_on_packed_weights_is_predicted(keys, tmp_path):
     base, recipe = METHODS[keys["method"]](**keys), lora(length=64, precision="bfloat16")
     base.quantize(OPT, tmp_path)
     estimate = memory.training(json.loads((OPT / "config.json").read_text()), [base], recipe)
-    model = loading.model([tmp_path], recipe.precision, trainable=True)
+    model = loading.model([tmp_path], recipe.precision)
     assert without_weights(estimate) == pytest.approx(peak_of_training(model, recipe), rel=0.03)
 
 
@@ -246,6 +249,7 @@ def peak(function) -> int:
     """Return the most bytes allocated at once while a function runs."""
     from torch.profiler import ProfilerActivity, profile
 
+    gc.collect()  # what other tests left would be freed meanwhile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from quantune import checkpoints, loading
 from quantune.finetunings.lora import LoRA
+from quantune.meters import tensor_bytes
 from quantune.packed_linear import PackedLinear, dense_parameters, keep_packed
 from quantune.quantizations.rtn import RoundToNearest
 
@@ -25,23 +27,48 @@ def quantized(request, tmp_path):
     return tmp_path
 
 
-def test_packed_layers_compute_the_same_to_the_bit(quantized):
-    dense, packed = loading.model([quantized], "float32"), loading.model([quantized], "float32", trainable=True)
+def dense_model(folder: Path, dtype: torch.dtype):
+    """Load as transformers does, unpacked."""
+    options = {"dtype": dtype, "quantization_config": CompressedTensorsConfig(dequantize=True)}
+    return AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_packed_layers_compute_the_same_to_the_bit(quantized, dtype):
+    dense, packed = dense_model(quantized, getattr(torch, dtype)), loading.model([quantized], dtype)
     layers = [module for module in packed.modules() if isinstance(module, PackedLinear)]
     assert len(layers) == 24
     tokens = checkpoints.probe_tokens(packed.config.vocab_size)
+    with torch.no_grad():
+        assert torch.equal(packed(input_ids=tokens).logits, dense(input_ids=tokens).logits)
     assert torch.equal(packed(input_ids=tokens).logits, dense(input_ids=tokens).logits)
     weights = dense_parameters(packed) + sum(item.numel() for item in packed.parameters())
     assert weights == loading.model([PARENT], "float32").num_parameters()
 
 
-def test_an_adapter_gets_the_same_gradients(quantized):
-    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+def test_what_is_in_memory_after_a_forward_pass_is_what_is_on_disk(quantized):
+    model = loading.model([quantized], "float16")
+    before = tensor_bytes(model)
+    with torch.no_grad():
+        model(input_ids=checkpoints.probe_tokens(12288))
+    written = sum(path.stat().st_size for path in quantized.glob("*.safetensors"))
+    assert tensor_bytes(model) == before == pytest.approx(written, rel=0.02)
 
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_compiled_layer_is_one_graph_with_the_same_result(quantized, rows):
+    layer = loading.model([quantized], "float32").model.decoder.layers[0].fc1
+    states = torch.randn(rows, 1, layer.in_features, generator=torch.Generator().manual_seed(0))
+    torch.compiler.reset()
+    with torch.no_grad():
+        found = torch.compile(lambda states: layer(states), fullgraph=True, dynamic=False, backend="aot_eager")(states)
+        assert torch.allclose(found, layer(states), rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_gets_the_same_gradients(quantized):
     recipe = LoRA(method="lora", dataset="any", steps=1, target_modules="all-linear")
-    options = {"dtype": torch.float32, "quantization_config": CompressedTensorsConfig(dequantize=True)}
-    dense = recipe.prepare(AutoModelForCausalLM.from_pretrained(quantized, **options), seed=0)
-    packed = recipe.prepare(loading.model([quantized], "float32", trainable=True), seed=0)
+    dense = recipe.prepare(dense_model(quantized, torch.float32), seed=0)
+    packed = recipe.prepare(loading.model([quantized], "float32"), seed=0)
     tokens = checkpoints.probe_tokens(12288)
     gradients = []
     for model in (dense, packed):
@@ -57,7 +84,7 @@ def test_an_adapter_gets_the_same_gradients(quantized):
 
 def test_nothing_dense_is_kept_for_the_backward_pass(tmp_path):
     RoundToNearest(method="rtn", bits=4).quantize(PARENT, tmp_path)
-    model = loading.model([tmp_path], "float32", trainable=True)
+    model = loading.model([tmp_path], "float32")
     model = LoRA(method="lora", dataset="any", steps=1, target_modules=["fc1", "fc2"]).prepare(model, seed=0)
     saved = []
 
@@ -68,10 +95,10 @@ def test_nothing_dense_is_kept_for_the_backward_pass(tmp_path):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model(input_ids=torch.tensor([[2, 3, 4]])).logits.sum()
     assert 128 * 512 * 4 not in saved, "no dense fc1 or fc2 among the tensors saved"
-    stored = sum(item.numel() * item.element_size() for item in model.buffers() if item.dtype == torch.int32)
+    stored = sum(item.numel() * item.element_size() for item in model.buffers() if item.dtype == torch.uint8)
     assert stored == 4 * (4 * 128 * 128 + 2 * 128 * 512) / 2, "half a byte for each of the weights of four layers"
 
 
 def test_a_full_precision_model_is_left_alone():
-    model = loading.model([PARENT], "float32", trainable=True)
+    model = loading.model([PARENT], "float32")
     assert keep_packed(model) == 0 and dense_parameters(model) == 0

@@ -47,7 +47,7 @@ ENCODER = pairs(
     ("final_layer_norm", "fc1"),  # fc1 is read through GELU: no scale can be moved into it
 )
 WHISPER = pairs(("encoder_attn_layer_norm", "encoder_attn.q_proj"), ("encoder_attn.v_proj", "encoder_attn.out_proj"))
-LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 
 
 class AWQ(Calibrated):

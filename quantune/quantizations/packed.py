@@ -4,7 +4,7 @@ Checkpoints are in the `pack-quantized` format of compressed-tensors, which tran
 """
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -13,8 +13,6 @@ from quantune.quantizations import Quantization
 
 class Packed(Quantization):
     """Uniform integer grids, packed into 32-bit words in compressed-tensors' `pack-quantized` format."""
-
-    unpacked: ClassVar[bool] = True
 
     bits: Literal[2, 3, 4, 8] = 4
     """Bits per weight."""
@@ -141,5 +139,5 @@ def save_packed(model, grids: dict[str, Any], recipe: Packed, parent: Path, fold
     model.save_pretrained(folder)
     compressor.update_config(folder)
     copy_tokenizer(parent, folder)
-    model.float()  # the first forward pass unpacks the weights, as it does after loading
+    model.float()  # the first forward pass unpacks the weights
     require_identical_reload(probe_logits(model), folder, "float32")
