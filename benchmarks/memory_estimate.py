@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from quantune import memory, training
+from quantune import memory, text, training
 from quantune.finetunings.lora import LoRA
 
 SHAPES = {"opt-1.3b": (2048, 24, 32), "opt-6.7b": (4096, 32, 32)}
@@ -68,13 +68,10 @@ def generate(loaded, batch, prompt, new):
 
 def train(loaded, recipe):
     folder = Path(tempfile.mkdtemp())
-    blocks = torch.randint(3, 50272, (4 * recipe.batch_size, recipe.length))
+    blocks = text.Blocks(torch.randint(3, 50272, (4 * recipe.batch_size, recipe.length)).numpy())
     if recipe.gradient_checkpointing:
         loaded.gradient_checkpointing_enable({"use_reentrant": False})
-    training.train(
-        loaded, recipe, 0, len(blocks), lambda numbers: {"input_ids": blocks[numbers], "labels": blocks[numbers]},
-        [], folder, folder,
-    )  # fmt: skip
+    training.train(loaded, recipe, 0, blocks, None, folder, folder)
 
 
 for name in SHAPES:

@@ -6,24 +6,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy
-import pyarrow
-import pyarrow.parquet
 import torch
 
-from quantune import audio
+from quantune import audio, loading
 from quantune.errors import QuantuneError, listed, nearest
 
 Task = Literal["transcribe", "translate"]
-SCHEMA = pyarrow.schema(
-    [
-        ("id", pyarrow.string()),
-        ("text", pyarrow.string()),
-        ("translation", pyarrow.string()),
-        ("language", pyarrow.string()),
-        ("seconds", pyarrow.float64()),
-        ("samples", pyarrow.large_binary()),
-    ]
-)
+COLUMNS = {"id": "string", "text": "string", "translation": "string", "language": "string"}
+COLUMNS |= {"seconds": "float64", "samples": "large_binary"}
+"""Of a prepared split, with their Arrow types; samples are 16 bits, little-endian."""
 CLIPS = 8  # that go through a layer at once when it is calibrated
 IGNORED = -100  # label that the loss leaves out
 THREADS = 2  # that decode and resample; both work outside the interpreter lock
@@ -38,7 +29,10 @@ def prepare(source: Path, target: Path, extractor) -> tuple[list[float], int]:
     Raises:
         QuantuneError: if no clip is left.
     """
+    import pyarrow.parquet
     from tqdm import tqdm
+
+    schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in COLUMNS.items()])
 
     def convert(row: dict[str, Any]) -> tuple[dict[str, Any], numpy.ndarray]:
         samples, rate, _ = audio.decode(row.pop("audio"))
@@ -49,7 +43,7 @@ def prepare(source: Path, target: Path, extractor) -> tuple[list[float], int]:
     with (
         ThreadPoolExecutor(THREADS) as pool,
         pyarrow.OSFile(str(target), "wb") as sink,
-        pyarrow.ipc.new_file(sink, SCHEMA) as writer,
+        pyarrow.ipc.new_file(sink, schema) as writer,
     ):
         for batch in opened.iter_batches(128):
             rows = []
@@ -60,7 +54,7 @@ def prepare(source: Path, target: Path, extractor) -> tuple[list[float], int]:
                     continue
                 seconds.append(len(samples) / extractor.sampling_rate)
                 rows.append(row | {"seconds": seconds[-1], "samples": samples.tobytes()})
-            writer.write_table(pyarrow.Table.from_pylist(rows, SCHEMA))
+            writer.write_table(pyarrow.Table.from_pylist(rows, schema))
     if not seconds:
         raise QuantuneError(f"split '{source.stem}': all {dropped} clips are longer than {extractor.chunk_length} s")
     return seconds, dropped
@@ -70,6 +64,8 @@ class Clips:
     """The clips of a prepared split, mapped from disk: only those that are used are read."""
 
     def __init__(self, prepared: Path, split: str):
+        import pyarrow
+
         path = Path(prepared) / f"{split}.arrow"
         if not path.exists():
             there = [item.stem for item in Path(prepared).glob("*.arrow")]
@@ -177,7 +173,7 @@ class Examples:
         chosen = [self.numbers[example] for example in examples]
         waves = [self.clips.samples(number) for number in chosen]
         encoded = [self.encoded[number] for number in chosen]
-        return {"input_features": features(waves, self.extractor), "labels": labels(encoded)}
+        return {"input_features": features(waves, self.extractor, loading.device()), "labels": labels(encoded)}
 
     def batches(self, size: int) -> Iterator[dict[str, torch.Tensor]]:
         """Yield all examples in batches, those of similar length together."""

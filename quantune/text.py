@@ -111,8 +111,8 @@ def blocks(prepared: Path, split: str, end: int, length: int) -> numpy.ndarray:
 class Blocks:
     """Training blocks of a split as training examples; see `training.Data`."""
 
-    def __init__(self, prepared: Path, split: str, end: int, length: int):
-        self.blocks = blocks(prepared, split, end, length)
+    def __init__(self, blocks: numpy.ndarray):
+        self.blocks = blocks
 
     def __len__(self) -> int:
         return len(self.blocks)

@@ -33,4 +33,4 @@ def _read(
     if loading.is_speech(checkpoint):
         return speech.Examples(prepared, split, task, loading.processor(checkpoint), config.max_target_positions)
     text.require_length(config, length)
-    return text.Blocks(prepared, split, loading.tokenizer(checkpoint).eos_token_id, length)
+    return text.Blocks(text.blocks(prepared, split, loading.tokenizer(checkpoint).eos_token_id, length))

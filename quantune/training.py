@@ -77,7 +77,6 @@ def train(
     Raises:
         QuantuneError: if the loss is no longer finite.
     """
-    device = next(model.parameters()).device
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     per_step = recipe.batch_size * recipe.gradient_accumulation
     steps = recipe.steps or max(1, math.ceil(recipe.epochs * len(data) / per_step))
@@ -90,7 +89,7 @@ def train(
     if resumed:
         print(f"going on from step {resumed} of {steps}")
     else:
-        progress.curves.append(_point(0, 0, schedule, None, mean_loss(model, validation, recipe, device)))
+        progress.curves.append(_point(0, 0, schedule, None, mean_loss(model, validation, recipe)))
         torch.manual_seed(seed)
     model.train()
     bar = tqdm(total=steps, initial=resumed, desc="training", unit="step")
@@ -99,7 +98,7 @@ def train(
         for part in range(recipe.gradient_accumulation):
             first = (progress.step * recipe.gradient_accumulation + part) * recipe.batch_size
             inputs = data.batch([order.example(first + place) for place in range(recipe.batch_size)])
-            value = model(**{name: tensor.to(device) for name, tensor in inputs.items()}).loss
+            value = model(**_placed(inputs, model)).loss
             (value / recipe.gradient_accumulation).backward()
             loss += value.item() / recipe.gradient_accumulation
         if not math.isfinite(loss):
@@ -114,7 +113,7 @@ def train(
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         last = progress.step == steps
         if last or progress.step % recipe.evaluate_every == 0:
-            held_out = mean_loss(model, validation, recipe, device)
+            held_out = mean_loss(model, validation, recipe)
             mean = sum(progress.losses) / len(progress.losses)
             progress.curves.append(_point(progress.step, progress.step * per_step, schedule, mean, held_out))
             progress.losses.clear()
@@ -135,7 +134,7 @@ def train(
 
 
 @torch.no_grad()
-def mean_loss(model: torch.nn.Module, data: Data | None, recipe: Finetuning, device: torch.device) -> float | None:
+def mean_loss(model: torch.nn.Module, data: Data | None, recipe: Finetuning) -> float | None:
     """Return the mean loss of a label, in nats, without dropout; None without data."""
     if data is None:
         return None
@@ -144,10 +143,19 @@ def mean_loss(model: torch.nn.Module, data: Data | None, recipe: Finetuning, dev
     total, count = 0.0, 0
     for batch in data.batches(recipe.batch_size):
         labels = int((batch["labels"] != IGNORED).sum())
-        total += labels * model(**{name: value.to(device) for name, value in batch.items()}).loss.item()
+        total += labels * model(**_placed(batch, model)).loss.item()
         count += labels
     model.train(was_training)
     return total / count
+
+
+def _placed(batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return a batch on the model's device, floating-point values in the dtype of its first weights."""
+    first = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    return {
+        name: value.to(first.device, first.dtype if value.is_floating_point() else value.dtype)
+        for name, value in batch.items()
+    }
 
 
 def save(scratch: Path, progress: Progress, trained: dict[str, torch.Tensor], optimizer, schedule) -> None:

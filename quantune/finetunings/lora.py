@@ -26,10 +26,8 @@ class LoRA(Finetuning):
     def prepare(self, model, seed: int):
         """Return a `PeftModel` with adapters initialized from the seed; only they require gradients."""
         import torch
-        from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+        from peft import LoraConfig, get_peft_model
 
-        if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
-            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         torch.manual_seed(seed)
         config = LoraConfig(
             task_type=None if model.config.is_encoder_decoder else "CAUSAL_LM",
