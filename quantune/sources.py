@@ -135,17 +135,19 @@ def _documents(path: Path, recipe: dict) -> list[str]:
                 text = file.read()
         except UnicodeDecodeError as error:
             raise QuantuneError(f"'{path}' is not UTF-8 text ({error}); convert it, for example with iconv") from None
+        except gzip.BadGzipFile as error:
+            raise QuantuneError(f"'{path}' is not compressed with gzip ({error})") from None
         if recipe["document"] == "file":
             return [text]
         return text.split("\n") if recipe["document"] == "line" else _paragraphs(text)
-    return _column(path, kind, recipe["column"])
+    return _column(path, kind, recipe["column"], recipe["first"])
 
 
 def _paragraphs(text: str) -> list[str]:
     return [part.strip("\n") for part in re.split(r"\n[ \t]*\n", text)]
 
 
-def _column(path: Path, kind: str, column: str) -> list[str]:
+def _column(path: Path, kind: str, column: str, first: int | None) -> list[str]:
     import tempfile
 
     import datasets
@@ -166,7 +168,7 @@ def _column(path: Path, kind: str, column: str) -> list[str]:
                 f"'{path}' has no column '{column}'; columns: {listed(table.column_names)}"
                 f"{nearest(column, table.column_names)}; set the dataset's 'column'"
             )
-        values = list(table[column])
+        values = list(table[column][:first])
     for bad in (value for value in values if value is not None and not isinstance(value, str)):
         raise QuantuneError(f"'{path}', column '{column}': text expected, found {type(bad).__name__} ({bad!r:.40})")
     return [value or "" for value in values]

@@ -7,13 +7,14 @@ import jsonschema
 import pytest
 import yaml
 
-from quantune import benchmarking, config, evaluations, finetunings, quantizations
+from quantune import benchmarking, config, evaluations, expected, finetunings, quantizations
 
 ENTRIES = [
     config.Config,
     config.Model,
     config.Dataset,
     benchmarking.Benchmark,
+    expected.Expected,
     *quantizations.methods(),
     *finetunings.methods(),
     *evaluations.kinds(),
