@@ -101,4 +101,4 @@ def test_the_ready_experiments(root, monkeypatch, validator, name):
     monkeypatch.setenv("QUANTUNE_DATA", shared)
     monkeypatch.chdir(root)
     loaded = config.load(raw, name)
-    assert loaded.listed and loaded.work not in ("work", ""), "an experiment names its own work folder"
+    assert loaded.variants and loaded.work not in ("work", ""), "an experiment names its own work folder"
