@@ -21,7 +21,7 @@ import pandas
 import torch
 from quantization_speed import checkpoint, tokens
 
-from quantune import loading, training
+from quantune import loading, text, training
 from quantune.benchmarking import Benchmark
 from quantune.finetunings.lora import LoRA
 from quantune.meters import Memory, tensor_bytes
@@ -61,22 +61,18 @@ def train(folder: Path) -> dict:
     model = loading.model([folder], recipe.precision)
     model.config.use_cache = False
     model = recipe.prepare(model, 0)
-    blocks = torch.randint(3, 12000, (STEPS * recipe.batch_size, recipe.length))
+    blocks = text.Blocks(torch.randint(3, 12000, (STEPS * recipe.batch_size, recipe.length)).numpy())
     ways = [recipe.model_copy(update={"steps": 2}), recipe]
     for way in ways:
         memory.reset_peak()
         started = time.time()
-XX
+        training.train(model, way, 0, blocks, None, scratch, scratch)
         seconds = time.time() - started
     return {
         "recipe": {"rank": recipe.rank, "steps": STEPS, **TRAINED, "precision": recipe.precision},
         "peak_bytes": memory.peak(),
         "samples_per_second": STEPS * recipe.batch_size / seconds,
     }
-
-
-def _batch(rows: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {"input_ids": rows, "labels": rows}
 
 
 def decode(folder: Path, batch: int) -> dict:

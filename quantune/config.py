@@ -11,6 +11,7 @@ from quantune import chains, checks, evaluations, finetunings, quantizations, so
 from quantune.benchmarking import Benchmark
 from quantune.entries import AnyDataset, Model, Speech, Text
 from quantune.errors import ConfigError, QuantuneError, listed
+from quantune.expected import Expected
 from quantune.explain import explained
 from quantune.lock import Lock
 from quantune.recipe import Entry, Name, Recipe
@@ -68,6 +69,8 @@ class Config(Entry):
     """Name -> evaluation, made of every variant and of its ancestors."""
     benchmark: Benchmark | None = None
     """How speed and memory are measured, of the variants asked for and of their models; without it, they are not."""
+    expected: list[Expected] = []
+    """Published perplexities that the report shows beside the measured ones."""
     variants: list[str] = Field(min_length=1)
     """Chains to compare, braces expanded as a shell would: `opt-2m+{rtn-w4,nf4}+lora`."""
 

@@ -125,6 +125,11 @@ class Text(Dataset):
     """Column that holds the text, for every format but plain text."""
     document: Literal["file", "paragraph", "line"] = "paragraph"
     """What is one document in plain text; paragraphs are separated by blank lines."""
+    first: int | None = Field(default=None, gt=0)
+    """Only the first so many documents of each file; null: all."""
+    join: str | None = None
+    """Make one document of each file, its documents joined by this, empty ones too, before anything is tokenized:
+    "\\n\\n" is the protocol of the GPTQ paper for WikiText-2; null: they stay apart, and empty ones are dropped."""
     remove_leaks: Literal["none", "exact", "near"] = "none"
     """Drop held-out documents that repeat one of the split "train": to the letter, or nearly (half of the three-word
     runs in common)."""

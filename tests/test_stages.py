@@ -27,6 +27,8 @@ REPORT = (
     "plots",
     "canvas",
     "tradeoffs",
+    "calibration_figure",
+    "expected",
     "page",
     "statistics",
 )
