@@ -33,6 +33,11 @@ PACKAGES = (
     "pandas",
     "matplotlib",
     "jinja2",
+    "soundfile",
+    "soxr",
+    "jiwer",
+    "opencc",
+    "cn2an",
 )
 
 

@@ -183,7 +183,7 @@ if __name__ == "__main__":
         splits = {"train": (options.pretraining, anyone), "dev": (150, anyone), "test": (150, DEV + TEST)}
         release(options.folder / "en", phrases.listening, splits, 3, radio=False)
     else:
-        splits = {"train": (120, TRAINING), "dev": (24, DEV), "test": (60, TEST)}
+        splits = {"train": (128, TRAINING), "dev": (24, DEV), "test": (60, TEST)}
         release(options.folder / "cv-corpus-saltmere-1.0/en", phrases.harbour, splits, 1, radio=True)
         splits = {"train": (16, TRAINING), "test": (32, DEV + TEST)}
         release(options.folder / "cv-corpus-everyday-1.0/en", phrases.everyday, splits, 2, radio=False)
