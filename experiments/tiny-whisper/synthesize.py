@@ -4,7 +4,8 @@
     python synthesize.py corpus --pretraining 10000  # what the tiny model learns to listen from
 
 Needs espeak-ng and flite (`apt-get install espeak-ng flite`; here 1.51 and 2.2), and soundfile and soxr. The same
-versions give the same files. No speaker of a test or dev split, and no harbour message, is in the pre-training corpus.
+versions give the same files. No speaker of a test or dev split, and none of the harbour's names, is in the pre-training
+corpus.
 """
 
 import argparse
