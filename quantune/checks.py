@@ -130,10 +130,12 @@ def _evaluations(config: Config, good_models: set[str]) -> Iterator[str]:
     for name, entry in config.evaluations.items():
         dataset = config.datasets.get(getattr(entry, "dataset", None))
         if dataset and dataset.track != entry.track:
-            yield f"evaluations.{name}.dataset: '{entry.dataset}' is {dataset.track}; '{entry.kind}' needs {entry.track}"
+            where = f"evaluations.{name}.dataset"
+            yield f"{where}: '{entry.dataset}' is {dataset.track}; '{entry.kind}' needs {entry.track}"
         elif good_models == set(config.models) and entry.track not in tracks:
             what = f"'{entry.kind}' is a {entry.track} evaluation"
-            yield f"evaluations.{name}: {what}, and none of the models is a {entry.track} model: {listed(config.models)}"
+            models = listed(config.models)
+            yield f"evaluations.{name}: {what}, and none of the models is a {entry.track} model: {models}"
 
 
 def _lengths(config: Config, variant: chains.Variant) -> Iterator[str]:

@@ -110,7 +110,7 @@ def features(waves: list[numpy.ndarray], extractor, device: str | torch.device =
 
 
 def encode(texts: list[str], languages: list[str], task: Task, tokenizer) -> list[list[int]]:
-    """Return each transcript as token ids: start of transcript, language, task, no timestamps, the text, end of text."""
+    """Return each transcript as token ids: start of transcript, language, task, no timestamps, text, end of text."""
     found = []
     for text, language in zip(texts, languages, strict=True):
         tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)

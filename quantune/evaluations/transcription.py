@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from quantune import normalizers
+from quantune.entries import Language
 from quantune.evaluations import Evaluation
 from quantune.memory import Estimate, inference
 from quantune.recipe import Dtype, Recipe
@@ -32,7 +33,7 @@ class Transcription(Evaluation):
     """Its split to transcribe."""
     task: Literal["transcribe", "translate"] = "transcribe"
     """Write what is said, or its English translation, where the data has one."""
-    language: str | None = Field(default=None, pattern=r"^[a-z]{2,3}$")
+    language: Language | None = None
     """Whisper's code of the language that the model is told; null: that of each clip."""
     normalizer: normalizers.Name | None = None
     """What counts when transcripts are compared; null: by the language."""
