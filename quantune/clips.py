@@ -195,7 +195,7 @@ def _rows(path: Path, needed: list[str]) -> Iterator[dict[str, Any]]:
             yield from csv.DictReader(io.StringIO(text))
         else:  # quotation marks in a TSV are those of the sentence
             yield from csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise QuantuneError(f"'{path}' cannot be read: {error}") from None
 
 
@@ -228,4 +228,8 @@ def personal_columns(path: Path) -> list[str]:
         import pyarrow.parquet
 
         return [name for name in pyarrow.parquet.read_schema(path).names if name in PERSONAL]
-    return [name for name in next(_rows(path, []), {}) if name in PERSONAL]
+    if path.suffix in (".json", ".jsonl"):
+        return [name for name in next(_rows(path, []), {}) if name in PERSONAL]
+    with path.open(encoding="utf-8-sig") as file:
+        header = next(csv.reader(file, delimiter="," if path.suffix == ".csv" else "\t"), [])
+    return [name for name in header if name in PERSONAL]

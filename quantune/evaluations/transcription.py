@@ -42,7 +42,7 @@ class Transcription(Evaluation):
     batch_size: int = Field(default=8, gt=0)
     """Clips transcribed together."""
     max_new_tokens: int = Field(default=224, gt=0)
-    """Tokens written at most for each clip."""
+    """Tokens written at most for each clip; never more than the model has positions for."""
     max_clips: int | None = Field(default=None, gt=0)
     """Only the first so many clips; null: all."""
     dtype: Dtype = "float32"
@@ -55,7 +55,7 @@ class Transcription(Evaluation):
         Return the summary; under "run" what varies from run to run.
 
         Raises:
-            QuantuneError: if the model does not know the language, or writes fewer tokens than asked for.
+            QuantuneError: if the model does not know the language, or clips have no translation to compare with.
         """
         import time
 
