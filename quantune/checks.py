@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from quantune import chains, origins
+from quantune import chains, origins, sources
 from quantune.errors import ConfigError, listed, nearest
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def problems(config: Config) -> list[str]:
                 *found,
                 *_chains(config, good_models),
                 *_evaluations(config, good_models),
+                *_recordings(config, good_models),
                 *_benchmark(config, good_models),
             ]
         )
@@ -89,6 +90,13 @@ def _paths(config: Config) -> Iterator[tuple[str, str]]:
         except ConfigError as error:
             yield f"datasets.{name}", str(error)
 
+    for name, entry in config.recordings.items():
+        try:
+            if not sources.resolve(entry.path, f"recordings.{name}.path").is_file():
+                yield f"recordings.{name}", f"recordings.{name}.path: '{entry.path}' is a folder; give an audio file"
+        except ConfigError as error:
+            yield f"recordings.{name}", str(error)
+
 
 def _chains(config: Config, good_models: set[str]) -> Iterator[str]:
     try:
@@ -136,6 +144,13 @@ def _evaluations(config: Config, good_models: set[str]) -> Iterator[str]:
             what = f"'{entry.kind}' is a {entry.track} evaluation"
             models = listed(config.models)
             yield f"evaluations.{name}: {what}, and none of the models is a {entry.track} model: {models}"
+
+
+def _recordings(config: Config, good_models: set[str]) -> Iterator[str]:
+    """Yield the recordings that no model can transcribe."""
+    if good_models == set(config.models) and "speech" not in map(config.track, good_models):
+        for name in config.recordings:
+            yield f"recordings.{name}: none of the models is a speech model: {listed(config.models)}"
 
 
 def _lengths(config: Config, variant: chains.Variant) -> Iterator[str]:

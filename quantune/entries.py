@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from quantune.errors import listed
-from quantune.recipe import Entry, Name, Recipe
+from quantune.recipe import Dtype, Entry, Name, Recipe
 
 
 def _checked(pattern: str, wanted: str) -> AfterValidator:
@@ -184,6 +184,25 @@ class Speech(Dataset):
     def split_names(self) -> list[str]:
         """Return the names of the splits."""
         return list(self.chosen_splits()) or ["train"]
+
+
+class Recording(Recipe):
+    """A recording of your own to transcribe, of any length; told by its content."""
+
+    settings: ClassVar[frozenset[str]] = frozenset({"path", "batch_size"})
+
+    path: str = Field(min_length=1)
+    """The file: WAV, FLAC, MP3 or OGG; may hold environment variables."""
+    language: Language
+    """Whisper's code of the language spoken, such as en or zh."""
+    task: Literal["transcribe", "translate"] = "transcribe"
+    """Write what is said, or its English translation."""
+    beams: int = Field(default=1, gt=0)
+    """Beams of the search; 1: greedy."""
+    batch_size: int = Field(default=8, gt=0)
+    """Windows transcribed together."""
+    dtype: Dtype = "float32"
+    """Of the weights that are not packed, and of the computation."""
 
 
 def _with_layout(raw: Any) -> Any:

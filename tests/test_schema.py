@@ -14,6 +14,7 @@ ENTRIES = [
     config.Model,
     config.Text,
     config.Speech,
+    config.Recording,
     benchmarking.Benchmark,
     *quantizations.methods(),
     *finetunings.methods(),
