@@ -3,6 +3,7 @@
 - `snakemake`: the report of config.yaml
 - `snakemake --configfile experiments/local-opt.yaml`: the report of another configuration
 - `snakemake plan`: what that will take in memory, disk and time; nothing is made
+- `snakemake transcripts`: what is said in the configured recordings
 - `snakemake work/checkpoints/opt-2m+nf4+lora`: any chain, named in the configuration or not
 """
 
@@ -25,6 +26,7 @@ include: "rules/quantize.smk"  # checkpoints/{parent}+{quantization}
 include: "rules/train.smk"  #    checkpoints/{parent}+{finetuning}
 include: "rules/merge.smk"  #    checkpoints/{parent}+merge
 include: "rules/evaluate.smk"  # evaluations/{variant}/{evaluation}
+include: "rules/transcribe.smk"  # transcripts/{variant}/{recording}
 include: "rules/benchmark.smk"  # benchmarks/{variant}
 include: "rules/report.smk"  #   report
 include: "rules/plan.smk"  #     a table of what will be made and what it takes
@@ -47,6 +49,11 @@ rule evaluations:
         asked_evaluations,
 
 
+rule transcripts:
+    input:
+        asked_transcripts,
+
+
 rule benchmarks:
     input:
         asked_benchmarks,
@@ -58,4 +65,5 @@ localrules:
     checkpoints,
     evaluations,
     plan,
+    transcripts,
     unknown,

@@ -204,8 +204,7 @@ class Hashes:
         if path in self.known and self.known[path][:3] == stamp:
             return self.known[path][3]
         digest = file_sha256(path)
-        # a file changed within the clock's granularity of being read could change again unseen
-        if time.time_ns() - status.st_mtime_ns > 2_000_000_000:
+        if _settled(status.st_mtime_ns):
             self.known[path] = [*stamp, digest]
             self._save()
         return digest
@@ -220,8 +219,9 @@ class Hashes:
         digest = hashlib.sha256()
         for name, path, there in found:
             digest.update(f"{name}\0{file_sha256(path) if there else 'missing'}\n".encode())
-        self.known[key] = [stamp, digest.hexdigest()]
-        self._save()
+        if all(_settled(there[1]) for _, _, there in found if there):
+            self.known[key] = [stamp, digest.hexdigest()]
+            self._save()
         return digest.hexdigest()
 
     def _save(self) -> None:
@@ -229,6 +229,13 @@ class Hashes:
         partial = self.memory.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps(self.known))
         partial.replace(self.memory)
+
+
+def _settled(changed: int) -> bool:
+    """Return whether a file changed long enough ago (nanoseconds): within the clock's granularity of being read it could
+    change again unseen.
+    """
+    return time.time_ns() - changed > 2_000_000_000
 
 
 def _stamp(path: Path) -> list[int] | None:

@@ -1,4 +1,4 @@
-"""Calibration data: which token blocks or clips a method saw, drawn with a seed, hashed, and warned about where they are few."""
+"""Calibration data: which token blocks or clips a method saw, drawn with a seed, hashed; too few are warned about."""
 
 import hashlib
 from pathlib import Path
@@ -35,8 +35,8 @@ class Calibrated(Packed):
 def draw(recipe: Calibrated, data: Path, seed: int, checkpoint: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Draw the calibration samples: blocks of text, or clips with their transcripts.
 
-    Which ones are taken, in which order, follows from SHA-256 over the seed and the sample's number: the same with every
-    version of every library.
+    Which ones are taken, in which order, follows from SHA-256 over the seed and the sample's number: the same with
+    every version of every library.
 
     Args:
         recipe: what to draw.

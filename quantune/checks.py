@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from quantune import chains, expected, origins
+from quantune import chains, expected, origins, sources
 from quantune.errors import ConfigError, listed, nearest
 
 if TYPE_CHECKING:
@@ -18,8 +18,9 @@ def problems(config: Config) -> list[str]:
     unusable = dict(_paths(config))
     found += unusable.values()
     good_models = {name for name in config.models if f"models.{name}" not in unusable and config.known(name)}
-    found += [*_chains(config, good_models), *_evaluations(config, good_models), *_benchmark(config, good_models)]
-    return list(dict.fromkeys([*found, *expected.problems(config)]))
+    found += [*_chains(config, good_models), *_evaluations(config, good_models), *_recordings(config, good_models)]
+    found += [*_benchmark(config, good_models), *expected.problems(config)]
+    return list(dict.fromkeys(found))
 
 
 def _names(config: Config) -> Iterator[str]:
@@ -81,6 +82,13 @@ def _paths(config: Config) -> Iterator[tuple[str, str]]:
         except ConfigError as error:
             yield f"datasets.{name}", str(error)
 
+    for name, entry in config.recordings.items():
+        try:
+            if not sources.resolve(entry.path, f"recordings.{name}.path").is_file():
+                yield f"recordings.{name}", f"recordings.{name}.path: '{entry.path}' is a folder; give an audio file"
+        except ConfigError as error:
+            yield f"recordings.{name}", str(error)
+
 
 def _chains(config: Config, good_models: set[str]) -> Iterator[str]:
     try:
@@ -122,10 +130,19 @@ def _evaluations(config: Config, good_models: set[str]) -> Iterator[str]:
     for name, entry in config.evaluations.items():
         dataset = config.datasets.get(getattr(entry, "dataset", None))
         if dataset and dataset.track != entry.track:
-            yield f"evaluations.{name}.dataset: '{entry.dataset}' is {dataset.track}; '{entry.kind}' needs {entry.track}"
+            where = f"evaluations.{name}.dataset"
+            yield f"{where}: '{entry.dataset}' is {dataset.track}; '{entry.kind}' needs {entry.track}"
         elif good_models == set(config.models) and entry.track not in tracks:
             what = f"'{entry.kind}' is a {entry.track} evaluation"
-            yield f"evaluations.{name}: {what}, and none of the models is a {entry.track} model: {listed(config.models)}"
+            models = listed(config.models)
+            yield f"evaluations.{name}: {what}, and none of the models is a {entry.track} model: {models}"
+
+
+def _recordings(config: Config, good_models: set[str]) -> Iterator[str]:
+    """Yield the recordings that no model can transcribe."""
+    if good_models == set(config.models) and "speech" not in map(config.track, good_models):
+        for name in config.recordings:
+            yield f"recordings.{name}: none of the models is a speech model: {listed(config.models)}"
 
 
 def _lengths(config: Config, variant: chains.Variant) -> Iterator[str]:

@@ -76,9 +76,8 @@ def release_tables(root: Path, splits: dict[str, Any], where: str) -> dict[str, 
         for path in found[split]:
             if not path.is_file():
                 there = sorted(item.stem for item in root.glob("*.tsv"))
-                raise ConfigError(
-                    f"splits.{split}: '{where}' has no '{path.name}'; tables: {listed(there)}{nearest(path.stem, there)}"
-                )
+                hint = f"tables: {listed(there)}{nearest(path.stem, there)}"
+                raise ConfigError(f"splits.{split}: '{where}' has no '{path.name}'; {hint}")
     return found
 
 
@@ -114,7 +113,7 @@ def local_tables(entry: Speech, root: Path, key: str) -> dict[str, list[Path]]:
 
 
 def files(entry: Dataset, tables: dict[str, list[Path]]) -> list[Path]:
-    """Return the audio files that the tables on this machine name, there or not; none for text, archives and Parquet."""
+    """Return the audio files that tables on this machine name, there or not; none for text, archives and Parquet."""
     first = next(iter(tables.values()))[0]
     if (
         entry.track != "speech"
@@ -170,7 +169,8 @@ def _table(root: Path, path: Path, recipe: dict[str, Any]) -> Iterator[Clip]:
             group, index = row[audio]
             yield Clip(f"{path.name}:{group}:{index}", *what, path, (audio, group, index), row.get(SPEAKER))
         else:
-            yield Clip(row[audio], *what, folder / row[audio], speaker=row.get(SPEAKER))
+            name = row[audio] or ""
+            yield Clip(name, *what, folder / name, speaker=row.get(SPEAKER))
 
 
 def _ljspeech(root: Path, path: Path) -> Iterator[Clip]:
@@ -195,7 +195,7 @@ def _rows(path: Path, needed: list[str]) -> Iterator[dict[str, Any]]:
             yield from csv.DictReader(io.StringIO(text))
         else:  # quotation marks in a TSV are those of the sentence
             yield from csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise QuantuneError(f"'{path}' cannot be read: {error}") from None
 
 
@@ -224,7 +224,12 @@ def _column(path: Path, column: str, group: int) -> Any:
 
 def personal_columns(path: Path) -> list[str]:
     """Return which columns about speakers a table has."""
-    if path.suffix in (".parquet", ".json", ".jsonl"):
-        return []
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        return [name for name in pyarrow.parquet.read_schema(path).names if name in PERSONAL]
+    if path.suffix in (".json", ".jsonl"):
+        return [name for name in next(_rows(path, []), {}) if name in PERSONAL]
     with path.open(encoding="utf-8-sig") as file:
-        return [name for name in file.readline().rstrip("\n").split("\t") if name in PERSONAL]
+        header = next(csv.reader(file, delimiter="," if path.suffix == ".csv" else "\t"), [])
+    return [name for name in header if name in PERSONAL]

@@ -9,7 +9,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from quantune import chains, checks, evaluations, finetunings, quantizations, sources
 from quantune.benchmarking import Benchmark
-from quantune.entries import AnyDataset, Model, Speech, Text
+from quantune.entries import AnyDataset, Model, Recording, Speech, Text
 from quantune.errors import ConfigError, QuantuneError, listed
 from quantune.expected import Expected
 from quantune.explain import explained
@@ -31,6 +31,7 @@ SECTIONS: dict[str, tuple[str | None, list[type[Recipe]]]] = {
     "quantizations": ("method", quantizations.methods()),
     "finetunings": ("method", finetunings.methods()),
     "evaluations": ("kind", evaluations.kinds()),
+    "recordings": (None, [Recording]),
 }
 """Section -> the field that tells its recipes apart, and the recipes."""
 Quantization = union(quantizations.methods(), "method")
@@ -71,6 +72,8 @@ class Config(Entry):
     """How speed and memory are measured, of the variants asked for and of their models; without it, they are not."""
     expected: list[Expected] = []
     """Published perplexities that the report shows beside the measured ones."""
+    recordings: dict[Name, Recording] = {}
+    """Name -> recording that `snakemake transcripts` transcribes with every speech variant; no part of the report."""
     variants: list[str] = Field(min_length=1)
     """Chains to compare, braces expanded as a shell would: `opt-2m+{rtn-w4,nf4}+lora`."""
 
@@ -116,6 +119,15 @@ class Config(Entry):
         """Return the evaluations of the model's track."""
         track = self.track(model)
         return [name for name, entry in self.evaluations.items() if entry.track == track]
+
+    @property
+    def transcribed(self) -> list[tuple[str, str]]:
+        """Variant and recording of every transcript asked for; raises ConfigError if there is nothing to transcribe."""
+        if not self.recordings:
+            how = "snakemake transcripts --config 'recordings={talk: {path: talk.mp3, language: en}}'"
+            raise ConfigError(f"there is no 'recordings' section; write one, or give it on the command line: {how}")
+        variants = [str(variant) for variant in self.listed if self.track(variant.model) == "speech"]
+        return [(variant, recording) for variant in variants for recording in self.recordings]
 
     def positions(self, model: str) -> int | None:
         """Return the longest sequence that a model was made for, if its config.json tells."""

@@ -132,7 +132,7 @@ def seconds(artefact: Artefact, past: list[dict[str, Any]], here: dict[str, str 
 def _model(path: str) -> str:
     """Return the model that a path below the work folder is about, or an empty text."""
     parts = Path(path).parts
-    kinds = {"checkpoints": 1, "evaluations": 1, "benchmarks": 1, "prepared": 2}
+    kinds = {"checkpoints": 1, "evaluations": 1, "transcripts": 1, "benchmarks": 1, "prepared": 2}
     return next(
         (parts[index + kinds[part]].split("+")[0] for index, part in enumerate(parts[:-1]) if part in kinds), ""
     )

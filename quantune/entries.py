@@ -1,4 +1,4 @@
-"""What comes from outside: models, collections of texts, recordings with their transcripts; each told by its content."""
+"""What comes from outside: models, collections of texts, recordings with transcripts; each told by its content."""
 
 import re
 from typing import Annotated, Any, ClassVar, Literal
@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from quantune.errors import listed
-from quantune.recipe import Entry, Name, Recipe
+from quantune.recipe import Dtype, Entry, Name, Recipe
 
 
 def _checked(pattern: str, wanted: str) -> AfterValidator:
@@ -24,6 +24,7 @@ OWNED = r"[\w-][\w.-]*/[\w-][\w.-]*"
 Repository = Annotated[str, _checked(OWNED, "a repository on the hub; give owner/name, such as facebook/opt-125m")]
 FileName = Annotated[str, _checked(r"[\w-][\w. -]*", "a file name; give one without folders, such as train.jsonl")]
 Url = Annotated[str, _checked(r"https?://\S+", "a URL; give one that begins with https:// or http://")]
+Language = Annotated[str, _checked(r"[a-z]{2,3}", "Whisper's code of a language; give one such as en or zh")]
 Sha256 = Annotated[str, _checked(r"[0-9a-f]{64}", "a SHA-256; give 64 digits 0-9, a-f, as `sha256sum` prints them")]
 
 
@@ -144,11 +145,12 @@ class Speech(Dataset):
     track: ClassVar[Literal["text", "speech"]] = "speech"
 
     layout: Literal["common-voice", "ljspeech", "manifest", "parquet"]
-    """common-voice: a release of Mozilla Common Voice, `cv-corpus-*.tar.gz` or its unpacked folder; ljspeech: metadata.csv
-    and wavs/; manifest: TSV or JSON lines that name audio files beside them; parquet: an audio column, as on the hub."""
+    """common-voice: a release of Mozilla Common Voice, `cv-corpus-*.tar.gz` or its unpacked folder; ljspeech:
+    metadata.csv and wavs/; manifest: TSV or JSON lines that name audio files beside them; parquet: an audio column, as
+    on the hub."""
     locale: str | None = None
     """Which locale of a Common Voice release, such as zh-CN; null: the only one."""
-    language: str | None = Field(default=None, pattern=r"^[a-z]{2,3}$")
+    language: Language | None = None
     """Whisper's code of the language spoken, such as en or zh; null: that of the locale."""
     column: str | None = None
     """Column with the transcript; null: `sentence` in Common Voice, else `text`."""
@@ -157,8 +159,8 @@ class Speech(Dataset):
     translation: str | None = None
     """Column with an English translation, where there is one, for `task: translate`."""
     splits: dict[Name, Part] = {}
-    """Split -> its TSV (`dev`), manifests or Parquet files; or split -> its share of the clips, drawn with `seed`. Empty:
-    train, validation (dev) and test of a Common Voice release; else all clips are the split "train"."""
+    """Split -> its TSV (`dev`), manifests or Parquet files; or split -> its share of the clips, drawn with `seed`.
+    Empty: train, validation (dev) and test of a Common Voice release; else all clips are the split "train"."""
     min_seconds: float = Field(default=0.1, ge=0)
     """Shorter clips are dropped and counted."""
     max_seconds: float = Field(default=30, gt=0)
@@ -187,6 +189,25 @@ class Speech(Dataset):
     def split_names(self) -> list[str]:
         """Return the names of the splits."""
         return list(self.chosen_splits()) or ["train"]
+
+
+class Recording(Recipe):
+    """A recording of your own to transcribe, of any length; told by its content."""
+
+    settings: ClassVar[frozenset[str]] = frozenset({"path", "batch_size"})
+
+    path: str = Field(min_length=1)
+    """The file: WAV, FLAC, MP3 or OGG; may hold environment variables."""
+    language: Language
+    """Whisper's code of the language spoken, such as en or zh."""
+    task: Literal["transcribe", "translate"] = "transcribe"
+    """Write what is said, or its English translation."""
+    beams: int = Field(default=1, gt=0)
+    """Beams of the search; 1: greedy."""
+    batch_size: int = Field(default=8, gt=0)
+    """Windows transcribed together."""
+    dtype: Dtype = "float32"
+    """Of the weights that are not packed, and of the computation."""
 
 
 def _with_layout(raw: Any) -> Any:

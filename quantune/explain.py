@@ -99,7 +99,7 @@ def _entry(location: tuple, raw: dict[str, Any], sections: Sections) -> type[Ent
     given = raw[location[0]].get(location[1])
     chosen = given.get(tag) if isinstance(given, dict) else None
     fits = (item for item in recipes if len(recipes) == 1 or chosen in get_args(item.model_fields[tag].annotation))
-    return _nested(next(fits, recipes[0]), location[2:])
+    return _nested(next(fits, recipes[0]), location[3 if len(recipes) > 1 else 2 :])  # without the tag
 
 
 def _nested(entry: type[Entry], location: tuple) -> type[Entry]:

@@ -20,7 +20,7 @@ LIBRARIES = 750_000_000
 """Bytes of main memory that Python, torch, transformers and peft take before a model is loaded; measured on a CPU."""
 DRIVER = 2_000_000_000
 """Bytes of main memory that a job takes beside them when it computes on a GPU."""
-COMPUTES = ("quantize", "train", "merge", "evaluate", "benchmark")
+COMPUTES = ("quantize", "train", "merge", "evaluate", "transcribe", "benchmark")
 """Stages that load a model, on a GPU where there is one."""
 
 
@@ -38,6 +38,11 @@ def estimate(plan: Plan, artefact: Artefact) -> Estimate | None:
             asked = plan.config.benchmark
             batch, length = max(asked.batch_sizes), asked.longest
             return memory.inference(config, after, asked.dtype, batch, length, cache=True, logits=1)
+        if artefact.stage == "transcribe":
+            asked, length = plan.config.recordings[evaluation], config["max_target_positions"]
+            return memory.inference(
+                config, after, asked.dtype, asked.batch_size * asked.beams, length, cache=True, logits=1
+            )
         if evaluation:
             return plan.config.evaluations[evaluation].memory(config, after)
         if variant.kind == "finetuning":

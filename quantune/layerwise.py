@@ -49,7 +49,7 @@ def stacks(model) -> list[tuple[str, torch.nn.ModuleList]]:
 
 @dataclass
 class Arguments:
-    """What a layer is called with: hidden states (batch, length, width), and what else stays the same for all layers."""
+    """What a layer is called with: hidden states (batch, length, width), and what else is the same for all layers."""
 
     states: torch.Tensor
     others: tuple

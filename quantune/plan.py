@@ -3,14 +3,23 @@
 from functools import lru_cache
 from pathlib import Path
 
-from quantune import hardware, origins
+from quantune import hardware, origins, sources
 from quantune.artefacts import Artefact, Hashes
 from quantune.chains import Step, Variant
 from quantune.config import Config
 from quantune.errors import ConfigError, listed, nearest
 
 # Versions of the stages that have no recipe class of their own; raised when the meaning of their output changes.
-VERSIONS = {"model": 1, "dataset": 1, "clips": 1, "tokenize": 1, "resample": 1, "merge": 1, "report": 2}
+VERSIONS = {
+    "model": 1,
+    "dataset": 1,
+    "clips": 1,
+    "tokenize": 1,
+    "resample": 1,
+    "merge": 1,
+    "transcribe": 1,
+    "report": 2,
+}
 
 
 class Plan:
@@ -19,7 +28,7 @@ class Plan:
     def __init__(self, config: Config):
         self.config, self.work = config, config.work
         self.hashes = Hashes(Path(config.work, ".hashes.json"))
-        for method in ("checkpoint", "dataset", "prepared", "evaluation", "benchmark"):
+        for method in ("checkpoint", "dataset", "prepared", "evaluation", "transcript", "benchmark"):
             setattr(self, method, lru_cache(maxsize=None)(getattr(self, method)))
 
     def checkpoint(self, name: str) -> Artefact:
@@ -78,6 +87,23 @@ class Plan:
             recipe.identity(),
             parents=parents,
             options={"settings": recipe.options()},
+            reads={"base": self.loads(variant)[:-1]},
+        )
+
+    def transcript(self, variant: str, name: str) -> Artefact:
+        """The transcript of a recording by a variant."""
+        entry, model = self._named("recordings", name), self.config.parse(variant).model
+        if self.config.track(model) != "speech":
+            raise ConfigError(f"recordings.{name}: '{variant}' cannot transcribe; '{model}' is a text model")
+        path = sources.resolve(entry.path, f"recordings.{name}.path")
+        return self._artefact(
+            f"transcripts/{variant}/{name}",
+            "transcribe",
+            VERSIONS["transcribe"],
+            entry.identity(),
+            parents={"checkpoint": self.checkpoint(variant)},
+            sources={"recording": self.hashes.file(path)},
+            options={"settings": entry.options(), "files": [str(path)]},
             reads={"base": self.loads(variant)[:-1]},
         )
 
@@ -142,14 +168,15 @@ class Plan:
             ("sources", 1): self.dataset,
             ("prepared", 2): self.prepared,
             ("evaluations", 2): self.evaluation,
+            ("transcripts", 2): self.transcript,
             ("benchmarks", 1): self.benchmark,
             ("report", 0): self.report,
         }
         kind, *names = target.split("/")
         if (kind, len(names)) not in makers:
             layout = (
-                "checkpoints/VARIANT, evaluations/VARIANT/EVALUATION, benchmarks/VARIANT, prepared/DATASET/MODEL,"
-                " sources/DATASET, report"
+                "checkpoints/VARIANT, evaluations/VARIANT/EVALUATION, transcripts/VARIANT/RECORDING,"
+                " benchmarks/VARIANT, prepared/DATASET/MODEL, sources/DATASET, report"
             )
             raise ConfigError(f"nothing is made at '{self.work}/{target}'; below '{self.work}' there are: {layout}")
         makers[kind, len(names)](*names)

@@ -106,7 +106,7 @@ def features(waves: list[numpy.ndarray], extractor, device: str | torch.device =
 
 
 def encode(texts: list[str], languages: list[str], task: Task, tokenizer) -> list[list[int]]:
-    """Return each transcript as token ids: start of transcript, language, task, no timestamps, the text, end of text."""
+    """Return each transcript as token ids: start of transcript, language, task, no timestamps, text, end of text."""
     found = []
     for text, language in zip(texts, languages, strict=True):
         tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)
@@ -194,7 +194,7 @@ def transcribe(
         languages: Whisper's code of each clip's language.
         batch_size: clips transcribed together.
         task: transcribe or translate.
-        options: of `generate`, such as num_beams and max_new_tokens.
+        options: of `generate`, such as num_beams and max_new_tokens (at most what the model has positions for).
 
     Raises:
         QuantuneError: if the model does not know a language.
@@ -204,10 +204,14 @@ def transcribe(
     require_languages(model, set(languages))
     order = sorted(range(len(waves)), key=lambda number: (languages[number], len(waves[number])))
     groups = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+    # Whisper's `max_length` counts new tokens; given as `max_new_tokens` it would be a second limit beside the model's
+    # own `max_length`, warned about in each batch, and an error where it is more than there are positions for
+    options["max_length"] = options.pop("max_new_tokens", model.config.max_target_positions)
     found: dict[int, str] = {}
     for group in tqdm(groups, desc="transcribing", unit="batch"):
         inputs = features([waves[number] for number in group], processor.feature_extractor, model.device)
         told = {"language": [languages[number] for number in group], "task": task} if multilingual(model) else {}
+        told["attention_mask"] = torch.ones(inputs.shape[0], inputs.shape[-1], dtype=torch.long, device=model.device)
         with torch.no_grad():
             output = model.generate(inputs.to(model.device, model.dtype), do_sample=False, **told, **options)
         written = processor.tokenizer.batch_decode(output, skip_special_tokens=True)

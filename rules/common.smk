@@ -85,6 +85,8 @@ def reason(artefact):
 def planned(wildcards):
     """Return the artefact that a job's wildcards name; without wildcards, the report."""
     given = dict(wildcards.items())
+    if "recording" in given:
+        return clearly(PLAN.transcript, given["variant"], given["recording"])
     if "evaluation" in given:
         return clearly(PLAN.evaluation, given["variant"], given["evaluation"])
     if "variant" in given:
@@ -123,6 +125,11 @@ def asked_evaluations(wildcards):
     """Return the evaluations of the variants in the configuration and of their ancestors."""
     asked = [(str(variant), name) for variant in CONFIG.evaluated for name in CONFIG.evaluations_of(variant.model)]
     return [PLAN.evaluation(variant, name).path for variant, name in asked]
+
+
+def asked_transcripts(wildcards):
+    """Return the transcripts of the configured recordings by the speech variants in the configuration."""
+    return [clearly(PLAN.transcript, *asked).path for asked in clearly(lambda: CONFIG.transcribed)]
 
 
 def asked_benchmarks(wildcards):
@@ -168,6 +175,7 @@ wildcard_constraints:
     model=NAME,
     dataset=NAME,
     evaluation=NAME,
+    recording=NAME,
     variant=CHAIN,
     parent=CHAIN,
     quantization=one_of(CONFIG.quantizations),

@@ -2,7 +2,20 @@
 instead."""
 
 
-ruleorder: model > dataset > clips > tokenize > resample > merge > quantize > train > evaluate > benchmark > report > unknown
+ruleorder:
+    model
+    > dataset
+    > clips
+    > tokenize
+    > resample
+    > merge
+    > quantize
+    > train
+    > evaluate
+    > transcribe
+    > benchmark
+    > report
+    > unknown
 
 
 rule unknown:

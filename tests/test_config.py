@@ -303,4 +303,6 @@ def test_a_text_evaluation_of_a_speech_model(raw, write_model):
     path = write_model("whisper", {"model_type": "whisper", "d_model": 128})
     evaluations = {"prompts": raw["evaluations"]["prompts"]}
     found = problems(change(raw, {"models.opt.path": path, "variants": ["opt"], "evaluations": evaluations}))
-    assert found == ["evaluations.prompts: 'generation' is a text evaluation, and the model 'opt' is a speech model"]
+    assert found == [
+        "evaluations.prompts: 'generation' is a text evaluation, and none of the models is a text model: opt"
+    ]

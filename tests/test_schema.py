@@ -12,7 +12,9 @@ from quantune import benchmarking, config, evaluations, expected, finetunings, q
 ENTRIES = [
     config.Config,
     config.Model,
-    config.Dataset,
+    config.Text,
+    config.Speech,
+    config.Recording,
     benchmarking.Benchmark,
     expected.Expected,
     *quantizations.methods(),
@@ -54,7 +56,7 @@ def test_every_entry_says_what_it_is(entry):
 
 def test_the_tables_of_methods_hold_at_least_what_the_spine_has():
     methods = {value.__name__ for value in [*quantizations.methods(), *finetunings.methods(), *evaluations.kinds()]}
-    assert {"RoundToNearest", "Int8", "NormalFloat4", "LoRA", "Perplexity", "Generation"} <= methods
+    assert {"RoundToNearest", "Int8", "NormalFloat4", "LoRA", "Perplexity", "Generation", "Transcription"} <= methods
     assert "Packed" not in methods and "BitsAndBytes" not in methods
 
 
@@ -90,7 +92,7 @@ def test_the_repositorys_own_configuration(root, monkeypatch, validator):
     assert all(variant in loaded.evaluated for variant in loaded.listed)
 
 
-@pytest.mark.parametrize("name", sorted(os.listdir(EXPERIMENTS)))
+@pytest.mark.parametrize("name", sorted(name for name in os.listdir(EXPERIMENTS) if name.endswith(".yaml")))
 def test_the_ready_experiments(root, monkeypatch, validator, name):
     text = (root / "experiments" / name).read_text()
     raw = yaml.safe_load(text)

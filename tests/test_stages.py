@@ -17,6 +17,7 @@ from quantune.benchmarking import Benchmark
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "tests/stages.json"
 LOADING = ["quantune/loading.py", "quantune/checkpoints.py"]
+TRAINING = [f"quantune/{name}.py" for name in ("training", "tracks", "speech")]
 REPORT = (
     "report",
     "table",
@@ -32,10 +33,21 @@ REPORT = (
     "page",
     "statistics",
 )
+READS = {
+    "text": ["quantune/text.py"],
+    "speech": [f"quantune/{name}.py" for name in ("audio", "edits", "normalizers", "speech")],
+}
 OWN = {
     "model": ["scripts/model.py"],
     "dataset": ["scripts/dataset.py", "quantune/sources.py"],
     "tokenize": ["scripts/tokenize.py", "quantune/text.py"],
+    "clips": ["scripts/clips.py", *(f"quantune/{name}.py" for name in ("archives", "audio", "clips", "recordings"))],
+    "resample": ["scripts/resample.py", "quantune/audio.py", "quantune/speech.py"],
+    "transcribe": [
+        "scripts/transcribe.py",
+        *(f"quantune/{name}.py" for name in ("audio", "longform", "speech")),
+        *LOADING,
+    ],
     "benchmark": [
         "scripts/benchmark.py",
         *(f"quantune/{name}.py" for name in ("benchmarking", "decoding", "meters", "hardware")),
@@ -55,8 +67,8 @@ def stages() -> dict[str, tuple[int, list[str]]]:
     found = {name: (versions[name], files) for name, files in OWN.items()}
     for kind, package, recipes, shared in (
         ("quantize", quantizations, quantizations.methods(), ["scripts/quantize.py", *LOADING]),
-        ("train", finetunings, finetunings.methods(), ["scripts/train.py", "quantune/training.py", *LOADING]),
-        ("evaluate", evaluations, evaluations.kinds(), ["scripts/evaluate.py", "quantune/text.py", *LOADING]),
+        ("train", finetunings, finetunings.methods(), ["scripts/train.py", *TRAINING, *LOADING]),
+        ("evaluate", evaluations, evaluations.kinds(), ["scripts/evaluate.py", *LOADING]),
     ):
         init = f"{package.__name__.replace('.', '/')}/__init__.py"
         for recipe in recipes:
@@ -67,6 +79,7 @@ def stages() -> dict[str, tuple[int, list[str]]]:
                 for base in recipe.__mro__
                 if package.__name__ in base.__module__
             ]
+            own += READS[recipe.track] if kind == "evaluate" else []
             files = sorted({path for path in own if (ROOT / path).exists()} | {init, *shared})
             found[f"{kind}/{name}"] = (recipe.version, files)
     return found

@@ -117,6 +117,9 @@ MESSAGES = {
     r"Train (.*) on (.*)": r"checkpoints/\2+\1",
     r"Merge the adapter (.*)": r"checkpoints/\1+merge",
     r"Evaluate (.*): (.*)": r"evaluations/\1/\2",
+    r"Read the recordings of (.*)": r"sources/\1",
+    r"Resample (.*) for (.*)": r"prepared/\1/\2",
+    r"Transcribe (.*) with (.*)": r"transcripts/\2/\1",
     r"Benchmark (.*)": r"benchmarks/\1",
     r"Write the report": "report",
 }

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from quantune import normalizers
+from quantune.entries import Language
 from quantune.evaluations import Evaluation
 from quantune.memory import Estimate, inference
 from quantune.recipe import Dtype, Recipe
@@ -32,7 +33,7 @@ class Transcription(Evaluation):
     """Its split to transcribe."""
     task: Literal["transcribe", "translate"] = "transcribe"
     """Write what is said, or its English translation, where the data has one."""
-    language: str | None = Field(default=None, pattern=r"^[a-z]{2,3}$")
+    language: Language | None = None
     """Whisper's code of the language that the model is told; null: that of each clip."""
     normalizer: normalizers.Name | None = None
     """What counts when transcripts are compared; null: by the language."""
@@ -41,7 +42,7 @@ class Transcription(Evaluation):
     batch_size: int = Field(default=8, gt=0)
     """Clips transcribed together."""
     max_new_tokens: int = Field(default=224, gt=0)
-    """Tokens written at most for each clip."""
+    """Tokens written at most for each clip; never more than the model has positions for."""
     max_clips: int | None = Field(default=None, gt=0)
     """Only the first so many clips; null: all."""
     dtype: Dtype = "float32"
@@ -54,7 +55,7 @@ class Transcription(Evaluation):
         Return the summary; under "run" what varies from run to run.
 
         Raises:
-            QuantuneError: if the model does not know the language, or writes fewer tokens than asked for.
+            QuantuneError: if the model does not know the language, or clips have no translation to compare with.
         """
         import time
 

@@ -116,7 +116,8 @@ def known_mappings(config) -> list[Mapping]:
         return LLAMA
     if config.model_type == "whisper":
         return [*ENCODER, *WHISPER]
+    known = f"opt, whisper, {listed(LLAMA_LIKE)}"
     raise QuantuneError(
-        f"AWQ knows no mappings for the architecture '{config.model_type}' (known: opt, whisper, {listed(LLAMA_LIKE)}); declare"
-        " them in the quantization's 'mappings', such as [{before: ln_1, layers: [attn.q, attn.k, attn.v]}]"
+        f"AWQ knows no mappings for the architecture '{config.model_type}' (known: {known}); declare them in the"
+        " quantization's 'mappings', such as [{before: ln_1, layers: [attn.q, attn.k, attn.v]}]"
     )

@@ -1,0 +1,37 @@
+"""Transcribe a recording of any length with a variant: the text, and its segments with their times."""
+
+import json
+import time
+
+from quantune import job
+
+
+def transcribe(order, inputs, folder, scratch):
+    from quantune import entries, loading, longform
+
+    recipe = entries.Recording(**order["recipe"], **order["options"]["settings"])
+    (checkpoint,), (recording,) = inputs["checkpoint"], inputs["outside"]
+    model = loading.model([*inputs.get("base", []), checkpoint], recipe.dtype)
+    processor = loading.processor(checkpoint)
+    rate = processor.feature_extractor.sampling_rate
+    samples, started = longform.read(recording, rate), time.time()
+    segments = longform.transcribe(
+        model, processor, samples, recipe.language, recipe.batch_size, recipe.task, num_beams=recipe.beams
+    )
+    spent, seconds = time.time() - started, len(samples) / rate
+    text = [segment["text"] for segment in segments]
+    (folder / "transcript.txt").write_text("".join(f"{line}\n" for line in text), encoding="utf-8")
+    found = {
+        "variant": order["path"].split("/")[-2],
+        "language": recipe.language,
+        "task": recipe.task,
+        "seconds": round(seconds, 3),
+        "text": " ".join(text),
+        "segments": segments,
+    }
+    (folder / "transcript.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{seconds:.1f} s of sound, {len(segments)} segments, {spent:.1f} s")
+    return {"segments": len(segments), "run": {"real_time_factor": spent / seconds}}
+
+
+job.run(snakemake, transcribe)
