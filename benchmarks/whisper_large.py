@@ -2,8 +2,8 @@
 
     PYTHONPATH=. python benchmarks/whisper_large.py results.json WHISPER
 
-Weights and recordings are random: neither speed nor memory depends on them. WHISPER is a folder that holds the tokenizer
-and generation_config.json of any multilingual Whisper with 51,865 tokens, such as openai/whisper-large-v2.
+Weights and recordings are random: neither speed nor memory depends on them. WHISPER is a folder that holds the
+tokenizer and generation_config.json of any multilingual Whisper with 51,865 tokens, such as openai/whisper-large-v2.
 """
 
 import gc
