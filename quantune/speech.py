@@ -1,6 +1,6 @@
 """Speech as a model reads it: clips at its rate, log-mel features, and transcripts as labels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -80,7 +80,7 @@ class Clips:
         """Return the ids, texts, translations, languages or seconds."""
         return self.table[name].to_pylist()
 
-    def samples(self, number: int) -> numpy.ndarray:
+    def __getitem__(self, number: int) -> numpy.ndarray:
         """Return a clip's samples, shape (frames,), float32 in [-1, 1]."""
         return audio.from_pcm(numpy.frombuffer(self.table["samples"][number].as_buffer(), dtype="<i2"))
 
@@ -150,7 +150,7 @@ class Examples:
     def content(self, number: int) -> bytes:
         """Return what identifies an example."""
         ids = numpy.array(self.encoded[self.numbers[number]], dtype="<i8")
-        return audio.to_pcm(self.clips.samples(self.numbers[number])).tobytes() + ids.tobytes()
+        return audio.to_pcm(self.clips[self.numbers[number]]).tobytes() + ids.tobytes()
 
     def tokens(self, chosen: list[int]) -> int:
         """Return the tokens in the transcripts of some examples."""
@@ -164,14 +164,14 @@ class Examples:
         for _, numbers in sorted(by_length.items()):
             for first in range(0, len(numbers), CLIPS):
                 part = numbers[first : first + CLIPS]
-                heard = features([self.clips.samples(number) for number in part], self.extractor)
+                heard = features([self.clips[number] for number in part], self.extractor)
                 written = torch.tensor([self.encoded[number] for number in part])
                 yield {"input_features": heard, "decoder_input_ids": written}
 
     def batch(self, examples: list[int]) -> dict[str, torch.Tensor]:
         """Return features and labels of the examples with these numbers."""
         chosen = [self.numbers[example] for example in examples]
-        waves = [self.clips.samples(number) for number in chosen]
+        waves = [self.clips[number] for number in chosen]
         encoded = [self.encoded[number] for number in chosen]
         return {"input_features": features(waves, self.extractor, loading.device()), "labels": labels(encoded)}
 
@@ -183,15 +183,15 @@ class Examples:
 
 
 def transcribe(
-    model, processor, waves: list[numpy.ndarray], languages: list[str], batch_size: int, task: Task, **options: Any
+    model, processor, waves: Sequence[numpy.ndarray], languages: list[str], batch_size: int, task: Task, **options: Any
 ) -> list[str]:
     """Transcribe clips that fit into the model's window, in batches of similar length.
 
     Args:
         model: a Whisper model.
         processor: its feature extractor and tokenizer.
-        waves: samples of each clip at the extractor's rate, float32.
-        languages: Whisper's code of each clip's language.
+        waves: samples of each clip at the extractor's rate, float32, such as `Clips`.
+        languages: Whisper's code of the language of each clip, or of the first so many.
         batch_size: clips transcribed together.
         task: transcribe or translate.
         options: of `generate`, such as num_beams and max_new_tokens (at most what the model has positions for).
@@ -202,7 +202,7 @@ def transcribe(
     from tqdm import tqdm
 
     require_languages(model, set(languages))
-    order = sorted(range(len(waves)), key=lambda number: (languages[number], len(waves[number])))
+    order = sorted(range(len(languages)), key=lambda number: (languages[number], len(waves[number])))
     groups = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
     # Whisper's `max_length` counts new tokens; given as `max_new_tokens` it would be a second limit beside the model's
     # own `max_length`, warned about in each batch, and an error where it is more than there are positions for
@@ -216,7 +216,7 @@ def transcribe(
             output = model.generate(inputs.to(model.device, model.dtype), do_sample=False, **told, **options)
         written = processor.tokenizer.batch_decode(output, skip_special_tokens=True)
         found |= {number: text.strip() for number, text in zip(group, written, strict=True)}
-    return [found[number] for number in range(len(waves))]
+    return [found[number] for number in range(len(languages))]
 
 
 def multilingual(model) -> bool:

@@ -93,7 +93,7 @@ def test_the_repositorys_own_configuration(root, monkeypatch, validator):
 
 
 @pytest.mark.parametrize("name", sorted(name for name in os.listdir(EXPERIMENTS) if name.endswith(".yaml")))
-def test_the_ready_experiments(root, monkeypatch, validator, name):
+def test_the_ready_experiments(root, tmp_path, monkeypatch, validator, name):
     text = (root / "experiments" / name).read_text()
     raw = yaml.safe_load(text)
     assert [error.message for error in validator.iter_errors(raw)] == []
@@ -101,6 +101,8 @@ def test_the_ready_experiments(root, monkeypatch, validator, name):
     if "$QUANTUNE_DATA" in text and not os.path.isdir(shared):
         pytest.skip("needs models and data that are not in the repository: set QUANTUNE_DATA to their folder")
     monkeypatch.setenv("QUANTUNE_DATA", shared)
+    (tmp_path / "release.tar.gz").touch()
+    monkeypatch.setenv("COMMON_VOICE", str(tmp_path / "release.tar.gz"))
     monkeypatch.chdir(root)
     loaded = config.load(raw, name)
     assert loaded.variants and loaded.work not in ("work", ""), "an experiment names its own work folder"

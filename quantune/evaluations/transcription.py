@@ -70,9 +70,7 @@ class Transcription(Evaluation):
         loaded, processor = loading.model(model, self.dtype), loading.processor(model[0])
         started = time.time()
         options = {"task": self.task, "num_beams": self.beams, "max_new_tokens": self.max_new_tokens}
-        hypotheses = speech.transcribe(
-            loaded, processor, [clips.samples(number) for number in range(count)], languages, self.batch_size, **options
-        )
+        hypotheses = speech.transcribe(loaded, processor, clips, languages, self.batch_size, **options)
         spent = time.time() - started
         spoken = "en" if self.task == "translate" else languages[0]
         items = pandas.DataFrame(
