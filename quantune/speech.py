@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy
 import pyarrow
@@ -11,9 +11,9 @@ import pyarrow.parquet
 import torch
 
 from quantune import audio
-from quantune.errors import QuantuneError, listed, nearest
+from quantune.errors import QuantuneError, listed
+from quantune.prepared import Clips, Task
 
-Task = Literal["transcribe", "translate"]
 SCHEMA = pyarrow.schema(
     [
         ("id", pyarrow.string()),
@@ -64,43 +64,6 @@ def prepare(source: Path, target: Path, extractor) -> tuple[list[float], int]:
     if not seconds:
         raise QuantuneError(f"split '{source.stem}': all {dropped} clips are longer than {extractor.chunk_length} s")
     return seconds, dropped
-
-
-class Clips:
-    """The clips of a prepared split, mapped from disk: only those that are used are read."""
-
-    def __init__(self, prepared: Path, split: str):
-        path = Path(prepared) / f"{split}.arrow"
-        if not path.exists():
-            there = [item.stem for item in Path(prepared).glob("*.arrow")]
-            raise QuantuneError(f"'{prepared}' has no split '{split}'; splits: {listed(there)}{nearest(split, there)}")
-        with pyarrow.memory_map(str(path)) as source:
-            self.table = pyarrow.ipc.open_file(source).read_all()
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def column(self, name: str) -> list:
-        """Return the ids, texts, translations, languages or seconds."""
-        return self.table[name].to_pylist()
-
-    def samples(self, number: int) -> numpy.ndarray:
-        """Return a clip's samples, shape (frames,), float32 in [-1, 1]."""
-        return audio.from_pcm(numpy.frombuffer(self.table["samples"][number].as_buffer(), dtype="<i2"))
-
-    def texts(self, task: Task) -> list[str]:
-        """Return what is to be written of each clip: its transcript, or its translation.
-
-        Raises:
-            QuantuneError: if a clip has no translation.
-        """
-        found = self.column("text" if task == "transcribe" else "translation")
-        if not all(found):
-            missing = sum(not text for text in found)
-            raise QuantuneError(
-                f"{missing} of {len(found)} clips have no translation; name its column in 'translation'"
-            )
-        return found
 
 
 def features(waves: list[numpy.ndarray], extractor, device: str | torch.device = "cpu") -> torch.Tensor:
