@@ -36,6 +36,8 @@ class Clip:
     name: str
     seconds: float
     reference: str
+    said: str
+    """The reference, normalized."""
     audio: str
     """A data: address with an MP3 file."""
     transcripts: list[Transcript]
@@ -111,7 +113,7 @@ def _played(report: Report, evaluation: str, room: int) -> list[Clip]:
         for variant, table in zip(variants, tables, strict=True):
             written.setdefault(table.at[name, "normal_hypothesis"], []).append(variant)
         transcripts = [Transcript(found, _pieces(first, row.normal_reference, text)) for text, found in written.items()]
-        clips.append(Clip(name, float(row.seconds), row.reference, address, transcripts))
+        clips.append(Clip(name, float(row.seconds), row.reference, row.normal_reference, address, transcripts))
         if len(clips) == PLAYED:
             break
     return clips

@@ -10,6 +10,16 @@ from quantune import audio
 from quantune.errors import QuantuneError, listed, nearest
 
 Task = Literal["transcribe", "translate"]
+SCHEMA = pyarrow.schema(
+    [
+        ("id", pyarrow.string()),
+        ("text", pyarrow.string()),
+        ("translation", pyarrow.string()),
+        ("language", pyarrow.string()),
+        ("seconds", pyarrow.float64()),
+        ("samples", pyarrow.large_binary()),
+    ]
+)
 
 
 class Clips:

@@ -22,6 +22,8 @@ KINDS = {"model": "model", "quantize": "quantization", "train": "finetuning", "m
 RUN_FACTS = (
     "started",
     "seconds",
+    "audio_seconds",
+    "real_time_factor",
     "predicted",
     "peak_memory_bytes",
     "peak_device_bytes",

@@ -12,18 +12,8 @@ import torch
 
 from quantune import audio
 from quantune.errors import QuantuneError, listed
-from quantune.prepared import Clips, Task
+from quantune.prepared import SCHEMA, Clips, Task
 
-SCHEMA = pyarrow.schema(
-    [
-        ("id", pyarrow.string()),
-        ("text", pyarrow.string()),
-        ("translation", pyarrow.string()),
-        ("language", pyarrow.string()),
-        ("seconds", pyarrow.float64()),
-        ("samples", pyarrow.large_binary()),
-    ]
-)
 CLIPS = 8  # that go through a layer at once when it is calibrated
 IGNORED = -100  # label that the loss leaves out
 THREADS = 2  # that decode and resample; both work outside the interpreter lock

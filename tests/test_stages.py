@@ -19,6 +19,7 @@ RECORD = ROOT / "tests/stages.json"
 LOADING = ["quantune/loading.py", "quantune/checkpoints.py"]
 REPORT = (
     "report",
+    "scores",
     "table",
     "performance",
     "performance_words",
@@ -28,11 +29,21 @@ REPORT = (
     "canvas",
     "tradeoffs",
     "page",
+    "listening",
+    "edits",
+    "prepared",
     "statistics",
 )
+AUDIO = ["quantune/audio.py", "quantune/speech.py", "quantune/prepared.py"]
+TRANSCRIPTS = [*AUDIO, "quantune/statistics.py", "quantune/edits.py", "quantune/normalizers.py"]
 OWN = {
     "model": ["scripts/model.py"],
     "dataset": ["scripts/dataset.py", "quantune/sources.py"],
+    "clips": [
+        "scripts/clips.py",
+        *(f"quantune/{name}.py" for name in ("recordings", "clips", "archives", "sources", "audio")),
+    ],
+    "resample": ["scripts/resample.py", *AUDIO],
     "tokenize": ["scripts/tokenize.py", "quantune/text.py"],
     "benchmark": [
         "scripts/benchmark.py",
@@ -65,7 +76,8 @@ def stages() -> dict[str, tuple[int, list[str]]]:
                 for base in recipe.__mro__
                 if package.__name__ in base.__module__
             ]
-            files = sorted({path for path in own if (ROOT / path).exists()} | {init, *shared})
+            more = TRANSCRIPTS if name == "transcription" else []
+            files = sorted({path for path in own if (ROOT / path).exists()} | {init, *shared, *more})
             found[f"{kind}/{name}"] = (recipe.version, files)
     return found
 
