@@ -10,9 +10,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from quantune import estimates, expected, performance_words, words
-from quantune.report import Report, Score
-from quantune.table import MEASURES
+from quantune import estimates, expected, listening, performance_words, table, words
+from quantune.edits import Piece
+from quantune.report import Report
+from quantune.scores import Score
 
 TOLD = ("digest", "stage", "recipe", "sources", "facts", "packages", "run")  # of an artefact's lineage
 TEMPLATES = Path(__file__).resolve().parent.parent / "report"
@@ -35,7 +36,7 @@ def render(report: Report, figures: dict[str, str], command: str) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"code": code, "breakable": breakable, "json": embedded}
+    environment.filters |= {"code": code, "breakable": breakable, "json": embedded, "marked": marked}
     return environment.get_template("template.html.j2").render(
         report=report,
         words=words,
@@ -52,7 +53,8 @@ def render(report: Report, figures: dict[str, str], command: str) -> str:
         expected=expected,
         published=expected.comparisons(report),
         same_beginning=same_beginning,
-        measures=MEASURES,
+        played=listening.played(report),
+        listening=listening,
         sort_key=sort_key,
         folder=Path(report.path),
     )
@@ -75,15 +77,33 @@ def lineage(report: Report, command: str) -> dict[str, dict[str, Any]]:
 
 def numbers(score: Score) -> dict[str, str]:
     """Return the numbers of an evaluation in words: name -> value."""
-    told = {
-        measure.replace("_", " "): words.measured(score.numbers[measure], score.numbers[f"{measure}_error"])
-        for measure in MEASURES
-    }
+    found = score.numbers
+    told = {_named(key): words.scored(score, key) for key in table.measures(score)}
     for change in filter(None, (score.from_root, score.from_parent)):
         evidence = f"{words.evidence(change)}, {words.p_value(change.p_value)}"
-        told[f"token perplexity against {change.against}"] = evidence
-    told["measured over"] = words.plural(score.numbers["windows"], "window") + f", {score.numbers['tokens']:,} tokens"
-    return told
+        told[f"{_named(change.measure.key)} against {change.against}"] = evidence
+    if score.measure.relative:
+        over = f"{words.plural(found['windows'], 'window')}, {found['tokens']:,} tokens"
+        return told | {"measured over": over}
+    for rate in ("wer", "cer"):
+        told[f"edits of {_named(rate)}"] = edits(score, rate)
+    if score.real_time_factor is not None:
+        told["real-time factor"] = words.number(score.real_time_factor)
+    over = f"{words.plural(found['clips'], 'clip')}, {words.duration(found['seconds'])}"
+    return told | score.told | {"measured over": over}
+
+
+def edits(score: Score, rate: str) -> str:
+    """Return what the errors of a rate are: `110 substitutions, 5 insertions, 20 deletions in 334 words`."""
+    kinds = ("substitution", "insertion", "deletion")
+    told = [words.plural(score.numbers[f"{rate}_{kind}s"], kind) for kind in kinds]
+    unit = "word" if rate.startswith("wer") else "character"
+    return f"{', '.join(told)} in {words.plural(score.numbers[f'{rate}_length'], unit)}"
+
+
+def _named(key: str) -> str:
+    """Return a measure in words: `token perplexity`, `WER raw`."""
+    return key.replace("_", " ").replace("wer", "WER").replace("cer", "CER")
 
 
 def prompts(report: Report) -> dict[str, list[tuple[Any, str, str, str]]]:
@@ -91,6 +111,8 @@ def prompts(report: Report) -> dict[str, list[tuple[Any, str, str, str]]]:
     found: dict[str, list[tuple[Any, str, str, str]]] = {}
     for evaluation in report.named("generation"):
         for variant in report.variants.values():
+            if evaluation not in variant.generations:
+                continue
             mine, reference = (report.variants[name].generations[evaluation] for name in (variant.name, variant.model))
             for item, original in zip(mine.items, reference.items, strict=True):
                 found.setdefault(item["prompt"], []).append((variant, mine.path, item["text"], original["text"]))
@@ -102,6 +124,18 @@ def same_beginning(text: str, other: str) -> int:
     pairs = zip(text, other, strict=False)
     length = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(text), len(other)))
     return length if length in (len(text), 0) else text.rfind(" ", 0, length) + 1
+
+
+def marked(pieces: list[Piece], between: str) -> Markup:
+    """Return a transcript as HTML: what was written and not said is marked, what was left out struck out."""
+    forms = {
+        "equal": "{written}",
+        "substitute": '<mark title="said: {said}">{written}</mark>',
+        "insert": '<mark title="not said">{written}</mark>',
+        "delete": "<del>{said}</del>",
+    }
+    parts = [Markup(forms[item.kind]).format(said=item.said, written=item.written) for item in pieces]
+    return Markup(between).join(parts)
 
 
 def sort_key(value: float | None) -> str:

@@ -48,7 +48,7 @@ def _of_model(report: Report, model: Variant, others: list[Variant]) -> words.Fi
     for batch, speed in list(item.shown("prefill").items())[-1:]:
         sentences.append(_fastest("prefill", batch, speed, model, others))
     sentences += _unfit([model, *others])
-    evaluations = report.named("perplexity")
+    evaluations = report.scored(model)
     if evaluations and others and item.shown("decode"):
         sentences.append(_advice(model, [other for other in others if words.unharmed(other, evaluations)]))
     return words.Finding(f"Memory and speed of `{model.name}` and its variants on {item.machine}", sentences)

@@ -7,17 +7,18 @@ from pathlib import Path
 
 from quantune import calibration_figure, tradeoffs
 from quantune.canvas import BLUE, GREEN, GREY, LOG_FROM, ORANGE, PURPLE, canvas
-from quantune.report import Report
+from quantune.report import Report, Variant
 
 ROLES = {"target": ("o", "target domain"), "general": ("D", "general"), "other": ("s", "other")}
+FORGETTING = {"perplexity": "forgetting", "transcription": "forgetting-speech"}  # kind of evaluation -> figure
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 
 
 def draw(report: Report, folder: Path) -> list[str]:
     """Draw every figure that the report has numbers for; return their names, in the order to be read."""
     names = []
-    for evaluation in report.named("perplexity"):
-        for name, axis in tradeoffs.axes_of(report).items():
+    for evaluation in report.scored():
+        for name, axis in tradeoffs.axes_of(report, evaluation).items():
             tradeoffs.draw(report, evaluation, axis, folder / f"{name}.{evaluation}.svg")
             names.append(f"{name}.{evaluation}")
     if calibration_figure.studies(report):
@@ -27,9 +28,12 @@ def draw(report: Report, folder: Path) -> list[str]:
     if report.made_by("finetuning"):
         loss_curves(report, folder / "loss-curves.svg")
         names.append("loss-curves")
-        if report.named("perplexity"):
-            forgetting(report, folder / "forgetting.svg")
-            names.append("forgetting")
+    for kind, name in FORGETTING.items():
+        evaluations = [item for item in report.scored() if report.evaluations[item]["kind"] == kind]
+        trained = [item for item in report.made_by("finetuning") if any(name in item.scores for name in evaluations)]
+        if trained:
+            forgetting(report, trained, folder / f"{name}.svg")
+            names.append(name)
     return names
 
 
@@ -54,10 +58,13 @@ def loss_curves(report: Report, path: Path) -> None:
         figure.legend(handles, ["training", "validation"], loc="outside upper left", ncols=2)
 
 
-def forgetting(report: Report, path: Path) -> None:
-    """Draw what each fine-tuning changed against what it was applied to, with 95 % intervals, a row a variant."""
-    trained = report.made_by("finetuning")
-    apart = 0.18 if len(report.named("perplexity")) > 2 else 0  # rows between the marks of one variant
+def forgetting(report: Report, trained: list[Variant], path: Path) -> None:
+    """Draw what each fine-tuning changed against what it was applied to, with 95 % intervals, a row a variant; all of
+    them are of text, or of speech.
+    """
+    measures = list(dict.fromkeys(score.measure for variant in trained for score in variant.scores.values()))
+    unit = "%" if measures[0].relative else ""
+    apart = 0.18 if len(report.scored(*trained)) > 2 else 0  # rows between the marks of one variant
     with canvas(path, height=1.5 + 0.62 * len(trained)) as figure:
         axes = figure.add_subplot()
         axes.axvline(0, color="#333333", linewidth=1)
@@ -75,10 +82,14 @@ def forgetting(report: Report, path: Path) -> None:
         axes.set_yticks(range(len(trained)), [variant.name for variant in trained])
         axes.set_ylim(len(trained) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:+,.0f} %".replace("-", "−") if value else "0")
+        axes.xaxis.set_major_formatter(
+            lambda value, _: f"{value:+,.0f} {unit}".rstrip().replace("-", "−") if value else "0"
+        )
         if max(abs(value) for value in axes.get_xlim()) > 100 * LOG_FROM:
             axes.set_xscale("symlog", linthresh=100)
-        axes.set_xlabel("change of perplexity against the parent  (← better | worse →)")
+        label = " or ".join(measure.label for measure in measures)
+        points = "" if measures[0].relative else ", points"
+        axes.set_xlabel(f"change of {label} against the parent{points}  (← better | worse →)")
         handles, labels = axes.get_legend_handles_labels()
         once = dict(zip(labels, handles, strict=True))
         figure.legend(once.values(), once.keys(), loc="outside upper left", ncols=3)

@@ -6,22 +6,24 @@ provenance, never from its name.
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas
 
-from quantune import artefacts, statistics
+from quantune import artefacts, scores
 from quantune import performance as benchmarks
 from quantune.performance import Performance
+from quantune.scores import Score
 
-SIGNIFICANT = 0.05  # two-sided p-value below which a change is told from chance
 KINDS = {"model": "model", "quantize": "quantization", "train": "finetuning", "merge": "merge"}
 RUN_FACTS = (
     "started",
     "seconds",
+    "audio_seconds",
+    "real_time_factor",
     "predicted",
     "peak_memory_bytes",
     "peak_device_bytes",
@@ -30,47 +32,6 @@ RUN_FACTS = (
     "cuda",
     "command",
 )
-
-
-@dataclass(frozen=True)
-class Change:
-    """A relative change of token perplexity (0.05: five per cent worse), paired window by window."""
-
-    against: str
-    """The variant compared with."""
-    change: float
-    low: float
-    """Lower end of the 95 % interval; nan if there is only one window."""
-    high: float
-    p_value: float
-    """Two-sided, of no change; nan if there is only one window."""
-
-    @property
-    def verdict(self) -> Literal["worse", "better", "unclear"]:
-        """Which way perplexity changed, as far as that can be told from chance."""
-        if not self.p_value < SIGNIFICANT:
-            return "unclear"
-        return "worse" if self.change > 0 else "better"
-
-
-@dataclass(frozen=True)
-class Score:
-    """One perplexity evaluation of one variant."""
-
-    path: str
-    """Of the evaluation's artefact."""
-    numbers: dict[str, float]
-    """What `statistics.perplexity` returns."""
-    from_root: Change | None
-    """Against the model at full precision; None for the model itself."""
-    from_parent: Change | None
-    """Against the variant without its last step."""
-    from_rounding: Change | None = None
-    """Of a calibrated method: against rounding to nearest on the same grid, if that is reported too."""
-
-    def changes(self) -> list[Change]:
-        """Return the comparisons that are shown."""
-        return [change for change in (self.from_root, self.from_parent, self.from_rounding) if change]
 
 
 @dataclass(frozen=True)
@@ -143,6 +104,23 @@ class Report:
         """Return the names of the evaluations of a kind."""
         return [name for name, recipe in self.evaluations.items() if recipe["kind"] == kind]
 
+    def scored(self, *variants: Variant) -> list[str]:
+        """Return the names of the evaluations that end in a number and were made of any of the variants, or of all."""
+        among = variants or self.variants.values()
+        return [name for name in self.evaluations if any(name in variant.scores for variant in among)]
+
+    def having(self, evaluation: str) -> list[Variant]:
+        """Return the variants that an evaluation was made of."""
+        return [variant for variant in self.variants.values() if evaluation in variant.scores]
+
+    @cached_property
+    def groups(self) -> list[tuple[list[str], list[Variant]]]:
+        """The variants that the same evaluations were made of, and these: text apart from speech."""
+        found: dict[tuple[str, ...], list[Variant]] = {}
+        for variant in self.variants.values():
+            found.setdefault(tuple(self.scored(variant)), []).append(variant)
+        return [(list(evaluations), variants) for evaluations, variants in found.items()]
+
     def made_by(self, kind: str) -> list[Variant]:
         """Return the variants whose last step is of a kind."""
         return [variant for variant in self.variants.values() if variant.kind == kind]
@@ -175,18 +153,15 @@ def gather(order: dict[str, Any]) -> Report:
 
     Raises:
         QuantuneError: if benchmarks are of different machines.
-        ValueError: if two variants of a model were not evaluated on the same windows.
+        ValueError: if two variants of a model were not evaluated on the same windows or clips.
         OSError: if an input lacks a file.
     """
     recipe, parents = order["recipe"], order["parents"]
     lineage = read_lineage([item for made_from in parents.values() for item in made_from])
     paths = {Path(item["path"]).name: item["path"] for item in parents["checkpoints"]}
     evaluated = {tuple(Path(item["path"]).parts[-2:]): item["path"] for item in parents.get("evaluations", [])}
-    windows = {
-        key: pandas.read_parquet(Path(path, "items.parquet"))
-        for key, path in evaluated.items()
-        if recipe["evaluations"][key[1]]["kind"] == "perplexity"
-    }
+    kinds = {key: recipe["evaluations"][key[1]]["kind"] for key in evaluated}
+    read = {key: scores.read(path, kinds[key]) for key, path in evaluated.items() if kinds[key] in scores.KINDS}
     rounded = {_grid(lineage[paths[name]], "rtn"): name for name in recipe["variants"]}
     rounded.pop(None, None)
     measured = benchmarks.read([item["path"] for item in parents.get("benchmarks", [])])
@@ -208,14 +183,14 @@ def gather(order: dict[str, Any]) -> Report:
             size_bytes=_size(provenance, parent),
             bits_per_weight=_bits_per_weight(provenance, parent),
             scores={
-                key[1]: _score(name, key[1], ancestors, rounded.get(_grid(provenance)), evaluated[key], windows)
-                for key in windows
+                key[1]: _compared(key, ancestors, rounded.get(_grid(provenance)), read)
+                for key in read
                 if key[0] == name
             },
             generations={
                 key[1]: Generations(path, _rows(Path(path, "items.jsonl")))
                 for key, path in evaluated.items()
-                if key[0] == name and recipe["evaluations"][key[1]]["kind"] == "generation"
+                if key[0] == name and kinds[key] == "generation"
             },
             curves=pandas.read_csv(curves) if curves.exists() else None,
             performance=measured.get(name),
@@ -285,19 +260,14 @@ def _grid(provenance: dict[str, Any], method: str | None = None) -> tuple | None
     return _parent(provenance), recipe["bits"], recipe["group_size"], recipe["symmetric"]
 
 
-def _score(
-    name: str, evaluation: str, ancestors: tuple[str, ...], rounding: str | None, path: str, windows: dict
+def _compared(
+    key: tuple[str, str], ancestors: tuple[str, ...], rounding: str | None, read: dict[tuple[str, str], Score]
 ) -> Score:
-    def change(against: str) -> Change:
-        return Change(against, **statistics.perplexity_change(windows[name, evaluation], windows[against, evaluation]))
+    def change(against: str | None) -> scores.Change | None:
+        return scores.change(read[key], against, read[against, key[1]]) if against else None
 
-    return Score(
-        path=path,
-        numbers=statistics.perplexity(windows[name, evaluation]),
-        from_root=change(ancestors[0]) if ancestors else None,
-        from_parent=change(ancestors[-1]) if ancestors else None,
-        from_rounding=change(rounding) if rounding else None,
-    )
+    root, parent = (ancestors[0], ancestors[-1]) if ancestors else (None, None)
+    return replace(read[key], from_root=change(root), from_parent=change(parent), from_rounding=change(rounding))
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

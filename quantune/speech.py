@@ -3,18 +3,15 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy
 import torch
 
 from quantune import audio, loading
-from quantune.errors import QuantuneError, listed, nearest
+from quantune.errors import QuantuneError, listed
+from quantune.prepared import Clips, Task
 
-Task = Literal["transcribe", "translate"]
-COLUMNS = {"id": "string", "text": "string", "translation": "string", "language": "string"}
-COLUMNS |= {"seconds": "float64", "samples": "large_binary"}
-"""Of a prepared split, with their Arrow types; samples are 16 bits, little-endian."""
 CLIPS = 8  # that go through a layer at once when it is calibrated
 IGNORED = -100  # label that the loss leaves out
 THREADS = 2  # that decode and resample; both work outside the interpreter lock
@@ -32,8 +29,6 @@ def prepare(source: Path, target: Path, extractor) -> tuple[list[float], int]:
     import pyarrow.parquet
     from tqdm import tqdm
 
-    schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in COLUMNS.items()])
-
     def convert(row: dict[str, Any]) -> tuple[dict[str, Any], numpy.ndarray]:
         samples, rate, _ = audio.decode(row.pop("audio"))
         return row, audio.to_pcm(audio.resample(samples, rate, extractor.sampling_rate))
@@ -43,7 +38,7 @@ def prepare(source: Path, target: Path, extractor) -> tuple[list[float], int]:
     with (
         ThreadPoolExecutor(THREADS) as pool,
         pyarrow.OSFile(str(target), "wb") as sink,
-        pyarrow.ipc.new_file(sink, schema) as writer,
+        pyarrow.ipc.new_file(sink, SCHEMA) as writer,
     ):
         for batch in opened.iter_batches(128):
             rows = []
@@ -54,49 +49,10 @@ def prepare(source: Path, target: Path, extractor) -> tuple[list[float], int]:
                     continue
                 seconds.append(len(samples) / extractor.sampling_rate)
                 rows.append(row | {"seconds": seconds[-1], "samples": samples.tobytes()})
-            writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+            writer.write_table(pyarrow.Table.from_pylist(rows, SCHEMA))
     if not seconds:
         raise QuantuneError(f"split '{source.stem}': all {dropped} clips are longer than {extractor.chunk_length} s")
     return seconds, dropped
-
-
-class Clips:
-    """The clips of a prepared split, mapped from disk: only those that are used are read."""
-
-    def __init__(self, prepared: Path, split: str):
-        import pyarrow
-
-        path = Path(prepared) / f"{split}.arrow"
-        if not path.exists():
-            there = [item.stem for item in Path(prepared).glob("*.arrow")]
-            raise QuantuneError(f"'{prepared}' has no split '{split}'; splits: {listed(there)}{nearest(split, there)}")
-        with pyarrow.memory_map(str(path)) as source:
-            self.table = pyarrow.ipc.open_file(source).read_all()
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def column(self, name: str) -> list:
-        """Return the ids, texts, translations, languages or seconds."""
-        return self.table[name].to_pylist()
-
-    def __getitem__(self, number: int) -> numpy.ndarray:
-        """Return a clip's samples, shape (frames,), float32 in [-1, 1]."""
-        return audio.from_pcm(numpy.frombuffer(self.table["samples"][number].as_buffer(), dtype="<i2"))
-
-    def texts(self, task: Task) -> list[str]:
-        """Return what is to be written of each clip: its transcript, or its translation.
-
-        Raises:
-            QuantuneError: if a clip has no translation.
-        """
-        found = self.column("text" if task == "transcribe" else "translation")
-        if not all(found):
-            missing = sum(not text for text in found)
-            raise QuantuneError(
-                f"{missing} of {len(found)} clips have no translation; name its column in 'translation'"
-            )
-        return found
 
 
 def features(waves: list[numpy.ndarray], extractor, device: str | torch.device = "cpu") -> torch.Tensor:

@@ -118,7 +118,7 @@ def error_rates(items: pandas.DataFrame) -> dict:
     """Return each of `RATES`, a share (0.1: one in ten), with its standard error, and the sums it is made of."""
     found = {"version": VERSION, "clips": len(items), "seconds": float(items.seconds.sum())}
     for rate in RATES:
-        found[rate], found[f"{rate}_error"] = ratio(_wrong(items, rate), items[f"{rate}_length"])
+        found[rate], found[f"{rate}_error"] = ratio(wrong(items, rate), items[f"{rate}_length"])
         for name in ("length", "substitutions", "insertions", "deletions"):
             found[f"{rate}_{name}"] = int(items[f"{rate}_{name}"].sum())
     return found
@@ -140,8 +140,8 @@ def error_rate_change(items: pandas.DataFrame, reference: pandas.DataFrame, rate
         .equals(reference[["id", "reference"]].reset_index(drop=True))
     ):
         raise ValueError("the two evaluations are not over the same clips")
-    wrong = _wrong(items, rate).to_numpy() - _wrong(reference, rate).to_numpy()
-    difference, error = ratio(wrong, items[f"{rate}_length"])
+    more = wrong(items, rate).to_numpy() - wrong(reference, rate).to_numpy()
+    difference, error = ratio(more, items[f"{rate}_length"])
     margin = Z95 * error
     return {
         "change": difference,
@@ -151,7 +151,8 @@ def error_rate_change(items: pandas.DataFrame, reference: pandas.DataFrame, rate
     }
 
 
-def _wrong(items: pandas.DataFrame, rate: str) -> pandas.Series:
+def wrong(items: pandas.DataFrame, rate: str) -> pandas.Series:
+    """Return the errors in each clip: what the rate counts."""
     return items[f"{rate}_substitutions"] + items[f"{rate}_insertions"] + items[f"{rate}_deletions"]
 
 

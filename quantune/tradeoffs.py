@@ -12,6 +12,7 @@ from matplotlib.transforms import Bbox
 
 from quantune.canvas import BLUE, GREEN, GREY, LOG_FROM, ORANGE, canvas
 from quantune.report import Report, Variant
+from quantune.scores import BITS, PERPLEXITY, Measure, Score
 from quantune.statistics import Z95
 
 KINDS = {
@@ -45,12 +46,14 @@ class Axis:
     best: str = "best for its size"
 
 
-def axes_of(report: Report) -> dict[str, Axis]:
-    """Return figure -> axis, for all that was measured: size on disk, memory, and decoding by batch size."""
+def axes_of(report: Report, evaluation: str) -> dict[str, Axis]:
+    """Return figure -> axis, for all that was measured of an evaluation's variants: size on disk, memory, and decoding
+    by batch size.
+    """
     found = {
         "quality-size": Axis("size on disk of what must be loaded, {unit}", lambda item: _exactly(item.size_bytes))
     }
-    one = next((item.performance for item in report.variants.values() if item.performance), None)
+    one = next((item.performance for item in report.having(evaluation) if item.performance), None)
     if one is None:
         return found
     what = "device memory in use" if one.kind == "gpu" else "memory that its tensors take in use"
@@ -82,28 +85,32 @@ def _speed(batch: int) -> Callable[[Variant], tuple[float, float, float] | None]
 def draw(report: Report, evaluation: str, axis: Axis, path: Path) -> None:
     """Draw quality with 95 % intervals against an axis (bars: its slowest and fastest repeat), and the best trade-offs.
 
-    Quality is token perplexity; where models differ, and their tokens with them, it is bits per byte.
+    Quality is what the evaluation leads with; where models differ, and their tokens with them, bits per byte instead of
+    perplexity.
     """
-    alone = len(report.models) == 1
-    measure, label = ("token_perplexity", "perplexity") if alone else ("bits_per_byte", "bits per byte")
-    scores = {variant.name: variant.scores[evaluation].numbers for variant in report.variants.values()}
-    measured = [item for item in report.variants.values() if axis.of(item)]
-    shown = [item for item in measured if math.isfinite(scores[item.name][measure])]
+    variants = report.having(evaluation)
+    alone = len({variant.model for variant in variants}) == 1
+    measure = variants[0].scores[evaluation].measure
+    measure = BITS if measure is PERPLEXITY and not alone else measure
+    told = measure.label if measure.relative else f"{measure.label}, %,"
+    scores = {variant.name: _quality(variant.scores[evaluation], measure) for variant in variants}
+    measured = [item for item in variants if axis.of(item)]
+    shown = [item for item in measured if math.isfinite(scores[item.name][0])]
     unit, power = (
         _unit(max((item[0] for item in map(axis.of, measured)), default=1)) if "{unit}" in axis.label else ("", 1)
     )
-    points = [(axis.of(item)[0] / power, scores[item.name][measure], item) for item in shown]
+    points = [(axis.of(item)[0] / power, scores[item.name][0], item) for item in shown]
     with canvas(path, height=5.0) as figure:
         axes = figure.add_subplot()
-        for kind, (marker, colour, told) in KINDS.items():
+        for kind, (marker, colour, name) in KINDS.items():
             chosen = [point for point in points if point[2].kind == kind]
             if chosen:
-                up = [Z95 * scores[item.name][f"{measure}_error"] for _, _, item in chosen]
+                up = [Z95 * scores[item.name][1] for _, _, item in chosen]
                 x, y = [point[0] for point in chosen], [point[1] for point in chosen]
                 across = [axis.of(item) for _, _, item in chosen]
                 across = [[(a - low) / power for a, low, _ in across], [(high - a) / power for a, _, high in across]]
                 across = across if any(map(any, across)) else None
-                style = {"color": colour, "ecolor": f"{colour}66", "markersize": 7, "label": told}
+                style = {"color": colour, "ecolor": f"{colour}66", "markersize": 7, "label": name}
                 axes.errorbar(x, y, up, across, fmt=marker, **style)
         sign = -1 if axis.more_is_better else 1
         front = [(sign * x, y) for x, y in best_tradeoffs([(sign * x, y) for x, y, _ in points])]
@@ -113,14 +120,20 @@ def draw(report: Report, evaluation: str, axis: Axis, path: Path) -> None:
         _scale(axes, [y for _, y, _ in points])
         axes.margins(x=0.18, y=0.1)
         axes.set_xlabel(axis.label.format(unit=unit) + (" (higher is better)" if axis.more_is_better else ""))
-        axes.set_ylabel(f"{label} on {evaluation} (lower is better)")
+        axes.set_ylabel(f"{told} on {evaluation} (lower is better)")
         if shown:
             figure.legend(loc="outside upper left", ncols=5, columnspacing=1.4, handletextpad=0.4)
         if missing := len(measured) - len(shown):
             axes.set_title(f"{missing} not shown: not a finite number", color="#555")
         names = [(alone and item.steps) or item.name for item in shown]
-        bars = [Z95 * scores[item.name][f"{measure}_error"] for item in shown]
+        bars = [Z95 * scores[item.name][1] for item in shown]
         _label(figure, axes, [(x, y, bar, name) for (x, y, _), bar, name in zip(points, bars, names, strict=True)])
+
+
+def _quality(score: Score, measure: Measure) -> tuple[float, float]:
+    """Return the value of a measure and its standard error, rates in per cent."""
+    times = 1 if measure.relative else 100
+    return times * score.numbers[measure.key], times * score.numbers[f"{measure.key}_error"]
 
 
 def best_tradeoffs(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -40,6 +40,7 @@ function made(run) {
   const told = { when: `${started.replace("T", " ").replace("Z", " UTC")}, in ${seconds} s`, "made with": element("code", run.command) };
   const megabytes = ([name, bytes]) => `${name} ${(bytes / 1e6).toPrecision(3)} MB`;
   if (predicted) told["predicted of its tensors"] = Object.entries(predicted).map(megabytes).join(", ");
+  if (run.real_time_factor) told["real-time factor"] = `${run.real_time_factor.toPrecision(3)}, of ${run.audio_seconds} s of audio`;
   if (peak_memory_bytes) told["peak memory"] = gigabytes(peak_memory_bytes);
   if (peak_device_bytes) told["peak GPU memory"] = gigabytes(peak_device_bytes);
   told.hardware = [hardware.gpu, `${hardware.cpu}, ${hardware.cores} cores`, gigabytes(memory_bytes)].filter(Boolean).join("; ");

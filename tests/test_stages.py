@@ -20,6 +20,7 @@ LOADING = ["quantune/loading.py", "quantune/checkpoints.py"]
 TRAINING = [f"quantune/{name}.py" for name in ("training", "tracks", "speech")]
 REPORT = (
     "report",
+    "scores",
     "table",
     "performance",
     "performance_words",
@@ -31,18 +32,21 @@ REPORT = (
     "calibration_figure",
     "expected",
     "page",
+    "listening",
+    "edits",
+    "prepared",
     "statistics",
 )
 READS = {
     "text": ["quantune/text.py"],
-    "speech": [f"quantune/{name}.py" for name in ("audio", "edits", "normalizers", "speech")],
+    "speech": [f"quantune/{name}.py" for name in ("audio", "edits", "normalizers", "prepared", "speech", "statistics")],
 }
 OWN = {
     "model": ["scripts/model.py"],
     "dataset": ["scripts/dataset.py", "quantune/sources.py"],
     "tokenize": ["scripts/tokenize.py", "quantune/text.py"],
     "clips": ["scripts/clips.py", *(f"quantune/{name}.py" for name in ("archives", "audio", "clips", "recordings"))],
-    "resample": ["scripts/resample.py", "quantune/audio.py", "quantune/speech.py"],
+    "resample": ["scripts/resample.py", "quantune/audio.py", "quantune/speech.py", "quantune/prepared.py"],
     "transcribe": [
         "scripts/transcribe.py",
         *(f"quantune/{name}.py" for name in ("audio", "longform", "speech")),

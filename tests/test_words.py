@@ -5,7 +5,7 @@ import math
 import pytest
 
 from quantune import report, words
-from quantune.report import Change
+from quantune.scores import Change
 from tests.reports import Work
 
 

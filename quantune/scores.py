@@ -1,0 +1,112 @@
+"""How a variant scores in an evaluation that ends in a number, and what changed against another variant."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pandas
+
+from quantune import artefacts, statistics
+
+SIGNIFICANT = 0.05  # two-sided p-value below which a change is told from chance
+KINDS = ("perplexity", "transcription")
+"""Of evaluations, those that end in a number."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What an evaluation leads with; lower is better."""
+
+    key: str
+    """Among the numbers of a score."""
+    label: str
+    """In sentences and on axes."""
+    paired: Literal["window", "clip"]
+    """What variants are compared by."""
+    relative: bool
+    """Whether a change is relative (0.05: five per cent worse) or the difference of two shares (0.05: five points)."""
+
+    @property
+    def unit(self) -> str:
+        """Of a change, times 100."""
+        return "%" if self.relative else "points"
+
+
+PERPLEXITY = Measure("token_perplexity", "perplexity", "window", relative=True)
+BITS = Measure("bits_per_byte", "bits per byte", "window", relative=True)
+ERROR_RATES = {rate: Measure(rate, rate.upper(), "clip", relative=False) for rate in ("wer", "cer")}
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of what is measured, paired window by window or clip by clip."""
+
+    against: str
+    """The variant compared with."""
+    change: float
+    low: float
+    """Lower end of the 95 % interval; nan if there is only one window or clip."""
+    high: float
+    p_value: float
+    """Two-sided, of no change; nan if there is only one window or clip."""
+    measure: Measure = PERPLEXITY
+
+    @property
+    def verdict(self) -> Literal["worse", "better", "unclear"]:
+        """Which way it changed, as far as that can be told from chance."""
+        if not self.p_value < SIGNIFICANT:
+            return "unclear"
+        return "worse" if self.change > 0 else "better"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One evaluation of one variant."""
+
+    path: str
+    """Of the evaluation's artefact."""
+    measure: Measure
+    items: pandas.DataFrame = field(repr=False, compare=False)
+    """A row a window, or a clip."""
+    numbers: dict[str, float]
+    """What `statistics.perplexity` or `statistics.error_rates` returns."""
+    told: dict[str, str]
+    """Of transcripts: their language and how they were normalized."""
+    real_time_factor: float | None = None
+    """Of transcripts: seconds computed over seconds of audio."""
+    from_root: Change | None = None
+    """Against the model at full precision; None for the model itself."""
+    from_parent: Change | None = None
+    """Against the variant without its last step."""
+    from_rounding: Change | None = None
+    """Of a calibrated method: against rounding to nearest on the same grid, if that is reported too."""
+
+    def changes(self) -> list[Change]:
+        """Return the comparisons that are shown."""
+        return [change for change in (self.from_root, self.from_parent, self.from_rounding) if change]
+
+
+def read(path: str, kind: str) -> Score:
+    """Return the score that an evaluation's folder holds, compared with nothing yet; raises OSError."""
+    items = pandas.read_parquet(Path(path, "items.parquet"))
+    if kind == "perplexity":
+        return Score(path, PERPLEXITY, items, statistics.perplexity(items), {})
+    result = json.loads(Path(path, "result.json").read_text())
+    run = json.loads(Path(path, artefacts.RUN).read_text())
+    told = {key: result[key] for key in ("language", "normalizer")}
+    numbers, factor = statistics.error_rates(items), run.get("real_time_factor")
+    return Score(path, ERROR_RATES[result["leading"]], items, numbers, told, factor)
+
+
+def change(score: Score, against: str, reference: Score) -> Change:
+    """Compare a score with that of the variant `against`.
+
+    Raises:
+        ValueError: if they are of different windows or clips.
+    """
+    if score.measure is PERPLEXITY:
+        found = statistics.perplexity_change(score.items, reference.items)
+    else:
+        found = statistics.error_rate_change(score.items, reference.items, score.measure.key)
+    return Change(against, **found, measure=score.measure)

@@ -1,0 +1,187 @@
+"""The report on speech, on a small set of artefacts whose numbers are known."""
+
+import base64
+import csv
+import io
+import json
+import math
+import re
+
+import pytest
+
+from quantune import edits, listening, page, report, table, words
+from quantune.edits import Piece
+from quantune.scores import ERROR_RATES, Change
+from tests.reports import write
+from tests.spoken import COUNT, RATE, SECONDS, first_wrong, speech, transcription
+
+
+def told(gathered: report.Report) -> dict[str, str]:
+    return {finding.heading: " ".join(finding.sentences) for finding in words.findings(gathered)}
+
+
+def test_error_rates_change_in_points(spoken):
+    score = report.gather(spoken.order()).variants["w+fine"].scores["radio"]
+    assert score.numbers["wer"] == 17 / (4 * COUNT) and score.measure.label == "WER"
+    change = score.from_root
+    error = math.sqrt(COUNT / (COUNT - 1) * ((1 - 4 / 160) ** 2 + 39 * (4 / 160) ** 2)) / 160  # one more wrong word
+    assert change.change == pytest.approx(1 / 160)
+    assert (change.low, change.high) == pytest.approx((1 / 160 - 1.959964 * error, 1 / 160 + 1.959964 * error))
+    assert change.verdict == "unclear" and change.against == "w"
+
+
+def test_points_in_words():
+    change = Change("w", 0.032, 0.011, 0.053, 0.001, ERROR_RATES["wer"])
+    assert words.evidence(change) == "+3.2 points (95 % interval +1.1 to +5.3 points)"
+    alone = Change("w", -0.032, math.nan, math.nan, math.nan, ERROR_RATES["cer"])
+    assert words.evidence(alone) == "−3.200 points (only one clip: no interval)"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(2.5, "2.5 s"), (134.0, "2.23 min"), (7200, "2 h")])
+def test_durations_in_words(seconds, text):
+    assert words.duration(seconds) == text
+
+
+def test_findings_say_what_the_numbers_say(spoken):
+    found = told(report.gather(spoken.order()))
+    assert found["Compared"] == (
+        "4 variants of `w`, by how well each writes down radio (40 clips in 20 s) and street (40 clips in 20 s, general"
+        " speech). WER, in per cent of what was said: lower is better; changes are in points."
+    )
+    smallest = found["Smallest without a significant loss against `w` (2.00 kB)"]
+    assert "On radio, `w+rough` (600 bytes, 70 % smaller): WER +3.1 points" in smallest
+    assert "On street, `w+fine` (900 bytes, 55 % smaller): WER +0.0 points (the same in every clip)." in smallest
+    assert "below 1 point on every evaluation, at 95 % confidence, none of the smaller variants" in smallest
+    assert "`w+tune` against `w`: WER −10.0 points" in found["What fine-tuning changed"]
+    assert "on its target domain (radio) and +2.5 points" in found["What fine-tuning changed"]
+    assert "on general speech (street)" in found["What fine-tuning changed"]
+    assert "On street, WER from +0.0 points (the same in every clip) with `w+fine`" in found["What quantizing changed"]
+
+
+def test_table_counts_the_errors_by_kind(spoken, tmp_path):
+    gathered, _ = write(spoken.order(), tmp_path / "report")
+    rows = {row["variant"]: row for row in csv.DictReader((tmp_path / "report/table.csv").open())}
+    rough = rows["w+rough"]
+    assert [rough[f"radio.wer_{kind}"] for kind in ("substitutions", "insertions", "deletions")] == ["0", "1", "20"]
+    assert float(rough["radio.wer"]) == 21 / 160 and float(rough["radio.change_from_full_precision"]) == 5 / 160
+    assert float(rough["radio.cer_raw"]) > 0 and float(rough["radio.real_time_factor"]) == 0.25
+    assert table.metrics(gathered)["w+rough"]["radio.wer_deletions"] == 20
+
+
+def test_clips_that_tell_variants_apart_are_played(spoken):
+    gathered = report.gather(spoken.order())
+    clips = listening.played(gathered)
+    # In odd clips below 16 three texts differ, in clip 0 too; the first three of equals are the first by name.
+    assert [clip.name for clip in clips["radio"]] == ["clip-00", "clip-01", "clip-03", "clip-05"]
+    first = clips["radio"][1]
+    assert [[variant.name for variant in item.variants] for item in first.transcripts] == [
+        ["w", "w+fine"],
+        ["w+rough"],
+        ["w+tune"],
+    ]
+    assert first.transcripts[0].pieces[0] == Piece("substitute", "alpha", "delta")
+    assert first.transcripts[1].pieces[1] == Piece("delete", "bravo", "")
+    assert first.said == "alpha bravo charlie 1" and listening.played(gathered) == clips
+
+
+def test_audio_is_the_clip(spoken):
+    soundfile = pytest.importorskip("soundfile")
+    clip = listening.played(report.gather(spoken.order()))["radio"][0]
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(clip.audio.partition(",")[2])))
+    assert rate == RATE and len(samples) / rate == pytest.approx(SECONDS, abs=0.1)
+    assert 0.3 < abs(samples).max() < 0.7
+
+
+def test_audio_stays_within_its_room(spoken, monkeypatch):
+    gathered = report.gather(spoken.order())
+    largest = max(len(clip.audio) for clip in listening.played(gathered)["radio"])
+    monkeypatch.setattr(listening, "BYTES", 2 * 2 * largest * 3 // 4)  # two clips for each of two evaluations
+    assert [len(clips) for clips in listening.played(gathered).values()] == [2, 2]
+
+
+def test_worst_transcripts(spoken):
+    score = report.gather(spoken.order()).variants["w+rough"].scores["radio"]
+    failures = listening.worst(score)
+    assert [(item.name, item.wrong, item.length) for item in failures] == [
+        ("clip-00", 1, 4),
+        ("clip-01", 1, 4),
+        ("clip-03", 1, 4),
+    ]
+    assert listening.worst(report.gather(spoken.order()).variants["w+tune"].scores["radio"]) == []
+
+
+def test_recordings_are_told(spoken):
+    rows = listening.durations(report.gather(spoken.order()))
+    assert [(row["dataset"], row["clips"], row["speakers"]) for row in rows] == [
+        ("radio", COUNT, 3),
+        ("street", COUNT, 3),
+    ]
+    assert rows[0]["dropped"] == "2 broken, 1 longer than the window"
+
+
+def test_characters_lead_where_words_are_not_told_apart(spoken):
+    for name in ("w", "w+fine", "w+rough", "w+tune"):
+        transcription(spoken, name, "street", first_wrong(8 if name == "w" else 9), leading="cer")
+    gathered = report.gather(spoken.order())
+    assert gathered.variants["w+fine"].scores["street"].from_root.measure.label == "CER"
+    assert "WER and CER, in per cent of what was said" in told(gathered)["Compared"]
+    assert "WER −10.0 points" in told(gathered)["What fine-tuning changed"]
+    assert "and CER +" in told(gathered)["What fine-tuning changed"]
+    (clip, *_) = listening.played(gathered)["street"]
+    right, wrong = clip.transcripts
+    assert right.pieces == [Piece("equal", clip.said, clip.said)] and clip.name == "clip-08"
+    assert "".join(piece.written for piece in wrong.pieces) == "delta bravo charlie 8"
+
+
+def test_pieces_are_those_that_are_counted():
+    assert edits.aligned("a b c", "a x c d", "words") == [
+        Piece("equal", "a", "a"),
+        Piece("substitute", "b", "x"),
+        Piece("equal", "c", "c"),
+        Piece("insert", "", "d"),
+    ]
+    assert edits.aligned("你好", "你", "characters") == [Piece("equal", "你", "你"), Piece("delete", "好", "")]
+    assert edits.aligned("", "a b", "words") == [Piece("insert", "", "a b")] and edits.aligned("", "", "words") == []
+    assert edits.aligned("a b", "", "words") == [Piece("delete", "a b", "")]
+
+
+def test_transcripts_are_escaped():
+    pieces = [Piece("substitute", '"said"', "<b>"), Piece("delete", "</dd>", ""), Piece("equal", "&", "&")]
+    assert page.marked(pieces, " ") == (
+        '<mark title="said: &#34;said&#34;">&lt;b&gt;</mark> <del>&lt;/dd&gt;</del> &amp;'
+    )
+
+
+def test_page_holds_the_audio(spoken, tmp_path):
+    _, html = write(spoken.order(), tmp_path / "report")
+    addresses = re.findall(r'\b(?:src|srcset|href|action|data)="([^"]*)"', html)
+    assert sum(address.startswith("data:audio/mpeg;base64,") for address in addresses) == 8
+    assert all(address.startswith("data:") or address == "table.csv" for address in addresses)
+    assert "Perplexity" not in html and "WER, %, on radio" in (tmp_path / "report/quality-size.radio.svg").read_text()
+    lineage = json.loads(re.search(r'id="lineage">(.*?)</script>', html)[1])
+    numbers = lineage[str(spoken.folder / "evaluations/w+rough/radio")]["numbers"]
+    assert numbers["WER"].startswith("13.1 ±") and numbers["real-time factor"] == "0.2500"
+    assert numbers["edits of WER"] == "0 substitutions, 1 insertion, 20 deletions in 160 words"
+    assert numbers["normalizer"] == "basic 1" and numbers["measured over"] == "40 clips, 20 s"
+
+
+def test_text_and_speech_in_one_report(work, tmp_path):
+    gathered, html = write(speech(work).order(), tmp_path / "report")
+    assert [evaluations for evaluations, _ in gathered.groups] == [["home", "away"], ["radio", "street"]]
+    assert html.count('<th rowspan="2" scope="col" class="number">Size</th>') == 2
+    names = {path.stem for path in (tmp_path / "report").glob("*.svg")}
+    assert names == {f"quality-size.{name}" for name in gathered.scored()} | {
+        "loss-curves",
+        "forgetting",
+        "forgetting-speech",
+    }
+    assert "+lora" not in html and "w+rough" not in (tmp_path / "report/quality-size.home.svg").read_text()
+    assert "bits per byte" not in (tmp_path / "report/quality-size.home.svg").read_text()
+    rows = {row["variant"]: row for row in csv.DictReader((tmp_path / "report/table.csv").open())}
+    assert rows["w"]["home.token_perplexity"] == "" and float(rows["m"]["home.token_perplexity"]) > 0
+    assert rows["m"]["radio.wer"] == "" and float(rows["w"]["radio.wer"]) == 0.1
+    found = told(gathered)
+    assert "Perplexity: lower is better. WER, in per cent" in found["Compared"]
+    assert "9 variants of `m` and `w`" in found["Compared"] and "bits per byte" not in found["Compared"]
+    assert "general text (away)" in found["What fine-tuning changed"]
+    assert "general speech (street)" in found["What fine-tuning changed"]
