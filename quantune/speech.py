@@ -10,7 +10,7 @@ import torch
 
 from quantune import audio, loading
 from quantune.errors import QuantuneError, listed
-from quantune.prepared import Clips, Task
+from quantune.prepared import SCHEMA, Clips, Task
 
 CLIPS = 8  # that go through a layer at once when it is calibrated
 IGNORED = -100  # label that the loss leaves out
