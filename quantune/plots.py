@@ -83,7 +83,7 @@ def forgetting(report: Report, trained: list[Variant], path: Path) -> None:
         axes.set_ylim(len(trained) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.xaxis.set_major_formatter(
-            lambda value, _: f"{value:+,.0f} {unit}".rstrip().replace("-", "−") if value else "0"
+            lambda value, _: f"{value:+,g} {unit}".rstrip().replace("-", "−") if value else "0"
         )
         if max(abs(value) for value in axes.get_xlim()) > 100 * LOG_FROM:
             axes.set_xscale("symlog", linthresh=100)
