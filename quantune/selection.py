@@ -18,6 +18,7 @@ FORMATS = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
+PACKED = ".gz"  # any of them may be compressed with gzip
 WEIGHTS = r"model(-\d+-of-\d+)?\.safetensors"  # the names that transformers looks for
 CARDS = ("README.md", "dataset_infos.json")  # of a repository: about the data, not data
 
@@ -54,6 +55,11 @@ def one_set_of_weights(names: list[str]) -> list[str]:
     return [name for name in names if re.fullmatch(WEIGHTS, name) or not name.endswith(".safetensors")]
 
 
+def format_of(name: str) -> str | None:
+    """Return the format of a data file by its ending, or None if it is not known."""
+    return FORMATS.get(PurePosixPath(name.removesuffix(PACKED)).suffix)
+
+
 def by_name(splits: dict) -> bool:
     """Return whether splits are given as names of files, and not as shares."""
     return any(not isinstance(value, float | int) for value in splits.values())
@@ -83,7 +89,7 @@ def matching(there: list[str], pattern: str, where: str, key: str) -> list[str]:
         if not found:
             raise ConfigError(f"{key}.splits: no file '{pattern}' in {where}{nearest(pattern, there)}")
         return found
-    found = [name for name in sorted(there) if PurePosixPath(name).suffix in FORMATS and name not in CARDS]
+    found = [name for name in sorted(there) if format_of(name) and name not in CARDS]
     folders = sorted({str(PurePosixPath(name).parent) for name in found})
     if len(folders) > 1:
         raise ConfigError(f"{key}: {where} has data in several folders ({listed(folders)}); name the files in 'splits'")

@@ -1,6 +1,7 @@
 """Models and datasets from outside, identified by their content, never by their path: which files, what is in them."""
 
 import csv
+import gzip
 import hashlib
 import json
 import math
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quantune.errors import ConfigError, QuantuneError, listed, nearest
-from quantune.selection import FORMATS, by_name, model_names
+from quantune.selection import FORMATS, PACKED, by_name, format_of, model_names
 
 NEAR = 0.5  # share of a document's three-word runs found in one training document that makes it a near duplicate
 
@@ -93,7 +94,7 @@ def split_files(root: Path, splits: dict, key: str) -> dict[str, list[Path]]:
     if root.is_file() or not splits or not by_name(splits):
         if splits and by_name(splits):
             raise ConfigError(f"{key}.path: '{root}' is a file; splits by file name need the folder that holds them")
-        files = [root] if root.is_file() else [path for path in sorted(root.iterdir()) if path.suffix in FORMATS]
+        files = [root] if root.is_file() else [path for path in sorted(root.iterdir()) if format_of(path.name)]
         if not files:
             raise ConfigError(f"{key}.path: '{root}' holds no file of a known format ({listed(FORMATS)})")
         return {"": files}
@@ -113,32 +114,40 @@ def documents(path: Path, recipe: dict) -> list[str]:
     """Read a file's documents.
 
     Args:
-        path: a text, JSON, JSON lines, CSV, TSV or Parquet file.
-        recipe: the dataset's recipe: format, column, document.
+        path: a text, JSON, JSON lines, CSV, TSV or Parquet file, or one of these compressed with gzip.
+        recipe: the dataset's recipe: format, column, document, first, join.
 
     Raises:
         QuantuneError: naming the file and the column, if the column is missing or not text.
     """
-    kind = recipe["format"] or FORMATS.get(path.suffix)
+    found = _documents(path, recipe)[: recipe["first"]]
+    return found if recipe["join"] is None else [recipe["join"].join(found)]
+
+
+def _documents(path: Path, recipe: dict) -> list[str]:
+    kind = recipe["format"] or format_of(path.name)
     if kind is None:
         known = listed(sorted(set(FORMATS.values())))
         raise QuantuneError(f"'{path}': unknown format '{path.suffix}'; set the dataset's 'format' to one of: {known}")
     if kind == "text":
         try:
-            text = path.read_text(encoding="utf-8")
+            with (gzip.open if path.suffix == PACKED else open)(path, "rt", encoding="utf-8") as file:
+                text = file.read()
         except UnicodeDecodeError as error:
             raise QuantuneError(f"'{path}' is not UTF-8 text ({error}); convert it, for example with iconv") from None
+        except gzip.BadGzipFile as error:
+            raise QuantuneError(f"'{path}' is not compressed with gzip ({error})") from None
         if recipe["document"] == "file":
             return [text]
         return text.split("\n") if recipe["document"] == "line" else _paragraphs(text)
-    return _column(path, kind, recipe["column"])
+    return _column(path, kind, recipe["column"], recipe["first"])
 
 
 def _paragraphs(text: str) -> list[str]:
     return [part.strip("\n") for part in re.split(r"\n[ \t]*\n", text)]
 
 
-def _column(path: Path, kind: str, column: str) -> list[str]:
+def _column(path: Path, kind: str, column: str, first: int | None) -> list[str]:
     import tempfile
 
     import datasets
@@ -159,7 +168,7 @@ def _column(path: Path, kind: str, column: str) -> list[str]:
                 f"'{path}' has no column '{column}'; columns: {listed(table.column_names)}"
                 f"{nearest(column, table.column_names)}; set the dataset's 'column'"
             )
-        values = list(table[column])
+        values = list(table[column][:first])
     for bad in (value for value in values if value is not None and not isinstance(value, str)):
         raise QuantuneError(f"'{path}', column '{column}': text expected, found {type(bad).__name__} ({bad!r:.40})")
     return [value or "" for value in values]

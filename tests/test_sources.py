@@ -1,5 +1,6 @@
 """Documents from every format, splits by file and by share, hashes, and what is said when a source is wrong."""
 
+import gzip
 import json
 import os
 import time
@@ -17,8 +18,9 @@ ROWS = [{"quote": "One,\ntwo", "author": "A"}, {"quote": 'Say "three"', "author"
 TEXTS = ["One,\ntwo", 'Say "three"', "四"]
 
 
-def documents(path, column="text", document="paragraph", format=None) -> list[str]:
-    return sources.documents(path, {"column": column, "document": document, "format": format})
+def documents(path, column="text", document="paragraph", format=None, first=None, join=None) -> list[str]:
+    recipe = {"column": column, "document": document, "format": format, "first": first, "join": join}
+    return sources.documents(path, recipe)
 
 
 @pytest.fixture
@@ -72,6 +74,31 @@ def test_the_format_can_be_given_where_the_ending_says_nothing(write):
 )
 def test_a_column_of_rows(write, name, content):
     assert documents(write(name, content), column="quote") == TEXTS
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz"])
+def test_rows_compressed_with_gzip(write, name):
+    content = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS)
+    assert documents(write(name, gzip.compress(content.encode())), column="quote") == TEXTS
+
+
+def test_text_compressed_with_gzip(write):
+    assert documents(write("a.txt.gz", gzip.compress(TEXT.encode()))) == documents(write("a.txt", TEXT))
+    path = write("bad.txt.gz", b"not compressed")
+    with pytest.raises(QuantuneError, match=r"bad.txt.gz' is not compressed with gzip"):
+        documents(path)
+
+
+def test_only_the_first_documents(write):
+    assert documents(write("a.txt", TEXT), first=2) == ["One\ntwo.", "Three."]
+    assert documents(write("a.txt", TEXT), first=9) == documents(write("b.txt", TEXT))
+
+
+def test_rows_joined_as_the_published_protocol_joins_them(tmp_path):
+    rows = ["", " = Title = \n", "", " First paragraph . \n", ""]
+    pyarrow.parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "test-0.parquet")
+    assert documents(tmp_path / "test-0.parquet", join="\n\n") == ["\n\n".join(rows)]
+    assert documents(tmp_path / "test-0.parquet", first=2, join=" ") == ["  = Title = \n"]
 
 
 def test_a_column_of_tsv(write):
