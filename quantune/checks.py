@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from quantune import chains, origins
+from quantune import chains, expected, origins
 from quantune.errors import ConfigError, listed, nearest
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ def problems(config: Config) -> list[str]:
     unusable = dict(_paths(config))
     found += unusable.values()
     good_models = {name for name in config.models if f"models.{name}" not in unusable and config.known(name)}
-    return list(dict.fromkeys([*found, *_chains(config, good_models), *_benchmark(config, good_models)]))
+    found += [*_chains(config, good_models), *_benchmark(config, good_models), *expected.problems(config)]
+    return list(dict.fromkeys(found))
 
 
 def _names(config: Config) -> Iterator[str]:

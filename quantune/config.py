@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, WithJs
 from quantune import chains, checks, evaluations, finetunings, quantizations, sources
 from quantune.benchmarking import Benchmark
 from quantune.errors import ConfigError, QuantuneError, listed
+from quantune.expected import Expected
 from quantune.explain import explained
 from quantune.lock import Lock
 from quantune.recipe import Entry, Name, Recipe
@@ -116,6 +117,11 @@ class Dataset(Outside):
     """Column that holds the text, for every format but plain text."""
     document: Literal["file", "paragraph", "line"] = "paragraph"
     """What is one document in plain text; paragraphs are separated by blank lines."""
+    first: int | None = Field(default=None, gt=0)
+    """Only the first so many documents of each file; null: all."""
+    join: str | None = None
+    """Make one document of each file, its documents joined by this, empty ones too, before anything is tokenized:
+    "\\n\\n" is the protocol of the GPTQ paper for WikiText-2; null: they stay apart, and empty ones are dropped."""
     splits: dict[Name, Part] = {}
     """Split -> its file names or patterns (`*.jsonl`) below `path`, in the repository or among `urls`; or split -> its
     share of the documents, drawn with `seed`; empty: all documents are the split "train"."""
@@ -175,6 +181,8 @@ class Config(Entry):
     """Name -> evaluation, made of every variant and of its ancestors."""
     benchmark: Benchmark | None = None
     """How speed and memory are measured, of the variants asked for and of their models; without it, they are not."""
+    expected: list[Expected] = []
+    """Published perplexities that the report shows beside the measured ones."""
     variants: list[str] = Field(min_length=1)
     """Chains to compare, braces expanded as a shell would: `opt-2m+{rtn-w4,nf4}+lora`."""
 

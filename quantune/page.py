@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from quantune import performance_words, words
+from quantune import expected, performance_words, words
 from quantune.report import Report, Score
 from quantune.table import MEASURES
 
@@ -45,6 +45,8 @@ def render(report: Report, figures: dict[str, str], command: str) -> str:
         lineage=lineage(report, command),
         again=lambda path: words.again(path, command),
         prompts=prompts(report),
+        expected=expected,
+        published=expected.comparisons(report),
         same_beginning=same_beginning,
         measures=MEASURES,
         sort_key=sort_key,

@@ -10,7 +10,7 @@ from quantune.config import Config
 from quantune.errors import ConfigError, listed, nearest
 
 # Versions of the stages that have no recipe class of their own; raised when the meaning of their output changes.
-VERSIONS = {"model": 1, "dataset": 1, "tokenize": 1, "merge": 1, "report": 1}
+VERSIONS = {"model": 1, "dataset": 1, "tokenize": 1, "merge": 1, "report": 2}
 
 
 class Plan:
@@ -106,6 +106,7 @@ class Plan:
                 "variants": names,
                 "listed": [str(variant) for variant in self.config.listed],
                 "evaluations": {name: entry.model_dump(mode="json") for name, entry in self.config.evaluations.items()},
+                "expected": [entry.model_dump(mode="json") for entry in self.config.expected],
             },
             parents={
                 "evaluations": tuple(self.evaluation(name, item) for name in names for item in self.config.evaluations),

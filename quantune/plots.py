@@ -1,9 +1,11 @@
-"""The report's figures: which there are, and those of fine-tuning. Trade-offs are in `quantune.tradeoffs`."""
+"""The report's figures: which there are, and those of fine-tuning. The others are in `quantune.tradeoffs` and
+`quantune.calibration_figure`.
+"""
 
 import math
 from pathlib import Path
 
-from quantune import tradeoffs
+from quantune import calibration_figure, tradeoffs
 from quantune.canvas import BLUE, GREEN, GREY, LOG_FROM, ORANGE, PURPLE, canvas
 from quantune.report import Report
 
@@ -18,6 +20,10 @@ def draw(report: Report, folder: Path) -> list[str]:
         for name, axis in tradeoffs.axes_of(report).items():
             tradeoffs.draw(report, evaluation, axis, folder / f"{name}.{evaluation}.svg")
             names.append(f"{name}.{evaluation}")
+    if calibration_figure.studies(report):
+        for evaluation in report.named("perplexity"):
+            calibration_figure.draw(report, evaluation, folder / f"calibration.{evaluation}.svg")
+            names.append(f"calibration.{evaluation}")
     if report.made_by("finetuning"):
         loss_curves(report, folder / "loss-curves.svg")
         names.append("loss-curves")

@@ -124,6 +124,8 @@ class Report:
     """Name -> recipe."""
     variants: dict[str, Variant]
     """Name -> variant, ancestors first."""
+    expected: list[dict[str, Any]]
+    """Published values: source, evaluation, and variant -> token perplexity."""
     artefacts: dict[str, dict[str, Any]]
     """Path -> lineage of every artefact that a number rests on."""
 
@@ -208,7 +210,15 @@ def gather(order: dict[str, Any]) -> Report:
             curves=pandas.read_csv(curves) if curves.exists() else None,
             performance=measured.get(name),
         )
-    return Report(recipe["title"], order["path"], order["digest"], recipe["evaluations"], variants, lineage)
+    return Report(
+        title=recipe["title"],
+        path=order["path"],
+        digest=order["digest"],
+        evaluations=recipe["evaluations"],
+        variants=variants,
+        expected=recipe["expected"],
+        artefacts=lineage,
+    )
 
 
 def read_lineage(asked: Iterable[dict[str, str]]) -> dict[str, dict[str, Any]]:

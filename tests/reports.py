@@ -25,7 +25,7 @@ class Work:
 
     def __init__(self, folder: Path):
         self.folder, self.listed, self.made, self.evaluated = folder, [], [], []
-        self.recipes = {}
+        self.recipes, self.expected = {}, []
 
     def artefact(self, path: str, stage: str, parents=None, recipe=None, facts=None, files=None, sources=None) -> dict:
         """Write the records of an artefact; return its reference."""
@@ -74,7 +74,7 @@ class Work:
         """Return the report's order."""
         recipe = {"title": "A question", "variants": [name for name, _ in self.made], "listed": self.listed}
         parents = {"checkpoints": [made for _, made in self.made], "evaluations": self.evaluated}
-        recipe["evaluations"] = self.recipes
+        recipe |= {"evaluations": self.recipes, "expected": self.expected}
         return {"path": "work/report", "digest": "digest of report", "recipe": recipe, "parents": parents}
 
 

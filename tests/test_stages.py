@@ -26,6 +26,8 @@ REPORT = (
     "plots",
     "canvas",
     "tradeoffs",
+    "calibration_figure",
+    "expected",
     "page",
     "statistics",
 )
