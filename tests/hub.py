@@ -23,7 +23,7 @@ from huggingface_hub.utils import close_session
 from quantune import config
 from quantune.plan import Plan
 
-LARGE = (".safetensors", ".parquet", ".bin")  # kept in LFS, and so listed with SHA-256
+LARGE = (".safetensors", ".parquet", ".bin", ".gz")  # kept in LFS, and so listed with SHA-256
 
 
 @dataclass
@@ -32,6 +32,8 @@ class Hub:
 
     repositories: dict[str, Path] = field(default_factory=dict)
     """`models/owner/name` or `datasets/owner/name` -> folder."""
+    branches: set[str] = field(default_factory=lambda: {"main"})
+    """Names of revisions, all of the same commit."""
     licence: str = "mit"
     token: str | None = None
     """If set, repositories are gated and open to this token alone."""
@@ -123,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.hub
         if repository not in hub.repositories:
             return self._answer(404 if hub.token else 401, {"X-Error-Code": "RepoNotFound"})
-        if revision not in ("main", hub.commit(repository)):
+        if revision not in (*hub.branches, hub.commit(repository)):
             return self._answer(404, {"X-Error-Code": "RevisionNotFound"})
         card = {"license": hub.licence}
         found = {"id": repository, "sha": hub.commit(repository), "cardData": card, "tags": []}

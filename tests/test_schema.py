@@ -7,13 +7,14 @@ import jsonschema
 import pytest
 import yaml
 
-from quantune import benchmarking, config, evaluations, finetunings, quantizations
+from quantune import benchmarking, config, evaluations, expected, finetunings, quantizations
 
 ENTRIES = [
     config.Config,
     config.Model,
     config.Dataset,
     benchmarking.Benchmark,
+    expected.Expected,
     *quantizations.methods(),
     *finetunings.methods(),
     *evaluations.kinds(),
@@ -100,4 +101,4 @@ def test_the_ready_experiments(root, monkeypatch, validator, name):
     monkeypatch.setenv("QUANTUNE_DATA", shared)
     monkeypatch.chdir(root)
     loaded = config.load(raw, name)
-    assert loaded.listed and loaded.work not in ("work", ""), "an experiment names its own work folder"
+    assert loaded.variants and loaded.work not in ("work", ""), "an experiment names its own work folder"

@@ -1,0 +1,114 @@
+"""The ready experiments on hub models, on stand-ins for the hub's repositories: planned whole, and made in small."""
+
+import gzip
+import json
+import shutil
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import yaml
+
+from quantune import text
+from tests.hub import BIG
+from tests.test_memory import opt
+from tests.workflow import Folder
+
+SHAPES = {
+    "125m": opt(768, 12, 12),
+    "350m": opt(1024, 24, 16, word_embed_proj_dim=512, do_layer_norm_before=False),
+    "1.3b": opt(2048, 24, 32),
+    "2.7b": opt(2560, 32, 32),
+    "6.7b": opt(4096, 32, 32),
+    "13b": opt(5120, 40, 40),
+}
+REVISIONS = {"main", "refs/pr/3", "refs/convert/parquet"}
+ROWS = ["", " = Valley = \n", "", " The mill stands by the river , and the road follows it .\n", " Rain fell .\n"] * 60
+
+
+@pytest.fixture
+def stand_ins(hub, monkeypatch, tmp_path):
+    """The hub with every repository that the experiments name: real shapes, names and formats, little content."""
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    root = tmp_path / "repositories"
+
+    def write(kind: str, name: str, files: dict[str, bytes]) -> None:
+        hub.repositories[f"{kind}/{name}"] = root / name
+        for path, content in files.items():
+            (root / name / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / name / path).write_bytes(content)
+
+    for size, shape in SHAPES.items():
+        files = {"config.json": json.dumps(shape).encode(), "tokenizer.json": b"{}", "model.safetensors": BIG}
+        write("models", f"facebook/opt-{size}", files)
+    stories = b"".join(json.dumps({"text": row * 3, "url": "u"}).encode() + b"\n" for row in ROWS)
+    shards = ("c4-validation.00000-of-00008", "c4-train.00000-of-01024")
+    write("datasets", "allenai/c4", {f"en/{name}.json.gz": gzip.compress(stories) for name in shards})
+    write("datasets", "Salesforce/wikitext", {"wikitext-2-raw-v1/test-00000-of-00001.parquet": parquet("text")})
+    write("datasets", "ptb-text-only/ptb_text_only", {"penn_treebank/test/0000.parquet": parquet("sentence")})
+    quotes = b"".join(json.dumps({"quote": f"Say {number}."}).encode() + b"\n" for number in range(99))
+    write("datasets", "Abirate/english_quotes", {"README.md": b"About.", "quotes.jsonl": quotes})
+    hub.branches = REVISIONS
+    return hub
+
+
+def parquet(column: str) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table({column: ROWS}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def experiment(root, tmp_path, name: str, change) -> Folder:
+    """Return a folder with an experiment's configuration, changed by a function."""
+    raw = yaml.safe_load((root / "experiments" / name).read_text())
+    change(raw)
+    folder = Folder(tmp_path / "project", raw | {"work": "work"})
+    (folder.path / "assets/text").mkdir(parents=True)
+    shutil.copy(root / "assets/text/odd-sentence.txt", folder.path / "assets/text")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("opt-quotes.yaml", ["opt-2.7b+nf4-dq+lora-quotes", "opt-6.7b+gptq-w4-odd", "opt-6.7b+int8+lora-quotes"]),
+        ("paper-tables.yaml", ["opt-13b+awq-w3-g128", "opt-125m+gptq-w3", "opt-350m+rtn-w4"]),
+    ],
+)
+def test_an_experiment_on_the_hub_is_planned_whole(stand_ins, root, tmp_path, name, made):
+    def from_a_pull_request(raw):
+        raw["models"]["opt-125m"]["revision"] = "refs/pr/3"
+
+    folder = experiment(root, tmp_path, name, from_a_pull_request)
+    planned = folder.planned()
+    assert {f"checkpoints/{variant}" for variant in made} | {"report", "evaluations/opt-350m/ptb"} <= planned
+    locked = json.loads((folder.path / "sources.lock.json").read_text())
+    assert "facebook/opt-125m@refs/pr/3" in locked["models"]
+    assert locked["datasets"]["ptb-text-only/ptb_text_only@refs/convert/parquet"]["licence"] == "mit"
+
+
+def test_the_paper_tables_in_small(stand_ins, root, tmp_path, tokenizer):
+    """The tiny model of the demo in place of OPT-125M, short windows, few samples; everything else as it is."""
+    stand_ins.repositories["models/facebook/opt-125m"] = root / "assets/models/opt-2m"
+    variants = ["opt-125m+rtn-w4", "opt-125m+gptq-w3"]
+
+    def cut_down(raw):
+        raw["variants"] = variants
+        raw["models"] = {"opt-125m": raw["models"]["opt-125m"]}
+        small = {"length": 128, "max_windows": 2, "dtype": "float32"}
+        raw["evaluations"] = {"wikitext-2": raw["evaluations"]["wikitext-2"] | small}
+        raw["quantizations"] = {
+            name: entry | ({"length": 128, "samples": 4} if "samples" in entry else {})
+            for name, entry in raw["quantizations"].items()
+        }
+        raw["expected"] = raw["expected"][:1]
+        values = raw["expected"][0]["values"]
+        raw["expected"][0]["values"] = {name: values[name] for name in ("opt-125m", *variants)}
+
+    folder = experiment(root, tmp_path, "paper-tables.yaml", cut_down)
+    folder.run("--cores", "2")
+    html = (folder.work / "report/report.html").read_text()
+    assert "Expected and measured" in html and "27.65" in html and html.count("arXiv:2210.17323") >= 3
+    stream = text.stream(folder.work / "prepared/wikitext-2/opt-125m", "test", tokenizer, "\n\n")
+    assert stream.ids.tolist() == tokenizer("\n\n".join(ROWS))["input_ids"], "the published protocol, token by token"
+    assert len(text.load(folder.work / "prepared/c4-train/opt-125m", "train")) > len(ROWS) / 3
