@@ -38,9 +38,7 @@ def test_each_model_has_the_evaluations_of_its_track(both):
     assert stages == {"evaluate/transcription", "evaluate/perplexity", "evaluate/generation"}
     with pytest.raises(ConfigError, match=r"evaluations.talks: 'transcription' is a speech evaluation, and the model"):
         Plan(loaded).evaluation("opt", "talks")
-    with pytest.raises(
-        ConfigError, match=r"'news' is text, and the model 'whisper' is a speech model; speech datasets"
-    ):
+    with pytest.raises(ConfigError, match=r"'news' is text, and the model 'whisper' is a speech model; speech"):
         Plan(loaded).prepared("news", "whisper")
 
 
