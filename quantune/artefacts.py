@@ -232,8 +232,9 @@ class Hashes:
 
 
 def _settled(changed: int) -> bool:
-    """Return whether a file changed long enough ago (nanoseconds): within the clock's granularity of being read it
-    could change again unseen.
+    """Return whether a file changed long enough ago, given when in nanoseconds.
+
+    Within the clock's granularity of being read it could change again unseen.
     """
     return time.time_ns() - changed > 2_000_000_000
 

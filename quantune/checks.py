@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def problems(config: Config) -> list[str]:
     """Return every problem, each once."""
-    found = [*_names(config), *_references(config), *_splits(config)]
+    found = [*_names(config), *_references(config), *_translations(config), *_splits(config)]
     unusable = dict(_paths(config))
     found += unusable.values()
     good_models = {name for name in config.models if f"models.{name}" not in unusable and config.known(name)}
@@ -47,6 +47,16 @@ def _references(config: Config) -> Iterator[str]:
                     what = "dataset" if field == "dataset" else f"split of the dataset '{entry.dataset}'"
                     hint = f"allowed: {listed(known)}{nearest(value, known)}"
                     yield f"{section}.{name}.{field}: '{value}' is not a {what}; {hint}"
+
+
+def _translations(config: Config) -> Iterator[str]:
+    """Yield the recipes that translate what has no translation."""
+    for section in ("finetunings", "evaluations"):
+        for name, entry in getattr(config, section).items():
+            dataset = config.datasets.get(getattr(entry, "dataset", None))
+            if getattr(entry, "task", None) == "translate" and not getattr(dataset, "translation", True):
+                what = f"needs 'translation' of the dataset '{entry.dataset}': the column to write"
+                yield f"{section}.{name}.task: 'translate' {what}"
 
 
 def _splits(config: Config) -> Iterator[str]:

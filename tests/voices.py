@@ -5,12 +5,14 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy
+import pytest
 import soundfile
 
-from quantune import config
+from quantune import config, loading, speech
 from quantune.plan import Plan
 
 ROOT = Path(__file__).parent.parent
+RELEASE = ROOT / "assets/speech/cv-corpus-everyday-1.0"
 WHISPER = ROOT / "assets/models/whisper-3m"
 HEADER = ("client_id", "path", "sentence", "age", "gender", "accents", "variant", "locale")
 
@@ -69,3 +71,25 @@ def gather(work: Path, **entry) -> tuple[Path, dict]:
     for path in (folder, scratch):
         path.mkdir(parents=True)
     return folder, stage("clips.py")(order, {}, folder, scratch)
+
+
+@pytest.fixture(scope="session")
+def processor():
+    return loading.processor(WHISPER)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """The embedded release as whisper-3m reads it."""
+    work = tmp_path_factory.mktemp("speech")
+    source, _ = gather(work, layout="common-voice", path=RELEASE, splits={"train": "train", "test": "test"})
+    (work / "prepared").mkdir()
+    stage("resample.py")({}, {"dataset": [source], "model": [WHISPER]}, work / "prepared", work)
+    return work / "prepared"
+
+
+@pytest.fixture(scope="session")
+def heard(prepared, processor) -> tuple[list[numpy.ndarray], list[str]]:
+    """The first eight clips of the test split, and what is said in them."""
+    clips = speech.Clips(prepared, "test")
+    return [clips.samples(number) for number in range(8)], clips.column("text")[:8]
