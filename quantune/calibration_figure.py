@@ -12,11 +12,13 @@ LINES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (GREY, "v"))
 DRAWN = {"dataset", "split", "samples", "seed"}  # keys of a recipe that the figure is about
 
 
-def studies(report: Report) -> list[list[Variant]]:
-    """Return the groups of variants that differ in their calibration data alone, by two numbers of samples at least."""
+def studies(report: Report, evaluation: str) -> list[list[Variant]]:
+    """Return the groups of variants with this evaluation that differ in their calibration data alone, by two numbers of
+    samples at least.
+    """
     groups = defaultdict(list)
     for variant in report.made_by("quantization"):
-        if "calibration" in variant.facts:
+        if "calibration" in variant.facts and evaluation in variant.scores:
             same = {key: value for key, value in variant.recipe.items() if key not in DRAWN}
             groups[variant.parent, json.dumps(same, sort_keys=True)].append(variant)
     return [group for group in groups.values() if len({samples(variant) for variant in group}) > 1]
@@ -43,7 +45,7 @@ def draw(report: Report, evaluation: str, path: Path) -> None:
     """Draw a panel for each study: the lines join the seeds' geometric means; full precision and rounding to nearest on
     the same grid are lines across.
     """
-    found = studies(report)
+    found = studies(report, evaluation)
     with canvas(path, height=0.6 + 3.6 * len(found)) as figure:
         told: dict[str, object] = {}
         for axes, study in zip(figure.subplots(len(found), 1, squeeze=False).flatten(), found, strict=True):

@@ -21,8 +21,8 @@ def draw(report: Report, folder: Path) -> list[str]:
         for name, axis in tradeoffs.axes_of(report, evaluation).items():
             tradeoffs.draw(report, evaluation, axis, folder / f"{name}.{evaluation}.svg")
             names.append(f"{name}.{evaluation}")
-    if calibration_figure.studies(report):
-        for evaluation in report.named("perplexity"):
+    for evaluation in report.named("perplexity"):
+        if calibration_figure.studies(report, evaluation):
             calibration_figure.draw(report, evaluation, folder / f"calibration.{evaluation}.svg")
             names.append(f"calibration.{evaluation}")
     if report.made_by("finetuning"):

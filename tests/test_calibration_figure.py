@@ -39,7 +39,7 @@ def study(work):
 
 def test_what_is_drawn(study):
     gathered = report.gather(study.order())
-    (found,) = calibration_figure.studies(gathered)
+    (found,) = calibration_figure.studies(gathered, "home")
     curves = calibration_figure.curves(found, "home")
     assert list(curves) == ["b", "a"]
     assert curves["b"][8] == pytest.approx([math.exp(5.6), math.exp(5.8)])
@@ -47,7 +47,7 @@ def test_what_is_drawn(study):
 
 
 def test_splits_are_told_apart_where_they_differ(study):
-    (found,) = calibration_figure.studies(report.gather(study.order()))
+    (found,) = calibration_figure.studies(report.gather(study.order()), "home")
     found[0].recipe["split"] = "test"
     assert set(calibration_figure.curves(found, "home")) == {"b, test", "b, train", "a, train"}
 
