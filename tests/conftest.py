@@ -1,6 +1,7 @@
 """What the tests share: a small valid configuration of their own, and the tokenizer of the embedded demo."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.voices import heard, prepared, processor  # noqa: F401 (fixtures)
 from tests.workflow import finished, project  # noqa: F401 (fixtures)
 
 ROOT = Path(__file__).parents[1]
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: more threads only wait for one another
 OPT = ROOT / "assets/models/opt-2m"
 
 

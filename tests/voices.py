@@ -8,7 +8,7 @@ import numpy
 import pytest
 import soundfile
 
-from quantune import config, loading, speech
+from quantune import config
 from quantune.plan import Plan
 
 ROOT = Path(__file__).parent.parent
@@ -75,6 +75,8 @@ def gather(work: Path, **entry) -> tuple[Path, dict]:
 
 @pytest.fixture(scope="session")
 def processor():
+    from quantune import loading
+
     return loading.processor(WHISPER)
 
 
@@ -91,5 +93,7 @@ def prepared(tmp_path_factory):
 @pytest.fixture(scope="session")
 def heard(prepared, processor) -> tuple[list[numpy.ndarray], list[str]]:
     """The first eight clips of the test split, and what is said in them."""
+    from quantune import speech
+
     clips = speech.Clips(prepared, "test")
     return [clips.samples(number) for number in range(8)], clips.column("text")[:8]
