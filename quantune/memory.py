@@ -122,7 +122,7 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
         QuantuneError: if the model's shape is not known.
     """
     model, quantization = read(config), _first(steps, Quantization)
-    dtype = "float32" if quantization and quantization.widens else finetuning.precision
+    dtype = finetuning.precision
     step = Pass(model, finetuning.batch_size, finetuning.length, dtype, quantization, finetuning)
     parameters, loss = trainable(model, finetuning), 3 * step.logits("float32")
     if finetuning.gradient_checkpointing:

@@ -25,7 +25,7 @@ def test_a_stereo_file_at_96_khz_becomes_mono_at_the_models_rate(tmp_path, proce
     assert facts["splits"]["train"]["longest_seconds"] == 1.0
     seconds, dropped = speech.prepare(source / "train.parquet", tmp_path / "train.arrow", processor.feature_extractor)
     assert (seconds, dropped) == ([1.0], 0)
-    made = speech.Clips(tmp_path, "train").samples(0)
+    made = speech.Clips(tmp_path, "train")[0]
     expected = 0.35 * numpy.sin(2 * numpy.pi * 220 * numpy.arange(16000) / 16000)  # mean of 0.3 and 0.4
     assert made.shape == (16000,) and numpy.abs(made - expected)[200:-200].max() < 1e-3
 

@@ -96,4 +96,4 @@ def heard(prepared, processor) -> tuple[list[numpy.ndarray], list[str]]:
     from quantune import speech
 
     clips = speech.Clips(prepared, "test")
-    return [clips.samples(number) for number in range(8)], clips.column("text")[:8]
+    return [clips[number] for number in range(8)], clips.column("text")[:8]

@@ -14,8 +14,6 @@ from quantune.recipe import Recipe, subclasses
 class Quantization(Recipe):
     """How a checkpoint is quantized. Subclasses set the literal `method` and implement the functions below."""
 
-    widens: ClassVar[bool] = False
-    """Whether, when an adapter is trained on top, all that is not quantized becomes float32."""
     keeps_inputs: ClassVar[bool] = False
     """Whether, when an adapter is trained on top, quantized layers keep their inputs for the backward pass."""
 

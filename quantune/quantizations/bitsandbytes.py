@@ -17,8 +17,6 @@ NESTED_BLOCK = 256  # scales that share one scale of their own with double quant
 class BitsAndBytes(Quantization):
     """What the bitsandbytes methods have in common."""
 
-    widens: ClassVar[bool] = True  # `prepare_model_for_kbit_training` of PEFT
-
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of transformers' `BitsAndBytesConfig`."""
         raise NotImplementedError
