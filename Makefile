@@ -23,7 +23,7 @@ $(VENV)/ready: envs/pinned.txt
 
 setup: $(VENV)/ready  ## create .venv from the pinned packages
 
-demo: $(VENV)/ready  ## set-up, then the report of config.yaml: sixteen variants of two tiny models, a few minutes
+demo: $(VENV)/ready  ## set-up, then the report of config.yaml: thirteen variants of two tiny models, a few minutes
 	snakemake --cores $(CORES) --quiet rules
 	@echo "open work/report/report.html"
 
