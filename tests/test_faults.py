@@ -26,7 +26,7 @@ def test_a_killed_training_job_goes_on(untrained):
     folder, expected = untrained
     running = folder.start(TARGET, "--cores", "1")
     wait_for(lambda: state(folder))
-    for process in processes(rf"{folder.path}.*train\.py|scripts/tmp.*train\.py"):
+    for process in processes(r"scripts/tmp.*train\.py", folder.path):
         kill(process)
     assert running.wait(120) != 0
     folder.run(TARGET, "--cores", "1")
@@ -54,7 +54,7 @@ def test_a_half_written_state_is_never_used(untrained):
     folder, expected = untrained
     running = folder.start(TARGET, "--cores", "1")
     wait_for(lambda: state(folder))
-    for process in [running.pid, *processes(rf"{folder.path}.*train\.py|scripts/tmp.*train\.py")]:
+    for process in [running.pid, *processes(r"scripts/tmp.*train\.py", folder.path)]:
         kill(process)
     running.wait()
     (scratch,) = folder.work.glob("tmp/*/scratch")

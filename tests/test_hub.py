@@ -175,7 +175,7 @@ def test_a_killed_job_goes_on(hub, root, tmp_path, monkeypatch):
     running = folder.start("work/checkpoints/opt", "--cores", "1")
     arrived = "tmp/*/scratch/model.safetensors.partial"
     wait_for(lambda: any(path.stat().st_size > 500_000 for path in folder.work.glob(arrived)))
-    for process in processes(rf"{folder.path}.*model\.py"):
+    for process in processes(r"scripts/tmp.*model\.py", folder.path):
         kill(process)
     assert running.wait(60) != 0
     (partial,) = folder.work.glob(arrived)

@@ -144,16 +144,17 @@ def wait_for(condition, seconds: float = 120.0) -> None:
         time.sleep(0.05)
 
 
-def processes(pattern: str) -> list[int]:
-    """Return the ids of the processes whose command line matches."""
+def processes(pattern: str, folder: Path) -> list[int]:
+    """Return the ids of the processes that work in a folder and whose command line matches."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                here = (entry / "cwd").resolve(strict=True) == folder.resolve()
             except OSError:
                 continue
-            if re.search(pattern, line):
+            if here and re.search(pattern, line):
                 found.append(int(entry.name))
     return found
 
