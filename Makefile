@@ -3,15 +3,16 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(CURDIR)/$(VENV)/bin
 CORES  ?= all
+CONFIG ?= config.yaml
 LOCK   ?= sources.lock.json
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan report test lint schema stages lock update-lock clean
+.PHONY: help setup demo plan test commit push pull check verify clean-stale lint schema stages lock update-lock clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 # torch first: it decides which build of everything below it is installed
 $(VENV)/ready: envs/pinned.txt
@@ -19,6 +20,10 @@ $(VENV)/ready: envs/pinned.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet $$(grep '^torch==' envs/pinned.txt)
 	$(BIN)/python -m pip install --quiet -r envs/pinned.txt
+	@touch $@
+
+$(VENV)/ready-to-test: $(VENV)/ready envs/pinned-test.txt
+	$(BIN)/python -m pip install --quiet -r envs/pinned-test.txt
 	@touch $@
 
 setup: $(VENV)/ready  ## create .venv from the pinned packages
@@ -30,10 +35,32 @@ demo: $(VENV)/ready  ## set-up, then the report of config.yaml: thirteen variant
 plan: $(VENV)/ready  ## print what config.yaml would make, and the memory, disk and time it takes
 	snakemake plan --cores 1 --quiet all
 
-test: $(VENV)/ready  ## set-up, then the tests
+test: $(VENV)/ready-to-test  ## set-up, then the tests
 	python -m pytest
 
-lint: $(VENV)/ready  ## the linters
+commit: $(VENV)/ready  ## make what config.yaml asks for, then let DVC keep it: dvc.lock says what
+	mkdir -p work/sources work/prepared work/evaluations work/benchmarks
+	DVC_STAGE=commit snakemake --cores $(CORES) --quiet rules
+	dvc commit --force --quiet
+	@echo "commit dvc.lock with git; make push sends the files to DVC's remote"
+
+push: $(VENV)/ready  ## send what DVC keeps to its remote; what is there is not sent again
+	dvc push
+
+pull: $(VENV)/ready  ## fetch what dvc.lock names from DVC's remote; what an interrupted pull left is completed
+	@test ! -d work || find work -type f -name '.??????????????????????.tmp' -delete
+	dvc pull
+
+check: $(VENV)/ready  ## read everything that was made, and DVC's cache: is every file as recorded?
+	python -c "from quantune.verify import check; check('$(CONFIG)')"
+
+verify: $(VENV)/ready  ## make again and compare: all, or ONLY="opt-2m+rtn-w4 work/prepared/radio/whisper-3m"
+	python -c "from quantune.verify import verify; verify('$(CONFIG)', '$(ONLY)', '$(CORES)')"
+
+clean-stale: $(VENV)/ready  ## list, then remove, what config.yaml does not ask for; disk use by stage
+	python -c "from quantune.housekeeping import clean; clean('$(CONFIG)', '$(YES)')"
+
+lint: $(VENV)/ready-to-test  ## the linters
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile rules
@@ -42,17 +69,19 @@ lint: $(VENV)/ready  ## the linters
 schema: $(VENV)/ready  ## write schemas/config.schema.json from the typed models
 	python -c "from pathlib import Path; from quantune.config import write_schema; write_schema(Path('schemas/config.schema.json'))"
 
-stages: $(VENV)/ready  ## record the stages' sources, once versions are raised where the meaning changed
+stages: $(VENV)/ready-to-test  ## record the stages' sources, once versions are raised where the meaning changed
 	PYTHONPATH=. python tests/test_stages.py
 
 update-lock: $(VENV)/ready  ## ask the hub for everything in sources.lock.json again; print what changed
 	python -c "from quantune.lock import update; update('$(LOCK)')"
 
-lock:  ## resolve envs/direct.txt into envs/pinned.txt
+lock:  ## resolve envs/direct*.txt into envs/pinned*.txt
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet $$(grep '^torch==' envs/direct.txt)
 	.venv-lock/bin/pip install --quiet -r envs/direct.txt
 	{ echo "# From direct.txt by \`make lock\`."; .venv-lock/bin/pip freeze | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > envs/pinned.txt
+	.venv-lock/bin/pip install --quiet -c envs/pinned.txt -r envs/direct-test.txt
+	{ echo "# From direct-test.txt by \`make lock\`."; .venv-lock/bin/pip freeze | grep -v '^torch==' | grep -vxFf envs/pinned.txt; } > envs/pinned-test.txt
 	{ printf '%s\n' '# From direct.txt by `make lock`, for `snakemake --sdm conda`.' 'channels: [conda-forge]' 'dependencies:' \
 	    '  - python =3.12' '  - pip' '  - pip:'; grep -v '^#' envs/pinned.txt | sed 's/^/      - /'; } > envs/conda.yaml
 	rm -rf .venv-lock

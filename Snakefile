@@ -39,14 +39,25 @@ rule all:
         f"{WORK}/report",
 
 
+rule data:
+    input:
+        asked_data,
+
+
 rule checkpoints:
     input:
+        asked_prepared,
         asked_checkpoints,
 
 
 rule evaluations:
     input:
         asked_evaluations,
+
+
+rule measurements:
+    input:
+        asked_measurements,
 
 
 rule transcripts:
@@ -63,7 +74,9 @@ localrules:
     all,
     benchmarks,
     checkpoints,
+    data,
     evaluations,
+    measurements,
     plan,
     transcripts,
     unknown,

@@ -57,6 +57,14 @@ class Artefact:
         parents = {role: [item.digest for item in made_from] for role, made_from in roles(self.parents).items()}
         return recipe_digest(self.stage, self.version, self.recipe, self.sources, parents)
 
+    @property
+    def outside(self) -> list[str]:
+        """The files on this machine, from outside, that it is read from; downloads are none of them."""
+        if "download" in self.options:
+            return []
+        files = self.options.get("files", [])
+        return [path for paths in files.values() for path in paths] if isinstance(files, dict) else files
+
     def order(self) -> dict[str, Any]:
         """Return all that a job needs to make it, as plain data."""
         return {

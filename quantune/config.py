@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from quantune import chains, checks, evaluations, finetunings, quantizations, sources
@@ -201,6 +202,15 @@ def load(raw: dict[str, Any], name: str = "config") -> Config:
     if problems:
         raise ConfigError("\n".join(f"{name}: {problem}" for problem in problems))
     return config
+
+
+def read(path: str | Path) -> Config:
+    """Read and check a configuration file; raises ConfigError as `load`, or if there is none."""
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"'{path}' cannot be read as a configuration: {error}") from None
+    return load(raw or {}, str(path))
 
 
 def schema() -> dict[str, Any]:

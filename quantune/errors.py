@@ -1,7 +1,9 @@
 """Errors a user can act on: each says what is wrong, what is allowed and what to type instead."""
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class QuantuneError(Exception):
@@ -10,6 +12,15 @@ class QuantuneError(Exception):
 
 class ConfigError(QuantuneError):
     """The configuration, or a chain typed by hand, asks for something that cannot be made."""
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """End the program with the message alone where something fails that the user can mend."""
+    try:
+        yield
+    except QuantuneError as error:
+        sys.exit(f"Error: {error}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

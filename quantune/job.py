@@ -72,8 +72,10 @@ def run(snakemake: Any, body: Callable[..., dict[str, Any] | None], imports: boo
     except QuantuneError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
+        if "does not have a deterministic implementation" in str(error):
+            print("Error: to use it all the same, write `deterministic: false` in the configuration", file=sys.stderr)
         sys.exit(1)
 
 
@@ -194,7 +196,9 @@ def _prepare(threads: int, options: dict[str, Any]) -> None:
     """Threads for this job alone, a seed; no network, unless the job is to download."""
     if "download" not in options:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ.update(TOKENIZERS_PARALLELISM="false", CUBLAS_WORKSPACE_CONFIG=":4096:8")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if options.get("deterministic", True):
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     os.environ.setdefault("TQDM_MININTERVAL", "2")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[name] = str(threads)
@@ -211,4 +215,17 @@ def _start_torch(snakemake: Any, order: dict[str, Any]) -> None:
     torch.set_num_threads(snakemake.threads)
     torch.manual_seed(0)
     numpy.random.seed(0)
-    torch.use_deterministic_algorithms(order["options"].get("deterministic", True), warn_only=True)
+    if order["options"].get("deterministic", True):
+        be_deterministic()
+
+
+def be_deterministic() -> None:
+    """Let torch use deterministic algorithms alone, and fail where an operation has none.
+
+    If it only warned, the backward pass of fused attention would stay nondeterministic on a GPU. Memory that nobody
+    has written is not filled beforehand: that costs time, and nothing of what is computed here reads it.
+    """
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False

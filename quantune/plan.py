@@ -18,7 +18,7 @@ VERSIONS = {
     "resample": 1,
     "merge": 1,
     "transcribe": 1,
-    "report": 3,
+    "report": 4,
 }
 
 
@@ -142,24 +142,25 @@ class Plan:
                 "checkpoints": tuple(self.checkpoint(name) for name in names),
                 **({"benchmarks": measured} if measured else {}),
             },
-            reads={"lineage": self._data(names)},
+            reads={"lineage": (*self.all_datasets(), *self.all_prepared())},
         )
 
     def _evaluations(self, variant: str) -> list[str]:
         """The evaluations made of a variant."""
         return self.config.evaluations_of(self.config.parse(variant).model)
 
-    def _data(self, variants: list[str]) -> tuple[Artefact, ...]:
-        """The datasets, and their tokens, that variants were trained or evaluated on."""
-        found = {}
-        for variant in variants:
-            for made in [
-                self.checkpoint(variant),
-                *(self.evaluation(variant, name) for name in self._evaluations(variant)),
-            ]:
-                if prepared := made.parents.get("data"):
-                    found |= {item.path: item for item in (prepared.parents["dataset"], prepared)}
-        return tuple(found.values())
+    def all_prepared(self) -> tuple[Artefact, ...]:
+        """The prepared datasets that the variants are calibrated, trained or evaluated on."""
+        names = [str(variant) for variant in self.config.evaluated]
+        made = [self.checkpoint(name) for name in names]
+        made += [self.evaluation(name, item) for name in names for item in self._evaluations(name)]
+        return tuple(
+            {item.parents["data"].path: item.parents["data"] for item in made if "data" in item.parents}.values()
+        )
+
+    def all_datasets(self) -> tuple[Artefact, ...]:
+        """The datasets that the variants are calibrated, trained or evaluated on."""
+        return tuple({item.parents["dataset"].path: item.parents["dataset"] for item in self.all_prepared()}.values())
 
     def explain(self, target: str) -> None:
         """Raise ConfigError saying why nothing is made at a path below the work folder, if nothing is."""

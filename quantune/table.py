@@ -39,6 +39,14 @@ def write_table(rows: list[dict[str, Any]], path: Path) -> None:
         writer.writerows(rows)
 
 
+def write_curves(report: Report, folder: Path) -> None:
+    """Write the loss curves of each variant that was trained, as CSV (step, train_loss, validation_loss, ...)."""
+    folder.mkdir()
+    for variant in report.variants.values():
+        if variant.curves is not None:
+            variant.curves.to_csv(folder / f"{variant.name}.csv", index=False)
+
+
 def metrics(report: Report) -> dict[str, dict[str, float]]:
     """Return variant -> name -> number, as `dvc metrics` reads it; numbers that are not finite are left out."""
     found = {}

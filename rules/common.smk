@@ -12,7 +12,7 @@ from snakemake.io import ancient
 
 sys.path.insert(0, str(workflow.basedir))
 
-from quantune import artefacts, costs, forecast, hardware, job
+from quantune import artefacts, costs, forecast, hardware, job, versions
 from quantune import config as settings
 from quantune.errors import QuantuneError
 from quantune.plan import Plan
@@ -31,6 +31,8 @@ job.announce(workflow.basedir, sys.argv)
 CONFIG = clearly(settings.load, config, ", ".join(os.path.relpath(path) for path in workflow.configfiles))
 PLAN = Plan(CONFIG)
 WORK = CONFIG.work
+if "DVC_STAGE" in os.environ:  # this is a command of dvc.yaml
+    clearly(versions.require_watched, PLAN)
 TRACKS = {
     track: [name for name, entry in CONFIG.datasets.items() if entry.track == track] for track in ("text", "speech")
 }
@@ -58,21 +60,13 @@ def needs(artefact):
     """
     made_from = {**artefacts.roles(artefact.parents), **artefact.reads}
     inputs = {role: [item.path for item in items] for role, items in made_from.items()}
-    inputs["outside"] = outside_files(artefact)
+    inputs["outside"] = artefact.outside
     state = artefacts.state(artefact)
     if state is artefacts.State.CURRENT:
         return {role: [ancient(path) for path in paths] for role, paths in inputs.items()}
     if state is artefacts.State.STALE:
         inputs["stale"] = [artefacts.marker(artefact, WORK)]
     return inputs
-
-
-def outside_files(artefact):
-    """Return the files on this machine, from outside, that an artefact is read from; downloads are none of them."""
-    if "download" in artefact.options:
-        return []
-    files = artefact.options.get("files", [])
-    return [path for paths in files.values() for path in paths] if isinstance(files, dict) else files
 
 
 def reason(artefact):
@@ -114,6 +108,22 @@ def planned_order(wildcards):
 def planned_reason(wildcards):
     """Return why the job runs again, or an empty text."""
     return reason(planned(wildcards))
+
+
+def asked_data(wildcards):
+    """Return the datasets that the report rests on."""
+    return [item.path for item in PLAN.all_datasets()]
+
+
+def asked_prepared(wildcards):
+    """Return these datasets as the models read them."""
+    return [item.path for item in PLAN.all_prepared()]
+
+
+def asked_measurements(wildcards):
+    """Return the evaluations and, where the configuration asks for them, the benchmarks that the report rests on."""
+    parents = PLAN.report().parents
+    return [item.path for role in ("evaluations", "benchmarks") for item in parents.get(role, ())]
 
 
 def asked_checkpoints(wildcards):

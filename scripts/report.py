@@ -1,4 +1,4 @@
-"""Write the report: the table, the metrics for DVC, the figures, and one page that holds everything."""
+"""Write the report: the table, metrics and loss curves for DVC, the figures, and one page that holds everything."""
 
 import json
 import os
@@ -10,6 +10,7 @@ def write(order, inputs, folder, scratch):
     gathered = report.gather(order)
     table.write_table(table.table(gathered), folder / "table.csv")
     (folder / "metrics.json").write_text(json.dumps(table.metrics(gathered), indent=1) + "\n")
+    table.write_curves(gathered, folder / "curves")
     figures = {name: (folder / f"{name}.svg").read_text() for name in plots.draw(gathered, folder)}
     command = os.environ.get("QUANTUNE_COMMAND", "snakemake")
     (folder / "report.html").write_text(page.render(gathered, figures, command))

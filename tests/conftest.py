@@ -8,6 +8,7 @@ import pytest
 
 from tests.hub import asked, hub, no_waiting  # noqa: F401 (fixtures)
 from tests.reports import work  # noqa: F401 (fixture)
+from tests.repository import origin, pulled  # noqa: F401 (fixtures)
 from tests.spoken import spoken  # noqa: F401 (fixture)
 from tests.voices import heard, prepared, processor  # noqa: F401 (fixtures)
 from tests.workflow import finished, project  # noqa: F401 (fixtures)

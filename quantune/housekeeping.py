@@ -1,0 +1,134 @@
+"""What lies in the work folder, what the configuration no longer asks for, and how much room both take."""
+
+import fcntl
+import os
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantune import config, costs
+from quantune.artefacts import Artefact, State, differences, state
+from quantune.costs import size
+from quantune.errors import told
+from quantune.plan import Plan
+
+DEPTHS = {"sources": 1, "prepared": 2, "checkpoints": 1, "evaluations": 2, "transcripts": 2, "benchmarks": 1}
+"""Folder below the work folder -> how many names an artefact's path has below it."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something on disk: an artefact, or in `tmp` what a job left behind."""
+
+    path: Path
+    kind: str
+    """The folder below the work folder."""
+    bytes: int
+    stale: str | None
+    """Why the configuration does not ask for it; None if it does."""
+
+
+def clean(path: str = "config.yaml", sure: str = "") -> None:
+    """List what the configuration does not ask for and, once that is confirmed, remove it (`make clean-stale`).
+
+    Args:
+        path: the configuration file.
+        sure: any text removes without asking.
+    """
+    with told():
+        plan = Plan(config.read(path))
+        items = list(found(plan))
+    print(table(items))
+    stale = [item for item in items if item.stale]
+    if not stale:
+        return print(f"\nNothing is stale: all of it is asked for by {path}.")
+    print(f"\nNot asked for by {path}:")
+    for item in stale:
+        print(f"  {size(item.bytes):>9}  {item.path}  ({item.stale})")
+    if not sure and not sys.stdin.isatty():
+        return print("Nothing was removed; `make clean-stale YES=1` removes them.")
+    if not sure and input(f"Remove these {len(stale)}? [y/N] ").strip().lower() not in ("y", "yes"):
+        return print("Nothing was removed.")
+    for item in stale:
+        remove(item.path)
+    print(f"removed {size(sum(item.bytes for item in stale))}")
+
+
+def found(plan: Plan) -> Iterator[Item]:
+    """Yield everything in the work folder, with why it is stale if it is."""
+    asked, work = wanted(plan), Path(plan.work)
+    for kind, depth in DEPTHS.items():
+        for path in sorted((work / kind).glob("/".join("*" * depth))):
+            yield Item(path, kind, occupied(path), unasked(asked.get(str(path)), path))
+    report = work / "report"
+    if report.exists():
+        yield Item(report, "report", occupied(report), unasked(asked.get(str(report)), report))
+    digests = {item.digest[:16] for item in asked.values() if state(item) is not State.CURRENT}
+    for path in sorted(work.glob("tmp/*")):
+        if path.suffix != ".lock" and not in_use(path):
+            unfinished = None if path.name[:16] in digests else "left over by a job that is not asked for"
+            yield Item(path, "tmp", occupied(path), unfinished)
+    if (work / "logs").exists():
+        yield Item(work / "logs", "logs", occupied(work / "logs"), None)
+
+
+def wanted(plan: Plan) -> dict[str, Artefact]:
+    """Return path -> artefact of all that the report rests on, and of the transcripts that are asked for."""
+    asked = list(costs.needed(plan.report()))
+    if plan.config.recordings:
+        asked += [plan.transcript(*names) for names in plan.config.transcribed]
+    return {item.path: item for item in asked}
+
+
+def unasked(artefact: Artefact | None, path: Path) -> str | None:
+    """Return why the configuration does not ask for what lies at a path, or None."""
+    if artefact is None:
+        return "in no chain of the configuration" if path.parent.name == "checkpoints" else "not in the configuration"
+    return None if state(artefact) is State.CURRENT else "; ".join(differences(artefact)[:3]) or "incomplete"
+
+
+def table(items: list[Item]) -> str:
+    """Return how much room each stage takes, current and stale, as a table."""
+    rows = defaultdict(lambda: [0, 0, 0])
+    for item in items:
+        for name in (item.kind, "in all"):
+            rows[name][0] += 1
+            rows[name][2 if item.stale else 1] += item.bytes
+    rows["in all"] = rows.pop("in all", [0, 0, 0])
+    lines = [f"{'':<12}{'number':>8}{'asked for':>12}{'stale':>12}"]
+    for name, (count, current, stale) in rows.items():
+        lines.append(f"{name:<12}{count:>8}{size(current) if current else '–':>12}{size(stale) if stale else '–':>12}")
+    return "\n".join(lines)
+
+
+def occupied(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a folder; links are not followed."""
+    if path.is_symlink() or path.is_file():
+        return path.lstat().st_size
+    return sum(os.lstat(Path(folder, name)).st_size for folder, _, names in os.walk(path) for name in names)
+
+
+def in_use(path: Path) -> bool:
+    """Return whether a running job holds the lock of what it is making in `tmp`."""
+    try:
+        with path.with_name(path.name + ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, with the folder it leaves empty and its lock."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
+    path.with_name(path.name + ".lock").unlink(missing_ok=True)
+    if path.parent.parent.name in ("evaluations", "prepared", "transcripts") and not any(path.parent.iterdir()):
+        path.parent.rmdir()

@@ -1,0 +1,161 @@
+"""Is what lies on disk what it claims to be? `make check` reads it all; `make verify` makes chosen artefacts again.
+
+Making again happens in a scratch folder, with the artefacts that were not chosen linked in as they are, so that a
+difference is that of the chosen one and not of what it was made from.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from quantune import config, costs, likeness, versions
+from quantune.artefacts import PROVENANCE, Artefact, State, damage, file_sha256, recorded, state
+from quantune.errors import ConfigError, QuantuneError, listed, told
+from quantune.plan import Plan
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("models", "datasets", "recordings")
+
+
+def check(path: str = "config.yaml") -> None:
+    """Compare every file below the work folder, and in DVC's cache, with its recorded hash (`make check`).
+
+    Prints each that differs, and what to do; exits with 1 if there is any.
+    """
+    with told():
+        work = Path(config.read(path).work)
+        damaged = [*corrupted(work), *versions.corrupted(Path.cwd())]
+        for line in damaged:
+            print(line)
+        count = len(list(artefacts_in(work)))
+        if damaged:
+            sys.exit(f"{len(damaged)} damaged: remove what is named; `make pull` or `snakemake` brings it back")
+        print(f"{count} artefacts: every file is as recorded")
+
+
+def corrupted(work: Path) -> Iterator[str]:
+    """Yield, in words, each file of an artefact that is not the one its provenance lists."""
+    from tqdm import tqdm
+
+    for folder in tqdm(sorted(artefacts_in(work)), desc="reading", unit=" artefacts", disable=None):
+        provenance = recorded(folder)
+        if provenance is None:
+            yield f"{folder}/{PROVENANCE} cannot be read"
+        elif broken := damage(folder, provenance):
+            yield f"{folder}: {broken}"
+        else:
+            for file in provenance.get("files", []):
+                if file_sha256(folder / file["path"]) != file["sha256"]:
+                    yield f"{folder}/{file['path']} is not what was made: its SHA-256 is not the recorded one"
+
+
+def artefacts_in(work: Path) -> Iterator[Path]:
+    """Yield the folders below the work folder that hold an artefact."""
+    return (path.parent for path in work.rglob(PROVENANCE) if "tmp" not in path.relative_to(work).parts)
+
+
+def verify(path: str = "config.yaml", only: str = "", cores: str = "all") -> None:
+    """Make artefacts again in a scratch folder and compare (`make verify`).
+
+    Prints for each whether it is bit-equal, equal within `likeness.TOLERANCE`, or different, where and by how much;
+    exits with 1 if any is different.
+
+    Args:
+        path: the configuration file.
+        only: variants, or paths below the work folder, separated by spaces; without any, all that is computed from
+            sources on disk.
+        cores: what Snakemake may use.
+    """
+    with told():
+        plan = Plan(config.read(path))
+        asked = {item.path: item for item in costs.needed(plan.report()) if item.stage != "report"}
+        chosen = choose(plan, asked, only.split())
+        require_current(asked.values() if not only else chosen.values(), asked)
+        scratch = Path(tempfile.mkdtemp(prefix="verify-", dir=_made(Path(plan.work, "tmp"))))
+        print(f"making {len(chosen)} artefacts again in {scratch}", flush=True)
+        rebuild(plan, path, asked, chosen, scratch, cores)
+        verdicts = [compare(item, scratch) for item in chosen]
+    print(f"{verdicts.count('bit-equal')} of {len(chosen)} bit-equal, {verdicts.count('different')} different")
+    if "different" in verdicts:
+        sys.exit(f"what was made again is kept in {scratch}")
+    shutil.rmtree(scratch)
+
+
+def choose(plan: Plan, asked: dict[str, Artefact], names: list[str]) -> dict[str, Artefact]:
+    """Return path -> artefact of what is to be made again; a variant stands for its checkpoint and evaluations.
+
+    Raises:
+        ConfigError: if a name is none of what the configuration asks for.
+    """
+    if not names:
+        return {path: item for path, item in asked.items() if "download" not in item.options}
+    found = {}
+    for name in names:
+        below = {f"{plan.work}/checkpoints/{name}", name}
+        evaluations = f"{plan.work}/evaluations/{name}/"
+        matching = {path: item for path, item in asked.items() if path in below or path.startswith(evaluations)}
+        if not matching:
+            variants = listed(map(str, plan.config.evaluated))
+            raise ConfigError(f"nothing of '{name}' is in the configuration's report; variants: {variants}")
+        found |= matching
+    return found
+
+
+def require_current(chosen: Any, asked: dict[str, Artefact]) -> None:
+    """Raise QuantuneError if one of the artefacts, or of what they are made from, is not on disk as asked for."""
+    for item in {item.path: item for target in chosen for item in costs.needed(target)}.values():
+        if state(item) is not State.CURRENT:
+            raise QuantuneError(f"{item.path} is {state(item).value}; run `snakemake` first, then verify")
+
+
+def rebuild(plan: Plan, path: str, asked: dict, chosen: dict, scratch: Path, cores: str) -> None:
+    """Run Snakemake in the scratch folder, on the same configuration with absolute paths of sources.
+
+    Raises:
+        QuantuneError: if Snakemake fails; the scratch folder is kept.
+    """
+    for item in asked.values():
+        if item.path not in chosen and state(item) is State.CURRENT:
+            _made((scratch / item.path).parent).joinpath(Path(item.path).name).symlink_to(Path(item.path).resolve())
+    raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if os.path.isabs(plan.work) or ".." in Path(plan.work).parts:
+        raise ConfigError(f"work: to verify, the work folder must be below this one, not '{plan.work}'")
+    for entry in (entry for section in SOURCES for entry in raw.get(section, {}).values()):
+        if "path" in entry:
+            entry["path"] = os.path.abspath(os.path.expanduser(os.path.expandvars(entry["path"])))
+    raw["lock"] = os.path.abspath(plan.config.lock)
+    (scratch / "config.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    command = [sys.executable, "-m", "snakemake", *chosen, "--cores", cores, "--quiet", "rules"]
+    command += ["--snakefile", str(ROOT / "Snakefile"), "--workflow-profile", str(ROOT / "profiles/default")]
+    if subprocess.run([*command, "--configfile", "config.yaml"], cwd=scratch).returncode:
+        raise QuantuneError(f"making again failed; what there is, and the logs, are in {scratch}")
+
+
+def compare(path: str, scratch: Path) -> str:
+    """Print how alike an artefact and what was made again are; return the verdict."""
+    found = likeness.differences(Path(path), scratch / path)
+    worst = max(found, key=lambda item: item.distance, default=None)
+    if worst is None:
+        print(f"bit-equal         {path}")
+        return "bit-equal"
+    verdict = "within tolerance" if worst.tolerable else "different"
+    print(f"{verdict:<16}  {path}")
+    for item in found:
+        print(f"    {item.file}: relative distance {item.distance:.2g}, {item.where}")
+    before, after = (recorded(folder)["packages"] for folder in (path, scratch / path))
+    for name in sorted(before.keys() & after.keys()):
+        if before[name] != after[name]:
+            print(f"    made with {name} {before[name]}, now {after[name]}")
+    return verdict
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

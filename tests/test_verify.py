@@ -1,0 +1,122 @@
+"""`make check`, `make verify` and `make clean-stale`: what they find, what they say, what they leave alone."""
+
+import json
+import shutil
+
+import numpy
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from quantune import likeness
+from quantune.artefacts import file_sha256
+from tests.workflow import weights
+
+BRANCH = ("checkpoints/opt+rtn-a", "evaluations/opt+rtn-a/log", "evaluations/opt+rtn-a/general")
+
+
+def record(folder, change) -> None:
+    """Change an artefact's provenance, and its list of files to what is there."""
+    path = folder / "provenance.json"
+    found = json.loads(path.read_text())
+    change(found)
+    for file in found["files"]:
+        file |= {"size": (folder / file["path"]).stat().st_size, "sha256": file_sha256(folder / file["path"])}
+    path.write_text(json.dumps(found))
+
+
+def test_what_is_made_again_is_the_same_to_the_bit(pulled):
+    printed = pulled.make("verify", "ONLY=opt+rtn-a work/prepared/log/opt")
+    assert printed.count("bit-equal  ") == 4 and "4 of 4 bit-equal, 0 different" in printed
+    assert not any((pulled.work / "tmp").iterdir())
+    assert pulled.planned() == set() and pulled.clean()
+
+
+def test_other_bits_are_told_by_how_much(pulled):
+    """An evaluation off by rounding and a checkpoint of other weights, as another machine may make them."""
+    checkpoint = pulled.work / "checkpoints/opt+rtn-a"
+    tensors = load_file(checkpoint / "model.safetensors")
+    name = max((name for name in tensors if tensors[name].dtype == numpy.float16), key=lambda name: tensors[name].size)
+    tensors[name] = tensors[name] * numpy.float16(1.5)
+    save_file(tensors, checkpoint / "model.safetensors", {"format": "pt"})
+    record(checkpoint, lambda found: found["packages"].update(torch="1.0"))
+    printed = pulled.make("verify", "ONLY=work/checkpoints/opt+rtn-a", check=False)
+    assert "different         work/checkpoints/opt+rtn-a" in printed and "0 of 1 bit-equal, 1 different" in printed
+    assert f"model.safetensors: relative distance 0.33, {name}" in printed
+    assert "made with torch 1.0, now " in printed
+    kept = printed.split("is kept in ")[1].splitlines()[0]
+    assert (pulled.path / kept / "work/checkpoints/opt+rtn-a/model.safetensors").exists()
+
+
+def test_only_what_is_there_and_asked_for_can_be_verified(pulled):
+    assert "nothing of 'opt+rtn-c' is in the configuration's report; variants: opt, opt+rtn-a" in pulled.make(
+        "verify", "ONLY=opt+rtn-c", check=False
+    )
+    shutil.rmtree(pulled.work / "checkpoints/opt")
+    assert "work/checkpoints/opt is missing; run `snakemake` first" in pulled.make(
+        "verify", "ONLY=opt+rtn-a", check=False
+    )
+
+
+def test_a_changed_byte_is_found(pulled):
+    path = pulled.work / "evaluations/opt+rtn-a/log/items.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    printed = pulled.make("check", check=False)
+    assert "work/evaluations/opt+rtn-a/log/items.parquet is not what was made" in printed
+    assert "1 damaged" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second", "tolerable"),
+    [
+        ("a.json", '{"loss": 1.0}', '{"loss": 1.000001}', True),
+        ("a.json", '{"loss": 1.0}', '{"loss": 1.1}', False),
+        ("a.json", '{"loss": 1.0, "more": 2}', '{"loss": 1.0}', False),
+        ("a.json", '{"loss": 1.0}', '{"loss":1.0}', True),
+        ("a.csv", "step,loss\n1,2.0\n2,3.0\n", "step,loss\n1,2.0\n2,3.00001\n", True),
+        ("a.csv", "step,loss\n1,2.0\n", "step,loss\n1,2.0\n2,3.0\n", False),
+        ("a.jsonl", '{"text": "one"}\n', '{"text": "two"}\n', False),
+        ("a.txt", "one", "two", False),
+    ],
+)
+def test_likeness_is_of_the_numbers(tmp_path, name, first, second, tolerable):
+    for folder, content in (("first", first), ("second", second)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text(content)
+    assert likeness.differences(tmp_path / "first", tmp_path / "first") == []
+    (found,) = likeness.differences(tmp_path / "first", tmp_path / "second")
+    assert found.file == name and found.tolerable is tolerable
+
+
+def test_a_file_without_a_counterpart_is_different(tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second/more.txt").write_text("more")
+    (found,) = likeness.differences(tmp_path / "first", tmp_path / "second")
+    assert not found.tolerable and found.where == "is not in the first"
+
+
+def test_what_the_configuration_does_not_ask_for_is_listed_then_removed(pulled):
+    before = weights(pulled.work / "checkpoints/opt+rtn-b")
+    assert "Nothing is stale" in pulled.make("clean-stale")
+    pulled.config["variants"] = ["opt+rtn-b", "opt+nf4+lora"]
+    pulled.change(quantizations={"nf4": {"double_quantization": False}})
+    (pulled.work / "tmp/0123456789abcdef.opt+old").mkdir(parents=True)
+    listed = pulled.make("clean-stale")
+    assert "work/checkpoints/opt+rtn-a  (in no chain of the configuration)" in listed
+    assert "work/checkpoints/opt+nf4  (double_quantization: true -> false)" in listed
+    assert "work/tmp/0123456789abcdef.opt+old  (left over by a job that is not asked for)" in listed
+    assert "Nothing was removed; `make clean-stale YES=1`" in listed
+    assert all((pulled.work / path).exists() for path in BRANCH), "it was only listed"
+
+    planned = pulled.planned()
+    pulled.make("clean-stale", "YES=1")
+    assert not any((pulled.work / path).exists() for path in BRANCH) and not any((pulled.work / "tmp").iterdir())
+    assert not (pulled.work / "evaluations/opt+rtn-a").exists()
+    assert weights(pulled.work / "checkpoints/opt+rtn-b") == before
+    assert pulled.planned() == planned, "nothing is made that would not have been made anyway"
+    assert "Nothing is stale" in pulled.make("clean-stale")
+    pulled.tell("git", "checkout", "--quiet", "config.yaml")
+    pulled.tell("dvc", "checkout")
+    assert pulled.planned() == set() and pulled.clean()
