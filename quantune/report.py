@@ -160,8 +160,12 @@ def gather(order: dict[str, Any]) -> Report:
     lineage = read_lineage([item for made_from in parents.values() for item in made_from])
     paths = {Path(item["path"]).name: item["path"] for item in parents["checkpoints"]}
     evaluated = {tuple(Path(item["path"]).parts[-2:]): item["path"] for item in parents.get("evaluations", [])}
-    kinds = {key: recipe["evaluations"][key[1]]["kind"] for key in evaluated}
-    read = {key: scores.read(path, kinds[key]) for key, path in evaluated.items() if kinds[key] in scores.KINDS}
+    recipes = {key: recipe["evaluations"][key[1]] for key in evaluated}
+    read = {
+        key: scores.read(path, recipes[key], paths[_model(key[0], paths, lineage)])
+        for key, path in evaluated.items()
+        if recipes[key]["kind"] in scores.KINDS
+    }
     rounded = {_grid(lineage[paths[name]], "rtn"): name for name in recipe["variants"]}
     rounded.pop(None, None)
     measured = benchmarks.read([item["path"] for item in parents.get("benchmarks", [])])
@@ -190,7 +194,7 @@ def gather(order: dict[str, Any]) -> Report:
             generations={
                 key[1]: Generations(path, _rows(Path(path, "items.jsonl")))
                 for key, path in evaluated.items()
-                if key[0] == name and kinds[key] == "generation"
+                if key[0] == name and recipes[key]["kind"] == "generation"
             },
             curves=pandas.read_csv(curves) if curves.exists() else None,
             performance=measured.get(name),
@@ -236,6 +240,12 @@ def _parent(provenance: dict[str, Any]) -> str | None:
     """Return the name of the variant that the last step was applied to; None for a model."""
     made_from = provenance["parents"].get("parent") or provenance["parents"].get("adapter")
     return Path(made_from[0]["path"]).name if made_from else None
+
+
+def _model(variant: str, paths: dict[str, str], lineage: dict[str, dict[str, Any]]) -> str:
+    """Return the name of the model that a variant's chain begins with."""
+    parent = _parent(lineage[paths[variant]])
+    return _model(parent, paths, lineage) if parent else variant
 
 
 def _size(provenance: dict[str, Any], parent: Variant | None) -> int:
