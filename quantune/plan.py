@@ -13,7 +13,7 @@ from quantune.errors import ConfigError, listed, nearest
 VERSIONS = {
     "model": 1,
     "dataset": 1,
-    "clips": 1,
+    "clips": 2,
     "tokenize": 1,
     "resample": 1,
     "merge": 1,
