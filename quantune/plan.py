@@ -17,7 +17,7 @@ VERSIONS = {
     "tokenize": 1,
     "resample": 1,
     "merge": 1,
-    "transcribe": 1,
+    "transcribe": 2,
     "report": 4,
 }
 
