@@ -32,6 +32,7 @@ RUN_FACTS = (
     "cuda",
     "command",
 )
+SHORT = 4  # times as long as its calibration samples: windows for which a variant was not calibrated
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,16 @@ class Report:
         if recipe.get("general"):
             return "general"
         return "target" if recipe["dataset"] == variant.recipe.get("dataset") else "other"
+
+    def warnings(self, variant: Variant) -> list[str]:
+        """Return what its quantization job warned about, and evaluations in windows far longer than its samples."""
+        recipe, found = variant.recipe, list(variant.facts.get("calibration", {}).get("warnings", []))
+        for name in variant.scores if "samples" in recipe else ():
+            length = self.evaluations[name].get("length", 0)
+            if length > SHORT * recipe["length"]:
+                told = f"calibrated on samples of {recipe['length']} tokens, read in windows of {length} on {name}"
+                found.append(f"{told}; short samples calibrate for short contexts")
+        return found
 
     @cached_property
     def models(self) -> list[str]:
