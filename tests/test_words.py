@@ -86,6 +86,6 @@ def test_calibration_warnings_are_repeated_and_short_samples_told(calibrated):
     (found,) = [item for item in words.findings(calibrated) if item.heading == "Warnings"]
     assert found.sentences == [
         "`m+second` and `m+other`: calibrated on 16 samples; fewer than 128 can harm the model.",
-        "`m+second`: calibrated on samples of 25 tokens, read in windows of 101 on home; short samples calibrate for short"
-        " contexts.",
+        "`m+second`: calibrated on samples of 25 tokens, read in windows of 101 on home; short samples calibrate for"
+        " short contexts.",
     ]
