@@ -270,3 +270,5 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], Architecture]] = {
     "whisper": _whisper,
 }
 """`model_type` of config.json -> the function that reads it."""
+SPEECH = ("whisper",)
+"""`model_type` of speech models; all others are language models."""

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from quantune.architecture import SPEECH
 from quantune.errors import QuantuneError
-from quantune.loading import SPEECH, TOKENIZER_FILES
+from quantune.loading import TOKENIZER_FILES
 
 
 @dataclass

@@ -167,7 +167,8 @@ def _table(root: Path, path: Path, recipe: dict[str, Any]) -> Iterator[Clip]:
         what = (row[column] or "", translation)
         if layout == "parquet":
             group, index = row[audio]
-            yield Clip(f"{path.name}:{group}:{index}", *what, path, (audio, group, index), row.get(SPEAKER))
+            name = f"{path.relative_to(root)}:{group}:{index}"
+            yield Clip(name, *what, path, (audio, group, index), row.get(SPEAKER))
         else:
             name = row[audio] or ""
             yield Clip(name, *what, folder / name, speaker=row.get(SPEAKER))

@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from quantune import chains, checks, evaluations, finetunings, quantizations, sources
+from quantune.architecture import SPEECH
 from quantune.benchmarking import Benchmark
 from quantune.entries import AnyDataset, Model, Recording, Speech, Text
 from quantune.errors import ConfigError, QuantuneError, listed
@@ -38,10 +39,6 @@ SECTIONS: dict[str, tuple[str | None, list[type[Recipe]]]] = {
 Quantization = union(quantizations.methods(), "method")
 Finetuning = union(finetunings.methods(), "method")
 Evaluation = union(evaluations.kinds(), "kind")
-
-
-SPEECH = ("whisper",)
-"""Architectures (`model_type`) of speech models."""
 
 
 class Config(Entry):

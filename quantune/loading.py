@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from quantune.architecture import SPEECH
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -33,10 +35,6 @@ TOKENIZER_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
 )
-
-
-SPEECH = ("whisper",)
-"""Architectures of speech models."""
 
 
 def device() -> torch.device:

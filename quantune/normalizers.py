@@ -25,8 +25,9 @@ def of_language(language: str) -> Name:
     return {"en": "english", "zh": "chinese", "yue": "chinese"}.get(language, "basic")
 
 
+@cache
 def normalizer(name: Name, model: Path) -> Callable[[str], str]:
-    """Return a function from a transcript to its normal form.
+    """Return a function from a transcript to its normal form, which remembers what it was given.
 
     Args:
         name: which.
@@ -35,7 +36,7 @@ def normalizer(name: Name, model: Path) -> Callable[[str], str]:
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
     if name == "chinese":
-        return chinese
+        return cache(chinese)
     if name == "basic":
         return _squeezed(BasicTextNormalizer(remove_diacritics=True))
     spellings = Path(model) / "normalizer.json"
@@ -50,7 +51,7 @@ def chinese(text: str) -> str:
 
 
 def _squeezed(function: Callable[[str], str]) -> Callable[[str], str]:
-    return lambda text: " ".join(function(text).split())
+    return cache(lambda text: " ".join(function(text).split()))
 
 
 @cache

@@ -3,7 +3,7 @@
 from functools import lru_cache
 from pathlib import Path
 
-from quantune import hardware, origins, sources
+from quantune import hardware, normalizers, origins, sources
 from quantune.artefacts import Artefact, Hashes
 from quantune.chains import Step, Variant
 from quantune.config import Config
@@ -13,12 +13,12 @@ from quantune.errors import ConfigError, listed, nearest
 VERSIONS = {
     "model": 1,
     "dataset": 1,
-    "clips": 1,
+    "clips": 2,
     "tokenize": 1,
     "resample": 1,
     "merge": 1,
-    "transcribe": 1,
-    "report": 4,
+    "transcribe": 2,
+    "report": 5,
 }
 
 
@@ -126,6 +126,7 @@ class Plan:
         """The report on every variant and its ancestors."""
         names = [str(variant) for variant in self.config.evaluated]
         measured = tuple(self.benchmark(name) for name in self.config.benchmarked)
+        spoken = any(entry.track == "speech" for entry in self.config.evaluations.values())
         return self._artefact(
             "report",
             "report",
@@ -136,6 +137,7 @@ class Plan:
                 "listed": [str(variant) for variant in self.config.listed],
                 "evaluations": {name: entry.model_dump(mode="json") for name, entry in self.config.evaluations.items()},
                 "expected": [entry.model_dump(mode="json") for entry in self.config.expected],
+                **({"normalizers": normalizers.VERSIONS} if spoken else {}),
             },
             parents={
                 "evaluations": tuple(self.evaluation(name, item) for name in names for item in self._evaluations(name)),

@@ -2,6 +2,7 @@
 counted.
 """
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -38,7 +39,7 @@ def tables(recipe: dict[str, Any], files: dict[str, list[Path]], unpacked: Path)
     """
     first = next(iter(files.values()))[0]
     if recipe["layout"] != "common-voice":
-        return first.parent, files
+        return Path(os.path.commonpath([path.parent for found in files.values() for path in found])), files
     if first.suffix != ".tsv":
         archives.unpack(first, unpacked, recipe["locale"])
         root = clips.locale_folder(unpacked, recipe["locale"])

@@ -32,6 +32,7 @@ RUN_FACTS = (
     "cuda",
     "command",
 )
+SHORT = 4  # times as long as its calibration samples: windows for which a variant was not calibrated
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,16 @@ class Report:
             return "general"
         return "target" if recipe["dataset"] == variant.recipe.get("dataset") else "other"
 
+    def warnings(self, variant: Variant) -> list[str]:
+        """Return what its quantization job warned about, and evaluations in windows far longer than its samples."""
+        recipe, found = variant.recipe, list(variant.facts.get("calibration", {}).get("warnings", []))
+        for name in variant.scores if "samples" in recipe else ():
+            length = self.evaluations[name].get("length", 0)
+            if length > SHORT * recipe["length"]:
+                told = f"calibrated on samples of {recipe['length']} tokens, read in windows of {length} on {name}"
+                found.append(f"{told}; short samples calibrate for short contexts")
+        return found
+
     @cached_property
     def models(self) -> list[str]:
         """The models that chains begin with."""
@@ -160,8 +171,12 @@ def gather(order: dict[str, Any]) -> Report:
     lineage = read_lineage([item for made_from in parents.values() for item in made_from])
     paths = {Path(item["path"]).name: item["path"] for item in parents["checkpoints"]}
     evaluated = {tuple(Path(item["path"]).parts[-2:]): item["path"] for item in parents.get("evaluations", [])}
-    kinds = {key: recipe["evaluations"][key[1]]["kind"] for key in evaluated}
-    read = {key: scores.read(path, kinds[key]) for key, path in evaluated.items() if kinds[key] in scores.KINDS}
+    recipes = {key: recipe["evaluations"][key[1]] for key in evaluated}
+    read = {
+        key: scores.read(path, recipes[key], paths[_model(key[0], paths, lineage)])
+        for key, path in evaluated.items()
+        if recipes[key]["kind"] in scores.KINDS
+    }
     rounded = {_grid(lineage[paths[name]], "rtn"): name for name in recipe["variants"]}
     rounded.pop(None, None)
     measured = benchmarks.read([item["path"] for item in parents.get("benchmarks", [])])
@@ -190,7 +205,7 @@ def gather(order: dict[str, Any]) -> Report:
             generations={
                 key[1]: Generations(path, _rows(Path(path, "items.jsonl")))
                 for key, path in evaluated.items()
-                if key[0] == name and kinds[key] == "generation"
+                if key[0] == name and recipes[key]["kind"] == "generation"
             },
             curves=pandas.read_csv(curves) if curves.exists() else None,
             performance=measured.get(name),
@@ -236,6 +251,12 @@ def _parent(provenance: dict[str, Any]) -> str | None:
     """Return the name of the variant that the last step was applied to; None for a model."""
     made_from = provenance["parents"].get("parent") or provenance["parents"].get("adapter")
     return Path(made_from[0]["path"]).name if made_from else None
+
+
+def _model(variant: str, paths: dict[str, str], lineage: dict[str, dict[str, Any]]) -> str:
+    """Return the name of the model that a variant's chain begins with."""
+    parent = _parent(lineage[paths[variant]])
+    return _model(parent, paths, lineage) if parent else variant
 
 
 def _size(provenance: dict[str, Any], parent: Variant | None) -> int:

@@ -3,11 +3,11 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas
 
-from quantune import artefacts, statistics
+from quantune import artefacts, normalizers, statistics
 
 SIGNIFICANT = 0.05  # two-sided p-value below which a change is told from chance
 KINDS = ("perplexity", "transcription")
@@ -87,16 +87,27 @@ class Score:
         return [change for change in (self.from_root, self.from_parent, self.from_rounding) if change]
 
 
-def read(path: str, kind: str) -> Score:
-    """Return the score that an evaluation's folder holds, compared with nothing yet; raises OSError."""
+def read(path: str, recipe: dict[str, Any], model: str) -> Score:
+    """Return the score that an evaluation's folder holds, compared with nothing yet.
+
+    Args:
+        path: the folder.
+        recipe: of the evaluation.
+        model: the checkpoint folder that the variant's chain begins with.
+
+    Raises:
+        OSError: if a file is missing.
+    """
     items = pandas.read_parquet(Path(path, "items.parquet"))
-    if kind == "perplexity":
+    if recipe["kind"] == "perplexity":
         return Score(path, PERPLEXITY, items, statistics.perplexity(items), {})
-    result = json.loads(Path(path, "result.json").read_text())
+    language = json.loads(Path(path, "result.json").read_text())["language"]
     run = json.loads(Path(path, artefacts.RUN).read_text())
-    told = {key: result[key] for key in ("language", "normalizer")}
-    numbers, factor = statistics.error_rates(items), run.get("real_time_factor")
-    return Score(path, ERROR_RATES[result["leading"]], items, numbers, told, factor)
+    name = recipe["normalizer"] or normalizers.of_language(language)
+    items = statistics.with_edits(items, normalizers.normalizer(name, model))
+    measure = ERROR_RATES["cer" if language in normalizers.UNSPACED else "wer"]
+    told = {"language": language, "normalizer": f"{name} {normalizers.VERSIONS[name]}"}
+    return Score(path, measure, items, statistics.error_rates(items), told, run.get("real_time_factor"))
 
 
 def change(score: Score, against: str, reference: Score) -> Change:

@@ -7,7 +7,7 @@ only nearly.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy
 import pandas
@@ -85,39 +85,39 @@ def _expm1(value: float) -> float:
     return math.inf if value > 700 else math.expm1(value)
 
 
-RATES = ("wer", "cer", "wer_raw", "cer_raw")
+RAW_RATES = ("wer_raw", "cer_raw")
+RATES = ("wer", "cer", *RAW_RATES)
 """Word and character error rate, of normalized and of raw transcripts."""
 
 
-def with_edits(items: pandas.DataFrame, normal: Callable[[str], str]) -> pandas.DataFrame:
-    """Return transcripts with their normal forms and the edits between them.
+def with_edits(items: pandas.DataFrame, normal: Callable[[str], str] | None = None) -> pandas.DataFrame:
+    """Return transcripts with the edits between them: as they are, or in their normal forms.
 
     Args:
         items: a row a clip, with columns reference and hypothesis.
-        normal: the normalizer.
+        normal: the normalizer; None: the transcripts as they are.
 
     Returns:
-        The items with columns normal_reference, normal_hypothesis and, for each of `RATES`, {rate}_length,
-        {rate}_substitutions, {rate}_insertions, {rate}_deletions.
+        The items with, for each of `RAW_RATES` (or, normalized, of wer and cer), columns {rate}_length,
+        {rate}_substitutions, {rate}_insertions, {rate}_deletions; and with normal_reference, normal_hypothesis.
     """
-    found = items.assign(
-        normal_reference=[normal(text) for text in items.reference],
-        normal_hypothesis=[normal(text) for text in items.hypothesis],
-    )
-    for rate in RATES:
-        prefix = "" if rate.endswith("_raw") else "normal_"
-        count = edits.words if rate.startswith("wer") else edits.characters
+    found, prefix, suffix = items.copy(), "", "_raw"
+    if normal:
+        prefix, suffix = "normal_", ""
+        for column in ("reference", "hypothesis"):
+            found[f"normal_{column}"] = [normal(text) for text in items[column]]
+    for rate, count in (("wer", edits.words), ("cer", edits.characters)):
         pairs = zip(found[f"{prefix}reference"], found[f"{prefix}hypothesis"], strict=True)
         counted = [vars(count(reference, hypothesis)) for reference, hypothesis in pairs]
         for name in ("length", "substitutions", "insertions", "deletions"):
-            found[f"{rate}_{name}"] = numpy.array([item[name] for item in counted], dtype="int64")
+            found[f"{rate}{suffix}_{name}"] = numpy.array([item[name] for item in counted], dtype="int64")
     return found
 
 
-def error_rates(items: pandas.DataFrame) -> dict:
-    """Return each of `RATES`, a share (0.1: one in ten), with its standard error, and the sums it is made of."""
+def error_rates(items: pandas.DataFrame, rates: Sequence[str] = RATES) -> dict:
+    """Return each of the rates, a share (0.1: one in ten), with its standard error, and the sums it is made of."""
     found = {"version": VERSION, "clips": len(items), "seconds": float(items.seconds.sum())}
-    for rate in RATES:
+    for rate in rates:
         found[rate], found[f"{rate}_error"] = ratio(wrong(items, rate), items[f"{rate}_length"])
         for name in ("length", "substitutions", "insertions", "deletions"):
             found[f"{rate}_{name}"] = int(items[f"{rate}_{name}"].sum())

@@ -275,10 +275,10 @@ def _calibrating(report: Report) -> list[Finding]:
 
 
 def _warnings(report: Report) -> list[Finding]:
-    """Repeat what the quantization jobs warned about."""
+    """Say what is doubtful about calibrations."""
     told: dict[str, list[str]] = {}
     for variant in report.variants.values():
-        for warning in variant.facts.get("calibration", {}).get("warnings", []):
+        for warning in report.warnings(variant):
             told.setdefault(warning, []).append(f"`{variant.name}`")
     return [Finding("Warnings", [f"{listing(names)}: {warning}." for warning, names in told.items()])] if told else []
 

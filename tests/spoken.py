@@ -14,7 +14,14 @@ from quantune.prepared import SCHEMA
 from tests.reports import Work
 
 COUNT, RATE, SECONDS = 40, 16000, 0.5
-RECIPE = {"kind": "transcription", "split": "test", "task": "transcribe", "beams": 1, "max_new_tokens": 40}
+RECIPE = {
+    "kind": "transcription",
+    "split": "test",
+    "task": "transcribe",
+    "beams": 1,
+    "max_new_tokens": 40,
+    "normalizer": "basic",
+}
 RECIPE |= {"dtype": "float32"}
 SPOKEN = {
     "radio": RECIPE | {"dataset": "radio", "general": False},
@@ -25,11 +32,6 @@ SPOKEN = {
 def said(number: int) -> str:
     """Return what is said in a clip: four words."""
     return f"Alpha Bravo Charlie {number}."
-
-
-def normal(text: str) -> str:
-    """Return a transcript in lower case without full stops."""
-    return text.lower().replace(".", "")
 
 
 def recordings(work: Work, dataset: str, model: str) -> None:
@@ -51,16 +53,15 @@ def recordings(work: Work, dataset: str, model: str) -> None:
 
 
 def transcription(
-    work: Work, name: str, evaluation: str, written: Callable[[int], str], leading: str = "wer", factor: float = 0.25
+    work: Work, name: str, evaluation: str, written: Callable[[int], str], language: str = "en", factor: float = 0.25
 ) -> None:
     """Write an evaluation of the clips: what a variant writes of each."""
     made = work.evaluation(name, evaluation, SPOKEN[evaluation])
     folder, numbers = Path(made["path"]), range(COUNT)
-    items = {"id": [f"clip-{number:02}" for number in numbers], "language": "en", "seconds": SECONDS}
+    items = {"id": [f"clip-{number:02}" for number in numbers], "language": language, "seconds": SECONDS}
     items |= {"reference": [said(number) for number in numbers], "hypothesis": [written(number) for number in numbers]}
-    statistics.with_edits(pandas.DataFrame(items), normal).to_parquet(folder / "items.parquet")
-    result = {"leading": leading, "language": "en", "normalizer": "basic 1"}
-    (folder / "result.json").write_text(json.dumps(result))
+    statistics.with_edits(pandas.DataFrame(items)).to_parquet(folder / "items.parquet")
+    (folder / "result.json").write_text(json.dumps({"language": language}))
     run = json.loads((folder / "run.json").read_text()) | {"real_time_factor": factor}
     (folder / "run.json").write_text(json.dumps(run))
     provenance = json.loads((folder / "provenance.json").read_text())

@@ -22,7 +22,7 @@ def items(references: list[str], hypotheses: list[str], normal=str) -> pandas.Da
             "hypothesis": hypotheses,
         }
     )
-    return statistics.with_edits(found, normal)
+    return statistics.with_edits(statistics.with_edits(found), normal)
 
 
 @pytest.fixture(scope="module")

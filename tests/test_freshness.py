@@ -3,9 +3,13 @@
 import json
 import os
 import random
+import re
 import shutil
 
-from tests.workflow import weights
+from quantune import config, normalizers
+from quantune.plan import Plan
+from tests.voices import RELEASE, WHISPER
+from tests.workflow import Folder, weights
 
 RTN_A = {"checkpoints/opt+rtn-a", "evaluations/opt+rtn-a/log", "evaluations/opt+rtn-a/general", "report"}
 
@@ -90,3 +94,31 @@ def test_changed_source_text_reruns_what_was_read_from_it(project, tmp_path):
     names = {"opt", "opt+rtn-a", "opt+rtn-b", "opt+lora", "opt+lora+merge", "opt+lora+merge+rtn-b", "opt+nf4"}
     expected = {f"evaluations/{name}/general" for name in names | {"opt+nf4+lora"}}
     assert project.planned() == expected | {"sources/general", "prepared/general/opt", "report"}
+
+
+def test_another_normalizer_makes_the_report_again_and_nothing_else(tmp_path, monkeypatch):
+    sections = {
+        "models": {"whisper": {"path": str(WHISPER)}},
+        "datasets": {"talks": {"layout": "common-voice", "path": str(RELEASE), "splits": {"test": "test"}}},
+        "evaluations": {"talks": {"kind": "transcription", "dataset": "talks", "max_clips": 8, "max_new_tokens": 40}},
+        "variants": ["whisper"],
+    }
+    folder, told, rates = Folder(tmp_path / "project", sections), [], []
+    for name in ("english", "basic"):
+        folder.change(evaluations={"talks": {"normalizer": name}})
+        if rates:
+            assert folder.planned() == {"report"}
+        folder.run("--cores", "1")
+        html = (folder.work / "report/report.html").read_text()
+        lineage = json.loads(re.search(r'id="lineage">(.*?)</script>', html)[1])
+        told.append(lineage["work/evaluations/whisper/talks"]["numbers"]["normalizer"])
+        rates.append(json.loads((folder.work / "report/metrics.json").read_text())["whisper"])
+    assert told == ["english 1", "basic 1"]
+    assert rates[0]["talks.cer"] != rates[1]["talks.cer"] and rates[0]["talks.cer_raw"] == rates[1]["talks.cer_raw"]
+
+    digests = []
+    for version in (1, 2):
+        monkeypatch.setitem(normalizers.VERSIONS, "basic", version)
+        plan = Plan(config.load(folder.config))
+        digests.append((plan.evaluation("whisper", "talks").digest, plan.report().digest))
+    assert digests[0][0] == digests[1][0] and digests[0][1] != digests[1][1]

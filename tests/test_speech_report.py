@@ -121,7 +121,7 @@ def test_recordings_are_told(spoken):
 
 def test_characters_lead_where_words_are_not_told_apart(spoken):
     for name in ("w", "w+fine", "w+rough", "w+tune"):
-        transcription(spoken, name, "street", first_wrong(8 if name == "w" else 9), leading="cer")
+        transcription(spoken, name, "street", first_wrong(8 if name == "w" else 9), language="zh")
     gathered = report.gather(spoken.order())
     assert gathered.variants["w+fine"].scores["street"].from_root.measure.label == "CER"
     assert "WER and CER, in per cent of what was said" in told(gathered)["Compared"]

@@ -34,12 +34,13 @@ REPORT = (
     "page",
     "listening",
     "edits",
+    "normalizers",
     "prepared",
     "statistics",
 )
 READS = {
     "text": ["quantune/text.py"],
-    "speech": [f"quantune/{name}.py" for name in ("audio", "edits", "normalizers", "prepared", "speech", "statistics")],
+    "speech": [f"quantune/{name}.py" for name in ("audio", "edits", "prepared", "speech", "statistics")],
 }
 OWN = {
     "model": ["scripts/model.py"],

@@ -61,8 +61,8 @@ def calibrated(tmp_path):
     few = {"calibration": {"warnings": ["calibrated on 16 samples; fewer than 128 can harm the model"]}}
     for name, method, keys, facts in (
         ("m+near", "rtn", grid, {}),
-        ("m+second", "gptq", grid | {"samples": 16}, few),
-        ("m+other", "gptq", grid | {"samples": 16, "bits": 4}, few),
+        ("m+second", "gptq", grid | {"samples": 16, "length": 25}, few),
+        ("m+other", "gptq", grid | {"samples": 16, "length": 26, "bits": 4}, few),
     ):
         recipe = {"method": method, **keys}
         files = {"model.safetensors": 300}
@@ -82,6 +82,10 @@ def test_calibration_is_compared_with_rounding_on_the_same_grid(calibrated):
     assert sentence.startswith("On home, perplexity −9.5") and "`m+second` instead of `m+near`" in sentence
 
 
-def test_calibration_warnings_are_repeated(calibrated):
+def test_calibration_warnings_are_repeated_and_short_samples_told(calibrated):
     (found,) = [item for item in words.findings(calibrated) if item.heading == "Warnings"]
-    assert found.sentences == ["`m+second` and `m+other`: calibrated on 16 samples; fewer than 128 can harm the model."]
+    assert found.sentences == [
+        "`m+second` and `m+other`: calibrated on 16 samples; fewer than 128 can harm the model.",
+        "`m+second`: calibrated on samples of 25 tokens, read in windows of 101 on home; short samples calibrate for"
+        " short contexts.",
+    ]

@@ -1,8 +1,7 @@
-"""Transcripts of a split, word and character error rates, every hypothesis kept.
+"""Transcripts of a split, every hypothesis kept beside its reference, with the edits between them as they are.
 
-Clips that fit into the model's window are transcribed in batches, greedily or with beams. Rates are given raw and after
-a normalizer (`quantune.normalizers`); which of the two rates leads depends on whether the language is written with
-spaces.
+Clips that fit into the model's window are transcribed in batches, greedily or with beams. What does not count is
+decided when the report is written (`quantune.normalizers`): another normalizer transcribes nothing again.
 """
 
 from collections.abc import Sequence
@@ -22,8 +21,8 @@ class Transcription(Evaluation):
     """How well a variant writes down what is said."""
 
     track: ClassVar[Literal["text", "speech"]] = "speech"
-    settings: ClassVar[frozenset[str]] = frozenset({"general"})
-    version: ClassVar[int] = sum(normalizers.VERSIONS.values())  # raised with each of them
+    settings: ClassVar[frozenset[str]] = frozenset({"general", "normalizer"})
+    version: ClassVar[int] = 4
 
     kind: Literal["transcription"]
     """Word and character error rate (WER, CER)."""
@@ -36,7 +35,7 @@ class Transcription(Evaluation):
     language: Language | None = None
     """Whisper's code of the language that the model is told; null: that of each clip."""
     normalizer: normalizers.Name | None = None
-    """What counts when transcripts are compared; null: by the language."""
+    """What counts when transcripts are compared; null: by the language. Another one makes only the report again."""
     beams: int = Field(default=1, gt=0)
     """Beams of the search; 1: greedy."""
     batch_size: int = Field(default=8, gt=0)
@@ -51,8 +50,8 @@ class Transcription(Evaluation):
     """A general-domain set: what fine-tuning costs on it is shown as forgetting."""
 
     def evaluate(self, model: list[Path], data: Path | None, folder: Path) -> dict[str, Any]:
-        """Write `items.parquet`, a row a clip: reference, hypothesis, both normalized, and the edits between them.
-        Return the summary; under "run" what varies from run to run.
+        """Write `items.parquet`, a row a clip: reference, hypothesis, and the edits between them. Return the language
+        written and the raw rates; under "run" what varies from run to run.
 
         Raises:
             QuantuneError: if the model does not know the language, or clips have no translation to compare with.
@@ -82,16 +81,12 @@ class Transcription(Evaluation):
                 "hypothesis": hypotheses,
             }
         )
-        name = self.normalizer or normalizers.of_language(spoken)
-        items = statistics.with_edits(items, normalizers.normalizer(name, model[0]))
+        items = statistics.with_edits(items)
         items.to_parquet(folder / "items.parquet", index=False)
-        leading = "cer" if spoken in normalizers.UNSPACED else "wer"
         return {
             "kind": self.kind,
             "language": spoken,
-            "normalizer": f"{name} {normalizers.VERSIONS[name]}",
-            "leading": leading,
-            **statistics.error_rates(items),
+            **statistics.error_rates(items, statistics.RAW_RATES),
             "run": {"real_time_factor": spent / sum(seconds), "audio_seconds": round(sum(seconds), 3)},
         }
 

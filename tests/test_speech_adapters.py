@@ -1,0 +1,44 @@
+"""QLoRA for speech: Whisper in int8 and NF4, adapted, loaded again and transcribing."""
+
+import copy
+
+import pytest
+import torch
+
+from quantune import checkpoints, loading, tracks, training
+from quantune.evaluations.transcription import Transcription
+from quantune.finetunings.lora import LoRA
+from tests.test_speech import METHODS
+from tests.voices import WHISPER
+
+
+@pytest.mark.parametrize(("method", "bits"), [("int8", 8.2), ("nf4", 4.5)])
+def test_lora_on_quantized_whisper_learns_and_transcribes(tmp_path, prepared, method, bits):
+    base, adapter, made = (tmp_path / name for name in ("base", "adapter", "made"))
+    for folder in (base, adapter, made):
+        folder.mkdir()
+    quantization = METHODS[method](method=method)
+    quantization.quantize(WHISPER, base)  # compares the logits after reloading, bit by bit
+    facts = quantization.check(WHISPER, base)
+    assert facts["layers_quantized"] == len(checkpoints.linear_layers(WHISPER))
+    assert facts["bits_per_weight"] == pytest.approx(bits, abs=0.1)
+
+    keys = {"dataset": "talks", "rank": 4, "learning_rate": 1e-2, "batch_size": 4}
+    recipe = LoRA(method="lora", **keys, steps=6, evaluate_every=6)
+    examples = tracks.examples(recipe, prepared, "train", base)
+    few = copy.copy(examples)
+    few.numbers = examples.numbers[:8]
+    model = recipe.prepare(loading.model([base], recipe.precision), 0)
+    frozen = {name: value.clone() for name, value in model.state_dict().items() if "lora_" not in name}
+    training.train(model, recipe, 0, few, few, adapter, tmp_path)
+    losses = [float(line.split(",")[-1]) for line in (adapter / "curves.csv").read_text().splitlines()[1:]]
+    assert losses[-1] < losses[0]
+    kept = model.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in frozen.items()), "only the adapter is trained"
+
+    checkpoints.save_adapter(model, adapter)
+    again = loading.model([base, adapter], recipe.precision)
+    assert training.mean_loss(again, few, recipe) == pytest.approx(losses[-1], rel=1e-5)
+    evaluation = Transcription(kind="transcription", dataset="talks", max_clips=4, max_new_tokens=30)
+    found = evaluation.evaluate([base, adapter], prepared, made)
+    assert found["clips"] == 4 and found["language"] == "en" and found["cer_raw"] < 0.5
