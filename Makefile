@@ -9,7 +9,7 @@ export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan test commit push pull check verify clean-stale lint schema stages lock update-lock clean
+.PHONY: help setup demo plan test commit push pull check current verify clean-stale lint schema stages lock update-lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,10 @@ check: $(VENV)/ready  ## read everything that was made, and DVC's cache: is ever
 
 verify: $(VENV)/ready  ## make again and compare: all, or ONLY="opt-2m+rtn-w4 work/prepared/radio/whisper-3m"
 	python -c "from quantune.verify import verify; verify('$(CONFIG)', '$(ONLY)', '$(CORES)')"
+
+current: $(VENV)/ready  ## fail unless Snakemake has nothing to do and DVC nothing to record
+	snakemake --dry-run 2>&1 | grep "Nothing to be done"
+	dvc status | grep "up to date"
 
 clean-stale: $(VENV)/ready  ## list, then remove, what config.yaml does not ask for; disk use by stage
 	python -c "from quantune.housekeeping import clean; clean('$(CONFIG)', '$(YES)')"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantune import config, costs
+from quantune import config, costs, versions
 from quantune.artefacts import Artefact, State, differences, state
 from quantune.costs import size
 from quantune.errors import told
@@ -42,6 +42,8 @@ def clean(path: str = "config.yaml", sure: str = "") -> None:
         plan = Plan(config.read(path))
         items = list(found(plan))
     print(table(items))
+    if kept := versions.cache(Path.cwd()):
+        print(f"DVC's cache holds {size(occupied(kept))}; `dvc gc --workspace` removes what dvc.lock does not name")
     stale = [item for item in items if item.stale]
     if not stale:
         return print(f"\nNothing is stale: all of it is asked for by {path}.")

@@ -33,7 +33,7 @@ def require_watched(plan: Plan, root: str | Path = ".") -> None:
     models = [item for item in costs.needed(plan.report()) if item.stage == "model"]
     for stage, artefacts in (("data", plan.all_datasets()), ("checkpoints", models)):
         watched = [os.path.realpath(Path(root, path)) for path in stages[stage]["deps"]]
-        for path in (path for item in artefacts for path in item.outside):
+        for path in (path for item in artefacts for path in item.outside or [plan.config.lock]):
             if not any(os.path.commonpath([os.path.realpath(path), folder]) == folder for folder in watched):
                 raise ConfigError(
                     f"'{path}' is read, but `dvc repro` does not look whether it changed: add it, or its folder, to the"
@@ -41,15 +41,18 @@ def require_watched(plan: Plan, root: str | Path = ".") -> None:
                 )
 
 
+def cache(root: Path) -> Path | None:
+    """Return the folder of DVC's cache; None where there is none."""
+    if not (root / ".dvc").is_dir():
+        return None
+    told = subprocess.run(["dvc", "cache", "dir"], cwd=root, text=True, capture_output=True, check=True)
+    return folder if (folder := Path(told.stdout.strip())).is_dir() else None
+
+
 def corrupted(root: Path) -> Iterator[str]:
     """Yield, in words, each file of DVC's cache whose content is not that of its name, and what it stands for."""
-    if not (root / ".dvc").is_dir():
-        return
-    folder = Path(
-        subprocess.run(["dvc", "cache", "dir"], cwd=root, text=True, capture_output=True, check=True).stdout.strip()
-    )
-    names = None
-    for path in sorted(path for path in folder.glob("files/md5/??/*") if path.is_file()):
+    folder, names = cache(root), None
+    for path in sorted(path for path in folder.glob("files/md5/??/*") if path.is_file()) if folder else ():
         digest = path.parent.name + path.name
         with path.open("rb") as file:
             if hashlib.file_digest(file, "md5").hexdigest() != digest.removesuffix(".dir"):
@@ -57,7 +60,7 @@ def corrupted(root: Path) -> Iterator[str]:
                 yield f"{path} is not what DVC put there; it stands for {names.get(digest, 'an earlier version')}"
 
 
-def cached(root: Path, cache: Path) -> dict[str, str]:
+def cached(root: Path, folder: Path) -> dict[str, str]:
     """Return MD5 -> path of what the current dvc.lock keeps; folders end in `.dir`."""
     try:
         stages = yaml.safe_load((root / "dvc.lock").read_text())["stages"].values()
@@ -67,7 +70,7 @@ def cached(root: Path, cache: Path) -> dict[str, str]:
     for out in (out for stage in stages for out in stage.get("outs", [])):
         found[out["md5"]] = out["path"]
         try:
-            listed = json.loads((cache / "files/md5" / out["md5"][:2] / out["md5"][2:]).read_text())
+            listed = json.loads((folder / "files/md5" / out["md5"][:2] / out["md5"][2:]).read_text())
         except (OSError, ValueError):
             continue
         found |= {item["md5"]: f"{out['path']}/{item['relpath']}" for item in listed}
