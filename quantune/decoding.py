@@ -10,8 +10,8 @@
 The graph is captured here, not by `mode="reduce-overhead"`: the cache stays where it is, nothing is copied in or out
 between steps, and token, position and cache length advance on the device, so that the host never waits.
 
-Of a speech model the prompt is `Windows`; the keys and values of its cross-attention are computed once, with the prompt,
-and stay where they are in every way of decoding.
+Of a speech model the prompt is `Windows`; the keys and values of its cross-attention are computed with the prompt, and
+stay where they are in every way of decoding.
 """
 
 from dataclasses import dataclass

@@ -36,7 +36,9 @@ def benchmark(
     result = {"hardware": machine, "threads": 2, "dtype": "float32", "points": points}
     result |= {"loaded_bytes": size, "running_bytes": size}
     Path(made["path"], "result.json").write_text(json.dumps(result))
-    pandas.DataFrame(rows, columns=COLUMNS).to_parquet(Path(made["path"], "items.parquet"))
+    pandas.DataFrame(rows, columns=["batch_size", "prompt_length", *COLUMNS]).to_parquet(
+        Path(made["path"], "items.parquet")
+    )
     work.benchmarks = [*getattr(work, "benchmarks", []), made]
 
 
@@ -88,7 +90,7 @@ def test_a_point_that_did_not_fit_is_told(work, tmp_path, unfit):
         benchmark(work, name, rate, 1000, fitting=(1,) if name == unfit else (1, 4))
     gathered, html = write(measured(work), tmp_path / "report")
     told = " ".join(page.performance_words.findings(gathered)[0].sentences)
-    assert f"At batch size 4 with a prompt of 8 tokens, `{unfit}` did not fit into memory." in told
+    assert f"At batch size 4 (prompt of 8 tokens), `{unfit}` did not fit into memory." in told
     assert html.count(">did not fit</button>") == 2  # prefill and decode
     rows = {row["variant"]: row for row in csv.DictReader((tmp_path / "report/table.csv").open())}
     assert rows[unfit]["decode.batch4.prompt8.tokens_per_second"] == ""
