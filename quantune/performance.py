@@ -31,9 +31,11 @@ REAL_TIME_FACTOR = Quantity("real_time_factor", "real-time factor {}", more_is_f
 audio in the batch: 0.01 is a hundred times as fast as speech. Making log-mel spectrograms is left out."""
 PHASES = {
     "text": {"prefill": RATE, "decode": RATE},
-    "speech": {"encode": LATENCY, "decode": RATE, "transcribe": REAL_TIME_FACTOR},
+    "speech": {"transcribe": REAL_TIME_FACTOR, "encode": LATENCY, "decode": RATE},
 }
 """Track -> phase -> what is told of it; "transcribe" is encode and decode together."""
+LEADING = {"text": "decode", "speech": "transcribe"}
+"""Track -> the phase that decides which variant is fastest."""
 LENGTHS = {"text": "prompt_length", "speech": "window_seconds"}
 """Track -> what a point of the sweep has beside its batch size."""
 
@@ -117,7 +119,7 @@ class Performance:
     @property
     def leading(self) -> str:
         """The phase that decides which variant is fastest."""
-        return list(self.phases)[-1]
+        return LEADING[self.track]
 
     @property
     def batches(self) -> list[int]:
@@ -168,10 +170,10 @@ def _read(path: str) -> Performance:
         decoders[batch, length] = point["decoder"]
         chosen = runs[(runs.batch_size == batch) & (runs[of_length] == length)]
         for phase, quantity in PHASES[track].items():
-            if phase in point:
+            if quantity is REAL_TIME_FACTOR:
+                speeds[phase, batch, length] = _together(chosen, batch * length, point)
+            else:
                 speeds[phase, batch, length] = _speed(chosen[chosen.phase == phase], quantity, point[phase])
-        if track == "speech":
-            speeds["transcribe", batch, length] = _together(chosen, batch * length, point)
     return Performance(
         path=path,
         machine=_machine(result),

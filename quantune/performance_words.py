@@ -12,7 +12,7 @@ VERBS = {
 }
 HEADS = {
     "text": {"prefill": "Prefill", "decode": "Decode"},
-    "speech": {"encode": "Encode, s", "decode": "Decode, tokens/s", "transcribe": "RTF"},
+    "speech": {"transcribe": "RTF", "encode": "Encode, s", "decode": "Decode, tokens/s"},
 }
 """Track -> phase -> head of its column."""
 STEADY = 0.25  # largest spread of repeats, over their median, at which speeds are compared
