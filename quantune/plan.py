@@ -18,7 +18,7 @@ VERSIONS = {
     "resample": 1,
     "merge": 1,
     "transcribe": 1,
-    "report": 3,
+    "report": 4,
 }
 
 
