@@ -108,13 +108,15 @@ class Pass:
 
         The layer's input, the residual and the embeddings are there throughout. To them comes the largest of
         - attention: the norm's output, queries, keys, values and output; for RoPE four more of the queries' size;
-        - feed-forward: in and out of ReLU or GELU; for SwiGLU both factors, their product and the norm's output;
+        - feed-forward: in and out of ReLU or GELU, in Whisper the norm's output too; for SwiGLU both factors, their
+          product and the norm's output;
         - an adapted linear layer: its input and its copy in float32, its output, the update before and after scaling.
         Packed layers are unpacked one at a time.
         """
         rope = 4 * layers.queries if layers.gated else 0
         attention = layers.width + 2 * (layers.queries + layers.keys) + rope
-        feed_forward = layers.width + 3 * layers.feed_forward if layers.gated else 2 * layers.feed_forward
+        feed_forward = 3 * layers.feed_forward if layers.gated else 2 * layers.feed_forward
+        feed_forward += layers.width if layers.gated or self.model.frames else 0
         updates = [
             linear.inputs * (self.size + self._copy) + linear.outputs * (self.size + 2 * FLOAT)
             for linear in self._adapted(layers)

@@ -93,6 +93,11 @@ class Architecture:
         """The layers that make text."""
         return next(layers for layers in self.layers if layers.part == "decoder")
 
+    @property
+    def encoder(self) -> Layers | None:
+        """The layers that read what is heard."""
+        return next((layers for layers in self.layers if layers.part == "encoder"), None)
+
     def linears(self) -> list[tuple[int, Linear]]:
         """Return (count, layer) of every linear layer that is quantized: all but the output embedding."""
         inside = [(layers.count, linear) for layers in self.layers for linear in layers.linears]

@@ -168,10 +168,16 @@ def _lengths(config: Config, variant: chains.Variant) -> Iterator[str]:
 
 
 def _benchmark(config: Config, good_models: set[str]) -> Iterator[str]:
+    """Yield the models whose positions do not suffice for what is to be decoded."""
     for model in sorted(good_models) if config.benchmark else []:
-        positions, longest = config.positions(model), config.benchmark.longest
-        if config.track(model) != "text":
-            yield f"benchmark: measures text models only, and '{model}' is a {config.track(model)} model"
-        elif positions and longest > positions:
-            what = f"{longest} tokens with 'new_tokens', and the model '{model}' has {positions} positions"
+        track, new_tokens = config.track(model), config.benchmark.new_tokens
+        positions, longest = config.positions(model), config.benchmark.longest(track)
+        if positions is None or longest <= positions:
+            continue
+        limit = f"the model '{model}' has {positions} positions"
+        if track == "speech":
+            most = positions - (longest - new_tokens)
+            yield f"benchmark.new_tokens: {new_tokens} is too many, {limit}; allowed for it: up to {most}"
+        else:
+            what = f"{longest} tokens with 'new_tokens', and {limit}"
             yield f"benchmark.prompt_lengths: the longest makes {what}; lower one of the two"

@@ -128,8 +128,9 @@ class Config(Entry):
         return [(variant, recording) for variant in variants for recording in self.recordings]
 
     def positions(self, model: str) -> int | None:
-        """Return the longest sequence that a model was made for, if its config.json tells."""
-        return self.config_of(model).get("max_position_embeddings")
+        """Return the longest sequence of tokens that a model was made for, if its config.json tells."""
+        config = self.config_of(model)
+        return config.get("max_position_embeddings", config.get("max_target_positions"))
 
     @cached_property
     def locked(self) -> Lock:

@@ -9,10 +9,15 @@
 
 The graph is captured here, not by `mode="reduce-overhead"`: the cache stays where it is, nothing is copied in or out
 between steps, and token, position and cache length advance on the device, so that the host never waits.
+
+Of a speech model the prompt is `Windows`; the keys and values of its cross-attention are computed with the prompt, and
+stay where they are in every way of decoding.
 """
 
+from dataclasses import dataclass
+
 import torch
-from transformers import DynamicCache, PreTrainedModel, StaticCache
+from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel, StaticCache
 from transformers.masking_utils import create_masks_for_generate
 
 ALIGNMENT = 64  # tokens; the capacity of a static cache is a multiple of it, which attention kernels ask for
@@ -25,19 +30,38 @@ class UnsupportedError(RuntimeError):
     """A way of decoding that the model or the device cannot be decoded in."""
 
 
+@dataclass(frozen=True)
+class Windows:
+    """The prompt of a speech model: windows of audio, and the tokens that their transcripts begin with."""
+
+    features: torch.Tensor
+    """Log-mel spectrograms, shape (batch, mel bins, frames), of the model's dtype."""
+    tokens: torch.Tensor
+    """Token ids, shape (batch, length), int64."""
+
+
+Prompt = torch.Tensor | Windows
+"""Token ids of shape (batch, length), int64, or `Windows`; on the model's device."""
+
+
+def tokens_of(prompt: Prompt) -> torch.Tensor:
+    """Return the token ids that a prompt ends with, shape (batch, length)."""
+    return prompt.tokens if isinstance(prompt, Windows) else prompt
+
+
 class Eager:
     """One forward pass a token, over a cache that grows."""
 
-    def __init__(self, model: PreTrainedModel, prompt: torch.Tensor, steps: int):
+    def __init__(self, model: PreTrainedModel, prompt: Prompt, steps: int):
         """Read the prompt.
 
         Args:
-            model: a causal language model in evaluation mode.
-            prompt: token ids, shape (batch, length), int64.
+            model: a causal language model or, for `Windows`, a Whisper model; in evaluation mode.
+            prompt: what it goes on from.
             steps: how many steps it must be able to take.
         """
         self.model, self.steps, self.taken = model, steps, 0
-        self.cache, self.logits = prefill(model, prompt)
+        self.cache, self.logits, self.heard = prefill(model, prompt)
         self.first = self.logits.argmax(-1, keepdim=True)
         self.token = self.first.clone()
 
@@ -49,8 +73,7 @@ class Eager:
 
     def step(self) -> None:
         """Replace `token`, shape (batch, 1), by the most likely next one; `logits`, (batch, vocabulary), tell why."""
-        output = self.model(input_ids=self.token, past_key_values=self.cache, use_cache=True)
-        self.logits = output.logits[:, -1]
+        self.logits = forward(self.model, self.cache, self.heard, input_ids=self.token)
         self.token = self.logits.argmax(-1, keepdim=True)
         self.taken += 1
 
@@ -60,21 +83,16 @@ class Eager:
 class Static:
     """One forward pass a token, over a cache of fixed size: nothing changes its place in memory."""
 
-    def __init__(self, model: PreTrainedModel, prompt: torch.Tensor, steps: int):
+    def __init__(self, model: PreTrainedModel, prompt: Prompt, steps: int):
         """Read the prompt; arguments as for `Eager`.
 
         Raises:
             UnsupportedError: if a layer's cache does not hold the whole past, such as a sliding window's.
         """
-        self.model, self.length = model, prompt.shape[1]
-        filled, logits = prefill(model, prompt)
+        self.model, self.length = model, tokens_of(prompt).shape[1]
+        filled, logits, self.heard = prefill(model, prompt)
         capacity = -(-(self.length + steps) // ALIGNMENT) * ALIGNMENT
-        self.cache = StaticCache(config=model.config, max_cache_len=capacity)
-        if any(self.cache.is_sliding) or not all(hasattr(layer, "keys") for layer in filled.layers):
-            raise UnsupportedError("a layer keeps only a part of the past")
-        for layer, source in zip(self.cache.layers, filled.layers, strict=True):
-            layer.update(source.keys, source.values)
-            source.keys = source.values = None  # of two caches, never more than a layer twice
+        self.cache, self.layers = fixed(model, filled, capacity)
         self.first = logits.argmax(-1, keepdim=True)
         self.token, self.logits = self.first.clone(), logits
         self.position = torch.full_like(self.token, self.length)
@@ -83,14 +101,14 @@ class Static:
 
     def rewind(self) -> None:
         """Go back to just after the prompt; what was written behind it is overwritten or masked."""
-        for layer in self.cache.layers:
+        for layer in self.layers:
             layer.cumulative_length.fill_(self.length)
         self.position.fill_(self.length)
         self.token.copy_(self.first)
 
     def launch(self) -> None:
         """Take a step with every kernel launched anew."""
-        token, self.logits = self.next(self.model, self.cache, self.token, self.position, self.like)
+        token, self.logits = self.next(self.model, self.cache, self.heard, self.token, self.position, self.like)
         self.token.copy_(token)
         self.position.add_(1)
 
@@ -102,14 +120,14 @@ class Static:
 class Graph(Static):
     """The step captured once as a CUDA graph, then replayed."""
 
-    def __init__(self, model: PreTrainedModel, prompt: torch.Tensor, steps: int):
+    def __init__(self, model: PreTrainedModel, prompt: Prompt, steps: int):
         """Read the prompt and capture a step.
 
         Raises:
             UnsupportedError: without a CUDA device, and as `Static`.
             RuntimeError: if a layer waits for the host in its forward pass, which cannot be captured.
         """
-        if prompt.device.type != "cuda":
+        if tokens_of(prompt).device.type != "cuda":
             raise UnsupportedError("CUDA graphs need a CUDA device")
         super().__init__(model, prompt, steps)
         self.prepare()
@@ -145,45 +163,88 @@ class Compiled(Graph):
 DECODERS = {"eager": Eager, "static": Static, "graph": Graph, "compiled": Compiled}
 
 
-def prefill(model: PreTrainedModel, prompt: torch.Tensor) -> tuple[DynamicCache, torch.Tensor]:
-    """Read a prompt, token ids of shape (batch, length); return its cache and the logits of the token that follows,
-    shape (batch, vocabulary).
+def prefill(model: PreTrainedModel, prompt: Prompt) -> tuple[Cache, torch.Tensor, torch.Tensor | None]:
+    """Read a prompt; return its cache, the logits of the token that follows, shape (batch, vocabulary), and of a speech
+    model the encoder's output, shape (batch, positions, width).
     """
+    if isinstance(prompt, Windows):
+        output = model(input_features=prompt.features, decoder_input_ids=prompt.tokens, use_cache=True)
+        return output.past_key_values, output.logits[:, -1], output.encoder_last_hidden_state
     cache = DynamicCache(config=model.config)
     output = model(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return cache, output.logits[:, -1]
+    return cache, output.logits[:, -1], None
 
 
-def next_token(model, cache: StaticCache, token: torch.Tensor, position: torch.Tensor, like: torch.Tensor):
+def forward(model: PreTrainedModel, cache: Cache, heard: torch.Tensor | None, **inputs: torch.Tensor) -> torch.Tensor:
+    """Return the logits after one token more, shape (batch, vocabulary); the cache grows by it.
+
+    Args:
+        model: as for `Eager`.
+        cache: of all before.
+        heard: of a speech model the encoder's output.
+        inputs: input_ids, shape (batch, 1); attention_mask and position_ids where the model is not to work them out.
+    """
+    if heard is not None:
+        inputs = {f"decoder_{name}": value for name, value in inputs.items()} | {"encoder_outputs": (heard,)}
+    return model(past_key_values=cache, use_cache=True, **inputs).logits[:, -1]
+
+
+def fixed(model: PreTrainedModel, filled: Cache, capacity: int) -> tuple[Cache, list]:
+    """Move what a growing cache holds into one of fixed size.
+
+    Args:
+        model: whose it is.
+        filled: the cache; its keys and values are gone afterwards, but for those of cross-attention, which never grow.
+        capacity: tokens to have room for.
+
+    Returns:
+        The cache, and those of its layers that take the tokens.
+
+    Raises:
+        UnsupportedError: if a layer does not hold the whole past.
+    """
+    crossed = isinstance(filled, EncoderDecoderCache)
+    growing = filled.self_attention_cache if crossed else filled
+    config = model.config.get_text_config(decoder=True)  # of Whisper, as many layers as its decoder has
+    cache = StaticCache(config=config, max_cache_len=capacity)
+    if any(cache.is_sliding) or not all(hasattr(layer, "keys") for layer in growing.layers):
+        raise UnsupportedError("a layer keeps only a part of the past")
+    for layer, source in zip(cache.layers, growing.layers, strict=True):
+        layer.update(source.keys, source.values)
+        source.keys = source.values = None  # of two caches, never more than a layer twice
+    return (EncoderDecoderCache(cache, filled.cross_attention_cache) if crossed else cache), cache.layers
+
+
+def next_token(model, cache: Cache, heard, token: torch.Tensor, position: torch.Tensor, like: torch.Tensor):
     """Return the most likely next token, (batch, 1), and the logits, (batch, vocabulary); the cache grows by one.
 
     The mask and the position are given, as tensors: models that work them out from the cache's length would ask the
-    device for it. `like`, (batch, 1, any), has the dtype of the mask.
+    device for it. `heard` as for `forward`; `like`, (batch, 1, any), has the dtype of the mask.
     """
     masks = create_masks_for_generate(model.config, like, None, cache, position_ids=position)
-    output = model(input_ids=token, attention_mask=masks, position_ids=position, past_key_values=cache, use_cache=True)
-    logits = output.logits[:, -1]
+    logits = forward(model, cache, heard, input_ids=token, attention_mask=masks, position_ids=position)
     return logits.argmax(-1, keepdim=True), logits
 
 
 @torch.no_grad()
-def choose(way: str, model: PreTrainedModel, prompt: torch.Tensor, steps: int):
+def choose(way: str, model: PreTrainedModel, prompt: Prompt, steps: int):
     """Return a decoder that has read the prompt, and why faster ones were passed over.
 
     Args:
         way: eager, static, compiled, or auto: compiled on a GPU, eager on a CPU. Where it does not work, the next
             slower one is taken; one whose logits are not those of the eager decoder does not work.
-        model: a causal language model in evaluation mode.
-        prompt: token ids, shape (batch, length), int64, on the model's device.
+        model: as for `Eager`.
+        prompt: what it goes on from.
         steps: how many steps the decoder must be able to take.
 
     Returns:
         The decoder; its name; name -> reason of those that did not work.
     """
+    tokens = tokens_of(prompt)
     if way == "auto":
-        way = "compiled" if prompt.device.type == "cuda" else "eager"
-    forced = torch.randint(model.config.vocab_size, (min(PROBED, steps), len(prompt), 1), generator=_fixed())
-    forced = forced.to(prompt.device)
+        way = "compiled" if tokens.device.type == "cuda" else "eager"
+    forced = torch.randint(model.config.vocab_size, (min(PROBED, steps), len(tokens), 1), generator=_fixed())
+    forced = forced.to(tokens.device)
     expected = None if way == "eager" else _forced_logits(Eager(model, prompt, steps), forced)
     reasons = {}
     for name in ORDER[ORDER.index(way) :]:

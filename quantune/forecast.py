@@ -36,7 +36,7 @@ def estimate(plan: Plan, artefact: Artefact) -> Estimate | None:
     try:
         if artefact.stage == "benchmark":
             asked = plan.config.benchmark
-            batch, length = max(asked.batch_sizes), asked.longest
+            batch, length = max(asked.batch_sizes), asked.longest(plan.config.track(variant.model))
             return memory.inference(config, after, asked.dtype, batch, length, cache=True, logits=1)
         if artefact.stage == "transcribe":
             asked, length = plan.config.recordings[evaluation], config["max_target_positions"]

@@ -78,6 +78,9 @@ def inference(
 ) -> Estimate:
     """Estimate the peak of a forward pass without gradients: inside a layer, or when the logits are there.
 
+    With an encoder and a cache it is reached in a layer of the encoder, before there is a cache, or afterwards, with
+    the encoder's output; while a layer caches the keys and values of its cross-attention, they are there twice.
+
     Args:
         config: the model's config.json.
         steps: the recipes in effect: a quantization, a fine-tuning whose adapter lies on top, both or none.
@@ -92,17 +95,20 @@ def inference(
     """
     model, quantization, finetuning = read(config), _first(steps, Quantization), _first(steps, Finetuning)
     step = Pass(model, batch, length, dtype, quantization, finetuning)
-    layer = max(map(step.at_work, model.layers))
     head = step.logits(dtype, logits) + 2 * step.hidden(model.decoder)  # before and after the last norm
-    return Estimate(
-        {
-            "weights": weights(model, dtype, quantization),
-            "adapter": trainable(model, finetuning) * FLOAT if finetuning else 0,
-            "cache": step.cache() if cache else 0,
-            "workspace": WORKSPACE,
-            **({"logits": head} if head > layer else {"one layer": layer}),
-        }
-    )
+    own = {
+        "weights": weights(model, dtype, quantization),
+        "adapter": trainable(model, finetuning) * FLOAT if finetuning else 0,
+        "workspace": WORKSPACE,
+    }
+    kept = {"cache": step.cache()} if cache else {}
+    if not (cache and model.encoder):
+        return Estimate(own | kept | _largest(logits=head, one_layer=max(map(step.at_work, model.layers))))
+    encoding = Estimate(own | {"one layer": step.at_work(model.encoder)})
+    heard, cached = step.hidden(model.encoder), 2 * step.hidden(model.encoder)
+    kept |= {"encoder output": heard}
+    decoding = Estimate(own | kept | _largest(logits=head, one_layer=max(step.at_work(model.decoder), cached)))
+    return max(encoding, decoding, key=lambda estimate: estimate.total)
 
 
 def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetuning) -> Estimate:
@@ -193,6 +199,12 @@ def calibration(config: dict[str, Any], method: Calibrated, dtype: str) -> Estim
             **({"one layer": at_work} if at_work > solving else {"fitting": solving}),
         }
     )
+
+
+def _largest(**terms: int) -> dict[str, int]:
+    """Return the larger term alone; what is never there at once is not added up."""
+    name = max(terms, key=terms.__getitem__)
+    return {name.replace("_", " "): terms[name]}
 
 
 def _first(steps: Sequence[Recipe], kind: type) -> Any:

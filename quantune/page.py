@@ -27,7 +27,7 @@ def render(report: Report, figures: dict[str, str], command: str) -> str:
         figures: name -> SVG, in the order to be shown.
         command: the Snakemake command line that the report is made with; names the configuration in the commands shown.
     """
-    measured = [item.performance for item in report.variants.values() if item.performance]
+    speeds = [item for found in report.benchmarks.values() for item in found.speeds.values()]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=jinja2.select_autoescape(["html.j2"]),
@@ -41,8 +41,7 @@ def render(report: Report, figures: dict[str, str], command: str) -> str:
         report=report,
         words=words,
         findings=[*words.findings(report), *performance_words.findings(report)],
-        benchmark=next(iter(measured), None),
-        repeats=next((speed.repeats for item in measured for speed in item.speeds.values()), 0),
+        repeats=next((speed.repeats for speed in speeds), 0),
         performance_words=performance_words,
         comparisons=estimates.compare(report),
         estimates=estimates,

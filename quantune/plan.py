@@ -18,7 +18,7 @@ VERSIONS = {
     "resample": 1,
     "merge": 1,
     "transcribe": 2,
-    "report": 5,
+    "report": 6,
 }
 
 
@@ -116,7 +116,7 @@ class Plan:
             f"benchmarks/{variant}",
             "benchmark",
             recipe.version,
-            recipe.identity() | {"hardware": hardware.found()},
+            recipe.asked(self.config.track(self.config.parse(variant).model)) | {"hardware": hardware.found()},
             parents={"checkpoint": self.checkpoint(variant)},
             options={"deterministic": False},  # algorithms are timed as they are used
             reads={"base": self.loads(variant)[:-1]},

@@ -117,10 +117,20 @@ class Report:
     @cached_property
     def groups(self) -> list[tuple[list[str], list[Variant]]]:
         """The variants that the same evaluations were made of, and these: text apart from speech."""
-        found: dict[tuple[str, ...], list[Variant]] = {}
+        tracks = {item.model: item.performance.track for item in self.variants.values() if item.performance}
+        found: dict[tuple, list[Variant]] = {}
         for variant in self.variants.values():
-            found.setdefault(tuple(self.scored(variant)), []).append(variant)
-        return [(list(evaluations), variants) for evaluations, variants in found.items()]
+            found.setdefault((tracks.get(variant.model), *self.scored(variant)), []).append(variant)
+        return [(evaluations, variants) for (_, *evaluations), variants in found.items()]
+
+    @cached_property
+    def benchmarks(self) -> dict[str, Performance]:
+        """Track -> the first benchmark of a variant of it: what all of them have in common."""
+        found: dict[str, Performance] = {}
+        for variant in self.variants.values():
+            if variant.performance:
+                found.setdefault(variant.performance.track, variant.performance)
+        return found
 
     def made_by(self, kind: str) -> list[Variant]:
         """Return the variants whose last step is of a kind."""

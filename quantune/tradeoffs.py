@@ -21,6 +21,11 @@ KINDS = {
     "finetuning": ("^", ORANGE, "adapter"),
     "merge": ("D", GREEN, "merged"),
 }
+SPEEDS = {
+    "text": ("quality-speed", "decoding, tokens/s"),
+    "speech": ("quality-real-time-factor", "real-time factor"),
+}
+"""Track -> a figure's name and its axis, but for the batch size."""
 NEAR = 9  # points; a name further above or below gets a line to its point
 HALO = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
 LEADER = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkB": 4}
@@ -47,8 +52,8 @@ class Axis:
 
 
 def axes_of(report: Report, evaluation: str) -> dict[str, Axis]:
-    """Return figure -> axis, for all that was measured of an evaluation's variants: size on disk, memory, and decoding
-    by batch size.
+    """Return figure -> axis, for all that was measured of an evaluation's variants: size on disk, memory, and by batch
+    size the speed of decoding or, of speech, the real-time factor.
     """
     found = {
         "quality-size": Axis("size on disk of what must be loaded, {unit}", lambda item: _exactly(item.size_bytes))
@@ -60,9 +65,11 @@ def axes_of(report: Report, evaluation: str) -> dict[str, Axis]:
     found["quality-memory"] = Axis(
         f"{what}, {{unit}}, {one.dtype}, on {one.machine}", _memory, best="best for its memory"
     )
+    figure, what = SPEEDS[one.track]
     for batch in one.batches:
-        label = f"decoding, tokens/s at batch size {batch}, {one.dtype}, on {one.machine}"
-        found[f"quality-speed-batch{batch}"] = Axis(label, _speed(batch), True, "best for its speed")
+        label = f"{what} at batch size {batch}, {one.dtype}, on {one.machine}"
+        more_is_better = one.phases[one.leading].more_is_faster
+        found[f"{figure}-batch{batch}"] = Axis(label, _speed(one.leading, batch), more_is_better, "best for its speed")
     return found
 
 
@@ -74,9 +81,9 @@ def _memory(variant: Variant) -> tuple[float, float, float] | None:
     return _exactly(variant.performance.running_bytes) if variant.performance else None
 
 
-def _speed(batch: int) -> Callable[[Variant], tuple[float, float, float] | None]:
+def _speed(phase: str, batch: int) -> Callable[[Variant], tuple[float, float, float] | None]:
     def of(variant: Variant) -> tuple[float, float, float] | None:
-        speed = variant.performance and variant.performance.shown("decode").get(batch)
+        speed = variant.performance and variant.performance.shown(phase).get(batch)
         return (speed.median, speed.low, speed.high) if speed else None
 
     return of

@@ -1,5 +1,5 @@
-"""Benchmark: takes a variant; makes `benchmarks/{variant}`, its memory, and the time of each run of prefill and decode.
-It takes every core and GPU that Snakemake was given: nothing else runs beside it."""
+"""Benchmark: takes a variant; makes `benchmarks/{variant}`, its memory, and the time of each run of prefill (of speech:
+encode) and decode. It takes every core and GPU that Snakemake was given: nothing else runs beside it."""
 
 
 rule benchmark:

@@ -6,10 +6,11 @@ import pandas
 import pytest
 import torch
 
-from quantune import config, decoding, hardware, loading, meters, plan
+from quantune import architecture, benchmarking, config, costs, decoding, forecast, hardware, loading, meters, plan
 from quantune.benchmarking import Benchmark, peak
 from quantune.errors import ConfigError
 from tests.conftest import OPT
+from tests.voices import WHISPER
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,40 @@ def test_the_compiled_step_is_one_graph_with_the_same_tokens(model, prompt):
         decoder.next = torch.compile(decoding.next_token, fullgraph=True, dynamic=False, backend="aot_eager")
         decoder.rewind()
         assert torch.equal(decoding.decode(decoder, 8), expected)
+
+
+@pytest.fixture(scope="module")
+def speaking():
+    return loading.model([WHISPER], "float32")
+
+
+@pytest.fixture
+def windows(speaking):
+    return benchmarking.windows(speaking, loading.feature_extractor(WHISPER), 2, "float32")
+
+
+@pytest.mark.parametrize("way", ["eager", "static"])
+@torch.no_grad()
+def test_decoding_windows_gives_the_tokens_of_whole_passes(speaking, windows, way):
+    expected = windows.tokens
+    for _ in range(9):
+        logits = speaking(input_features=windows.features, decoder_input_ids=expected, use_cache=False).logits
+        expected = torch.cat([expected, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    decoder, name, reasons = decoding.choose(way, speaking, windows, 8)
+    assert (name, reasons) == (way, {})
+    found = decoding.decode(decoder, 8)
+    assert torch.equal(torch.cat([windows.tokens, decoder.first, found], dim=1), expected)
+    decoder.rewind()
+    assert torch.equal(decoding.decode(decoder, 8), found)
+
+
+def test_the_compiled_step_of_whisper_is_one_graph_with_the_same_tokens(speaking, windows):
+    with torch.no_grad():
+        decoder = decoding.Static(speaking, windows, 4)
+        expected = decoding.decode(decoder, 4)
+        decoder.next = torch.compile(decoding.next_token, fullgraph=True, dynamic=False, backend="aot_eager")
+        decoder.rewind()
+        assert torch.equal(decoding.decode(decoder, 4), expected)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="captures CUDA graphs here")
@@ -93,6 +128,26 @@ def test_runs_are_counted_and_warm_up_is_marked(tmp_path):
     json.dumps(result, allow_nan=False)
 
 
+def test_speech_is_encoded_and_decoded(tmp_path):
+    recipe = Benchmark(batch_sizes=[1, 2], new_tokens=3, dtype="float32")
+    result = recipe.measure([WHISPER], tmp_path)
+    runs = pandas.read_parquet(tmp_path / "items.parquet")
+    assert list(runs.columns[:3]) == ["batch_size", "window_seconds", "phase"] and set(runs.window_seconds) == {4}
+    counted = runs[~runs.warmup].groupby(["batch_size", "phase"]).agg({"run": "count", "tokens": "first"})
+    assert (counted.run == 5).all()
+    assert counted.tokens.to_dict() == {(1, "decode"): 3, (1, "encode"): 4, (2, "decode"): 6, (2, "encode"): 8}
+    shape = architecture.read(json.loads((WHISPER / "config.json").read_text()))
+    assert result["parameters"] == sum(shape.parameters().values()) and result["new_tokens"] == 3
+    assert result["running_bytes"]["tensors"] == 4 * result["parameters"]
+    points = result["points"]
+    assert [(point["batch_size"], point["window_seconds"], point["decoder"]) for point in points] == [
+        (1, 4, "eager"),
+        (2, 4, "eager"),
+    ]
+    assert peak(points) == max(point[phase]["peak_bytes"] for point in points for phase in ("encode", "decode"))
+    json.dumps(result, allow_nan=False)
+
+
 def test_a_point_without_memory_is_recorded_and_the_sweep_goes_on(tmp_path, monkeypatch):
     whole = decoding.prefill
 
@@ -125,6 +180,25 @@ def test_the_machine_is_part_of_the_identity(raw, monkeypatch):
         digests.add(planned.benchmark("opt+nf4+lora").digest)
         assert len(planned.report().parents["benchmarks"]) == len(planned.config.benchmarked) == 5
     assert len(digests) == 5
+
+
+def test_speech_models_are_measured_by_the_same_section(raw):
+    raw["models"]["whisper"] = {"path": str(WHISPER)}
+    raw["variants"] = ["opt", "whisper+nf4"]
+
+    def artefacts(**section):
+        planned = plan.Plan(config.load(raw | {"benchmark": {"new_tokens": 60} | section}))
+        return planned, planned.benchmark("opt"), planned.benchmark("whisper+nf4")
+
+    planned, text, speech = artefacts()
+    assert planned.config.benchmarked == ["opt", "whisper", "whisper+nf4"]
+    _, other_text, other_speech = artefacts(prompt_lengths=[8])
+    assert text.digest != other_text.digest and speech.digest == other_speech.digest
+    small, large = (artefacts(batch_sizes=[batch]) for batch in (1, 64))
+    low, high = (forecast.estimate(planned, speech).total for planned, _, speech in (small, large))
+    assert high > low > 0 and "whisper+nf4" in costs.table(costs.of_plan(planned))
+    with pytest.raises(ConfigError, match=r"new_tokens: 61 is too many, the model 'whisper' has 64 .*: up to 60"):
+        artefacts(new_tokens=61)
 
 
 def test_without_a_section_nothing_is_measured(raw):

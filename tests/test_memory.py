@@ -11,7 +11,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, WhisperForConditionalGeneration
 
-from quantune import architecture, calibration, costs, forecast, layerwise, loading, memory
+from quantune import architecture, calibration, costs, decoding, forecast, layerwise, loading, memory
 from quantune.activations import Pass
 from quantune.artefacts import roles
 from quantune.config import Config
@@ -243,6 +243,26 @@ def test_the_peak_of_inference_is_predicted(name, vocabulary):
     forward()
     terms = memory.inference(config, [], "float32", 4, 128).terms
     assert terms.get("logits", terms.get("one layer")) == pytest.approx(peak(forward), rel=0.05)
+
+
+@pytest.mark.parametrize(("frames", "layers", "most"), [(1500, 1, "one layer"), (300, 6, "cache")])
+def test_the_peak_of_transcribing_is_predicted(frames, layers, most):
+    sizes = {"d_model": 128, "vocab_size": 512, "max_source_positions": frames}
+    for part in ("encoder", "decoder"):
+        sizes |= {f"{part}_layers": layers, f"{part}_attention_heads": 2, f"{part}_ffn_dim": 512}
+    config = {"model_type": "whisper", **sizes, **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)}
+    model = built(config).eval()
+    windows = decoding.Windows(torch.randn(2, 80, 2 * frames), torch.ones(2, 4, dtype=torch.long))
+    terms = memory.inference(config, [], "float32", 2, 12, cache=True, logits=1).terms
+    assert max((name for name in terms if name not in ("weights", "workspace")), key=terms.get) == most
+
+    @torch.no_grad()
+    def transcribe():
+        decoding.decode(decoding.Eager(model, windows, 8), 8)
+
+    transcribe()
+    predicted = sum(terms.values()) - terms["weights"] - terms["workspace"]
+    assert predicted == pytest.approx(peak(transcribe), rel=0.1)
 
 
 def peak(function) -> int:

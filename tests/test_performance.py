@@ -1,7 +1,9 @@
 """Memory and speed in the report, on benchmarks whose numbers are known."""
 
+import base64
 import csv
 import json
+import re
 from pathlib import Path
 
 import pandas
@@ -13,6 +15,7 @@ from quantune.errors import QuantuneError
 from quantune.performance import Speed
 from quantune.performance_words import faster
 from tests.reports import Work, write
+from tests.spoken import speech
 
 
 def benchmark(
@@ -36,7 +39,33 @@ def benchmark(
     result = {"hardware": machine, "threads": 2, "dtype": "float32", "points": points}
     result |= {"loaded_bytes": size, "running_bytes": size}
     Path(made["path"], "result.json").write_text(json.dumps(result))
-    pandas.DataFrame(rows, columns=COLUMNS).to_parquet(Path(made["path"], "items.parquet"))
+    pandas.DataFrame(rows, columns=["batch_size", "prompt_length", *COLUMNS]).to_parquet(
+        Path(made["path"], "items.parquet")
+    )
+    work.benchmarks = [*getattr(work, "benchmarks", []), made]
+
+
+def spoken_benchmark(work: Work, name: str, factor: float, memory: int) -> None:
+    """Write a benchmark of a speech variant, batch sizes 1 and 4: of 10 s of audio for each window, `factor` times as
+    many seconds go by, half of them encoding, half of them making 5 tokens; ± 1 %.
+    """
+    made = work.artefact(f"benchmarks/{name}", "benchmark", {"checkpoint": dict(work.made)[name]})
+    machine = {"kind": "cpu", "device": "A processor", "count": 2, "driver": None, "software": {}}
+    rows, points = [], []
+    for batch in (1, 4):
+        encode, decode = {"joules_per_audio_second": 3.0}, {"joules_per_token": 2.0}
+        point = {"batch_size": batch, "window_seconds": 10}
+        points.append(point | {"fits": True, "decoder": "eager", "passed_over": {}})
+        points[-1] |= {"encode": encode | {"peak_bytes": 3 * memory}, "decode": decode | {"peak_bytes": 2 * memory}}
+        for run, times in enumerate((10, 0.99, 1.0, 1.0, 1.0, 1.01)):  # the first is warm-up
+            for phase, tokens in (("encode", 4 * batch), ("decode", 5 * batch)):
+                row = point | {"phase": phase, "run": run, "warmup": run == 0, "tokens": tokens}
+                rows.append(row | {"seconds": 5 * factor * batch * times})
+    size = {"tensors": memory, "measured": 0}
+    result = {"hardware": machine, "threads": 2, "dtype": "float32", "new_tokens": 5, "points": points}
+    result |= {"loaded_bytes": size, "running_bytes": size}
+    Path(made["path"], "result.json").write_text(json.dumps(result))
+    pandas.DataFrame(rows).to_parquet(Path(made["path"], "items.parquet"))
     work.benchmarks = [*getattr(work, "benchmarks", []), made]
 
 
@@ -88,7 +117,7 @@ def test_a_point_that_did_not_fit_is_told(work, tmp_path, unfit):
         benchmark(work, name, rate, 1000, fitting=(1,) if name == unfit else (1, 4))
     gathered, html = write(measured(work), tmp_path / "report")
     told = " ".join(page.performance_words.findings(gathered)[0].sentences)
-    assert f"At batch size 4 with a prompt of 8 tokens, `{unfit}` did not fit into memory." in told
+    assert f"At batch size 4 (prompt of 8 tokens), `{unfit}` did not fit into memory." in told
     assert html.count(">did not fit</button>") == 2  # prefill and decode
     rows = {row["variant"]: row for row in csv.DictReader((tmp_path / "report/table.csv").open())}
     assert rows[unfit]["decode.batch4.prompt8.tokens_per_second"] == ""
@@ -99,3 +128,48 @@ def test_nothing_fits(work, tmp_path):
     benchmark(work, "m", 100, 1000, fitting=())
     gathered, html = write(measured(work), tmp_path / "report")
     assert html.count(">did not fit</button>") == 4 and "did not fit" in str(page.performance_words.findings(gathered))
+
+
+def test_speech_is_told_beside_text(work, tmp_path):
+    speech(work)
+    for name, rate in (("m", 100), ("m+fine", 200)):
+        benchmark(work, name, rate, 1000)
+    for name, factor, memory in (("w", 0.1, 2000), ("w+fine", 0.05, 500), ("w+tune", 0.1, 2500)):
+        spoken_benchmark(work, name, factor, memory)
+    gathered, html = write(measured(work), tmp_path / "report")
+    text, spoken = (finding.sentences for finding in page.performance_words.findings(gathered))
+    assert not any("`w" in sentence for sentence in text) and not any("`m" in sentence for sentence in spoken)
+    assert spoken[1] == (
+        "Transcribing at batch size 1 (windows of 10 s, 5 tokens each): `w` real-time factor 0.1 (0.099 to 0.101);"
+        " fastest `w+fine`, 0.05 (0.0495 to 0.0505), 2 times as fast."
+    )
+    assert "Encoding at batch size 4 (windows of 10 s): `w` 2 (1.98 to 2.02) s; fastest `w+fine`, 1 (" in spoken[3]
+    assert "each): `w` 10 (9.9 to 10.1) tokens/s; fastest `w+fine`, 20" in spoken[4]
+    assert "`w+fine` transcribes fastest at batch size 1 (real-time factor 0.05 (0.0495 to 0.0505))." in spoken[-1]
+    drawn = {path.stem for path in (tmp_path / "report").glob("quality-*.radio.svg")}
+    names = ("size", "memory", "real-time-factor-batch1", "real-time-factor-batch4")
+    assert drawn == {f"quality-{name}.radio" for name in names}
+    for heading, own, others in (("Text", ("home", "away"), "radio"), ("Speech", ("radio", "street"), "home")):
+        part = html.partition(f"<h3>{heading}</h3>")[2].partition("<h")[0]
+        pictures = [base64.b64decode(found).decode() for found in re.findall(r'svg\+xml;base64,([^"]*)"', part)]
+        assert len(pictures) == 6 and not any(f"on {others}" in picture for picture in pictures)
+        assert all(any(f"on {name} " in picture for name in own) for picture in pictures)
+        assert sum("real-time factor at batch size" in picture for picture in pictures) == 4 * (heading == "Speech")
+    rows = {row["variant"]: row for row in csv.DictReader((tmp_path / "report/table.csv").open())}
+    factor = "transcribe.batch4.window10.real_time_factor"
+    assert [float(rows["w"][f"{factor}{end}"]) for end in ("", "_low", "_high")] == pytest.approx([0.1, 0.099, 0.101])
+    assert rows["m"][factor] == "" and rows["w"]["decode.batch4.prompt8.tokens_per_second"] == ""
+    assert float(rows["w"]["transcribe.batch4.window10.joules_per_audio_second"]) == 3 + 2 * 5 / 10
+    assert float(rows["w"]["transcribe.batch4.window10.peak_bytes"]) == 6000
+    assert "RTF,<br>batch 4" in html and "Prefill,<br>batch 4" in html
+
+
+def test_text_and_speech_have_tables_of_their_own_without_evaluations(work, tmp_path):
+    speech(work)
+    benchmark(work, "m", 100, 1000)
+    spoken_benchmark(work, "w", 0.1, 2000)
+    order = measured(work)
+    order["parents"]["evaluations"], order["recipe"]["evaluations"] = [], {}
+    gathered, html = write(order, tmp_path / "report")
+    assert [{item.model for item in variants} for _, variants in gathered.groups] == [{"m"}, {"w"}]
+    assert "Quality against memory" not in html and "real-time factor 0.1" in html
