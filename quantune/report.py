@@ -5,7 +5,6 @@ provenance, never from its name.
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,25 +12,13 @@ from typing import Any, Literal
 
 import pandas
 
-from quantune import artefacts, scores
 from quantune import performance as benchmarks
+from quantune import scores
+from quantune.lineage import read_lineage
 from quantune.performance import Performance
 from quantune.scores import Score
 
 KINDS = {"model": "model", "quantize": "quantization", "train": "finetuning", "merge": "merge"}
-RUN_FACTS = (
-    "started",
-    "seconds",
-    "audio_seconds",
-    "real_time_factor",
-    "predicted",
-    "peak_memory_bytes",
-    "peak_device_bytes",
-    "hardware",
-    "platform",
-    "cuda",
-    "command",
-)
 SHORT = 4  # times as long as its calibration samples: windows for which a variant was not calibrated
 
 
@@ -229,32 +216,6 @@ def gather(order: dict[str, Any]) -> Report:
         expected=recipe["expected"],
         artefacts=lineage,
     )
-
-
-def read_lineage(asked: Iterable[dict[str, str]]) -> dict[str, dict[str, Any]]:
-    """Return path -> provenance of artefacts and of all they were made from, down to the sources.
-
-    Args:
-        asked: the report's inputs, each with path and digest. They have "run" too: when, where and how they were made.
-
-    An ancestor that is no longer on disk, or is there with another digest, is given by its digest alone.
-    """
-    asked = list(asked)
-    inputs, waiting, found = {item["path"] for item in asked}, asked, {}
-    while waiting:
-        item, *waiting = waiting
-        path = item["path"]
-        if path in found:
-            continue
-        provenance = artefacts.recorded(path)
-        if provenance is None or provenance["digest"] != item["digest"]:
-            provenance = {"digest": item["digest"]}
-        found[path] = provenance
-        if path in inputs:
-            run = json.loads(Path(path, artefacts.RUN).read_text())
-            found[path] = provenance | {"run": {key: run[key] for key in RUN_FACTS if key in run}}
-        waiting += [parent for made_from in provenance.get("parents", {}).values() for parent in made_from]
-    return dict(sorted(found.items()))
 
 
 def _parent(provenance: dict[str, Any]) -> str | None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from quantune import estimates, report
+from quantune import estimates
 from quantune.forecast import LIBRARIES
+from quantune.lineage import read_lineage
 from tests.reports import Work, write
 
 
@@ -47,6 +48,6 @@ def test_jobs_record_what_was_predicted(finished, monkeypatch):
     trained = json.loads((finished.work / "checkpoints/opt+lora/provenance.json").read_text())
     assert sum(runs["opt+lora"]["predicted"].values()) == trained["facts"]["estimated_bytes"]
     assert runs["opt"]["predicted"] is None
-    lineage = report.read_lineage([{"path": "work/checkpoints/opt+lora", "digest": trained["digest"]}])
+    lineage = read_lineage([{"path": "work/checkpoints/opt+lora", "digest": trained["digest"]}])
     assert lineage["work/checkpoints/opt+lora"]["run"]["predicted"] == runs["opt+lora"]["predicted"]
     assert "Predicted and measured memory" in (finished.work / "report/report.html").read_text()

@@ -20,6 +20,7 @@ LOADING = ["quantune/loading.py", "quantune/checkpoints.py"]
 TRAINING = [f"quantune/{name}.py" for name in ("training", "tracks", "speech")]
 REPORT = (
     "report",
+    "lineage",
     "scores",
     "table",
     "performance",
