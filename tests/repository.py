@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,13 @@ class Repository(Folder):
 
     def __init__(self, path: Path, config: dict):
         self.path, self.work, self.config = path, path / "work", copy.deepcopy(config)
+
+    def write(self, config: dict) -> None:
+        """Write the configuration, a second after git did: once DVC has written its index, git sees whole seconds."""
+        path = self.path / "config.yaml"
+        if path.exists():
+            time.sleep(max(0.0, path.stat().st_mtime + 1 - time.time()))
+        super().write(config)
 
     def tell(self, *command: str, check: bool = True, **environment: str) -> str:
         """Run a command in it, with the tests' Python first on the path; return what it printed."""
