@@ -14,21 +14,21 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-# torch first: it decides which build of everything below it is installed
+# torch first: it decides which build of everything below it is installed. What is never imported is never compiled.
 $(VENV)/ready: envs/pinned.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quantune needs Python 3.11 or newer; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet $$(grep '^torch==' envs/pinned.txt)
-	$(BIN)/python -m pip install --quiet -r envs/pinned.txt
+	$(BIN)/python -m pip install --quiet --no-compile $$(grep '^torch==' envs/pinned.txt)
+	$(BIN)/python -m pip install --quiet --no-compile -r envs/pinned.txt
 	@touch $@
 
 $(VENV)/ready-to-test: $(VENV)/ready envs/pinned-test.txt
-	$(BIN)/python -m pip install --quiet -r envs/pinned-test.txt
+	$(BIN)/python -m pip install --quiet --no-compile -r envs/pinned-test.txt
 	@touch $@
 
 setup: $(VENV)/ready  ## create .venv from the pinned packages
 
-demo: $(VENV)/ready  ## set-up, then the report of config.yaml: thirteen variants of two tiny models, a few minutes
+demo: $(VENV)/ready  ## set-up, then the report of config.yaml: twelve variants of two tiny models, a few minutes
 	snakemake --cores $(CORES) --quiet rules
 	@echo "open work/report/report.html"
 
@@ -54,7 +54,7 @@ pull: $(VENV)/ready  ## fetch what dvc.lock names from DVC's remote; what an int
 check: $(VENV)/ready  ## read everything that was made, and DVC's cache: is every file as recorded?
 	python -c "from quantune.verify import check; check('$(CONFIG)')"
 
-verify: $(VENV)/ready  ## make again and compare: all, or ONLY="opt-2m+rtn-w4 work/prepared/radio/whisper-3m"
+verify: $(VENV)/ready  ## make again and compare: all, or ONLY="opt-2m+rtn-w3 work/prepared/radio/whisper-3m"
 	python -c "from quantune.verify import verify; verify('$(CONFIG)', '$(ONLY)', '$(CORES)')"
 
 current: $(VENV)/ready  ## fail unless Snakemake has nothing to do and DVC nothing to record
