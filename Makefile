@@ -14,16 +14,16 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-# torch first: it decides which build of everything below it is installed. What is never imported is never compiled.
+# torch first: it decides which build of everything below it is installed.
 $(VENV)/ready: envs/pinned.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quantune needs Python 3.11 or newer; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile $$(grep '^torch==' envs/pinned.txt)
-	$(BIN)/python -m pip install --quiet --no-compile -r envs/pinned.txt
+	$(BIN)/python -m pip install --quiet $$(grep '^torch==' envs/pinned.txt)
+	$(BIN)/python -m pip install --quiet -r envs/pinned.txt
 	@touch $@
 
 $(VENV)/ready-to-test: $(VENV)/ready envs/pinned-test.txt
-	$(BIN)/python -m pip install --quiet --no-compile -r envs/pinned-test.txt
+	$(BIN)/python -m pip install --quiet -r envs/pinned-test.txt
 	@touch $@
 
 setup: $(VENV)/ready  ## create .venv from the pinned packages
@@ -39,16 +39,17 @@ test: $(VENV)/ready-to-test  ## set-up, then the tests
 	python -m pytest
 
 commit: $(VENV)/ready  ## make what config.yaml asks for, then let DVC keep it: dvc.lock says what
-	mkdir -p work/sources work/prepared work/evaluations work/benchmarks
+	@dvc root
+	@mkdir -p work/sources work/prepared work/evaluations work/benchmarks
 	DVC_STAGE=commit snakemake --cores $(CORES) --quiet rules
-	dvc commit --force --quiet
-	@echo "commit dvc.lock with git; make push sends the files to DVC's remote"
+	dvc commit --force
+	@echo "commit config.yaml and dvc.lock with git; make push sends the files to DVC's remote"
 
 push: $(VENV)/ready  ## send what DVC keeps to its remote; what is there is not sent again
 	dvc push
 
 pull: $(VENV)/ready  ## fetch what dvc.lock names from DVC's remote; what an interrupted pull left is completed
-	@test ! -d work || find work -type f -name '.??????????????????????.tmp' -delete
+	@find work .dvc/cache -type f -name '.??????????????????????.tmp' -delete 2>/dev/null || true
 	dvc pull
 
 check: $(VENV)/ready  ## read everything that was made, and DVC's cache: is every file as recorded?
@@ -58,8 +59,8 @@ verify: $(VENV)/ready  ## make again and compare: all, or ONLY="opt-2m+rtn-w3 wo
 	python -c "from quantune.verify import verify; verify('$(CONFIG)', '$(ONLY)', '$(CORES)')"
 
 current: $(VENV)/ready  ## fail unless Snakemake has nothing to do and DVC nothing to record
-	snakemake --dry-run 2>&1 | grep "Nothing to be done"
-	dvc status | grep "up to date"
+	snakemake --dry-run 2>&1 | tee /dev/stderr | grep -q "Nothing to be done"
+	dvc status 2>&1 | tee /dev/stderr | grep -q "up to date"
 
 clean-stale: $(VENV)/ready  ## list, then remove, what config.yaml does not ask for; disk use by stage
 	python -c "from quantune.housekeeping import clean; clean('$(CONFIG)', '$(YES)')"

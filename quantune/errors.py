@@ -21,6 +21,8 @@ def told() -> Iterator[None]:
         yield
     except QuantuneError as error:
         sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -43,7 +43,7 @@ def clean(path: str = "config.yaml", sure: str = "") -> None:
         items = list(found(plan))
     print(table(items))
     if kept := versions.cache(Path.cwd()):
-        print(f"DVC's cache holds {size(occupied(kept))}; `dvc gc --workspace` removes what dvc.lock does not name")
+        print(f"DVC's cache holds {size(occupied(kept))}; `dvc gc --help` tells how to shrink it")
     stale = [item for item in items if item.stale]
     if not stale:
         return print(f"\nNothing is stale: all of it is asked for by {path}.")
@@ -54,6 +54,8 @@ def clean(path: str = "config.yaml", sure: str = "") -> None:
         return print("Nothing was removed; `make clean-stale YES=1` removes them.")
     if not sure and input(f"Remove these {len(stale)}? [y/N] ").strip().lower() not in ("y", "yes"):
         return print("Nothing was removed.")
+    if busy(Path(plan.work)):
+        sys.exit("Nothing was removed: jobs are running here, or a killed run left its locks (`snakemake --unlock`).")
     for item in stale:
         remove(item.path)
     print(f"removed {size(sum(item.bytes for item in stale))}")
@@ -62,12 +64,10 @@ def clean(path: str = "config.yaml", sure: str = "") -> None:
 def found(plan: Plan) -> Iterator[Item]:
     """Yield everything in the work folder, with why it is stale if it is."""
     asked, work = wanted(plan), Path(plan.work)
-    for kind, depth in DEPTHS.items():
-        for path in sorted((work / kind).glob("/".join("*" * depth))):
-            yield Item(path, kind, occupied(path), unasked(asked.get(str(path)), path))
-    report = work / "report"
-    if report.exists():
-        yield Item(report, "report", occupied(report), unasked(asked.get(str(report)), report))
+    for path in places(work):
+        kind = path.relative_to(work).parts[0]
+        by_hand = kind == "transcripts" and path.name not in plan.config.recordings  # given on the command line
+        yield Item(path, kind, occupied(path), None if by_hand else unasked(asked.get(str(path)), path))
     digests = {item.digest[:16] for item in asked.values() if state(item) is not State.CURRENT}
     for path in sorted(work.glob("tmp/*")):
         if path.suffix != ".lock" and not in_use(path):
@@ -75,6 +75,14 @@ def found(plan: Plan) -> Iterator[Item]:
             yield Item(path, "tmp", occupied(path), unfinished)
     if (work / "logs").exists():
         yield Item(work / "logs", "logs", occupied(work / "logs"), None)
+
+
+def places(work: Path) -> Iterator[Path]:
+    """Yield the folders where artefacts lie, whole ones or not."""
+    for kind, depth in DEPTHS.items():
+        yield from sorted(path for path in (work / kind).glob("/".join("*" * depth)) if path.is_dir())
+    if (work / "report").is_dir():
+        yield work / "report"
 
 
 def wanted(plan: Plan) -> dict[str, Artefact]:
@@ -116,13 +124,20 @@ def occupied(path: Path) -> int:
 def in_use(path: Path) -> bool:
     """Return whether a running job holds the lock of what it is making in `tmp`."""
     try:
-        with path.with_name(path.name + ".lock").open() as lock:
+        with path.with_name(path.name + ".lock").open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+    except FileNotFoundError:
+        return False
     except OSError:
-        pass
+        return True
     return False
+
+
+def busy(work: Path) -> bool:
+    """Return whether Snakemake, or a job of it, is at work in this folder."""
+    return any(in_use(path.with_suffix("")) for path in work.glob("tmp/*.lock")) or any(
+        Path(".snakemake").glob("locks/*")
+    )
 
 
 def remove(path: Path) -> None:

@@ -121,7 +121,7 @@ def _log_to(path: str) -> None:
 
 def _parents(order: dict[str, Any]) -> dict[str, list[str]]:
     """Return the digests that the parents on disk record, having checked that they are the ones asked for."""
-    digests = {}
+    digests = {role: [] for role in order["parents"]}
     for role, parents in order["parents"].items():
         for parent in parents:
             found = recorded(parent["path"])
@@ -130,7 +130,7 @@ def _parents(order: dict[str, Any]) -> dict[str, list[str]]:
                     f"{parent['path']} is not what the configuration asks for (another run or checkout changed it"
                     " meanwhile?); run the same snakemake command again"
                 )
-            digests.setdefault(role, []).append(found["digest"])
+            digests[role].append(found["digest"])
     return digests
 
 

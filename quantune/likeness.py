@@ -1,6 +1,7 @@
 """How alike two makings of the same artefact are: bit-equal, equal within a tolerance, or different and by how much.
 
-The distance of two arrays is the Frobenius norm of their difference, relative to that of the first.
+The distance of two floating-point arrays is the Frobenius norm of their difference, relative to that of the first.
+Whole numbers, such as packed weights, and texts are equal or not.
 """
 
 import json
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy
 
-from quantune.artefacts import UNRECORDED, file_sha256, recorded
+from quantune.artefacts import ABSENT, UNRECORDED, file_sha256, recorded
 
 TOLERANCE = 1e-5
 """Relative distance of what may differ by rounding: other kernels, another order of summation."""
@@ -65,7 +66,7 @@ def _file(name: str, first: Path, second: Path) -> Difference | None:
 
 
 def _worst(name: str, found: Iterator[tuple[str, float]]) -> Difference | None:
-    worst = max(found, key=lambda item: item[1], default=None)
+    worst = max(found, key=lambda item: math.inf if math.isnan(item[1]) else item[1], default=None)
     return Difference(name, worst[1], worst[0]) if worst else None
 
 
@@ -73,24 +74,30 @@ def _of_values(first: Any, second: Any, key: str = "") -> Iterator[tuple[str, fl
     """Yield key and relative distance of every pair of values that is not equal."""
     if isinstance(first, dict) and isinstance(second, dict):
         for name in sorted(first.keys() | second.keys()):
-            yield from _of_values(first.get(name), second.get(name), f"{key}.{name}" if key else name)
+            yield from _of_values(first.get(name, ABSENT), second.get(name, ABSENT), f"{key}.{name}" if key else name)
     elif _is_numeric(first) and _is_numeric(second):
         first, second = numpy.asarray(first), numpy.asarray(second)
         if first.shape != second.shape or first.dtype != second.dtype:
             yield f"{key}: {first.dtype}{list(first.shape)} and {second.dtype}{list(second.shape)}", math.inf
+        elif first.dtype.kind != "f" and not numpy.array_equal(first, second):
+            yield f"{key}: {numpy.mean(first != second):.2%} of {first.size:,} whole numbers differ", math.inf
         elif not numpy.array_equal(first, second, equal_nan=first.dtype.kind == "f"):
             yield key, distance(first, second)
+    elif first is ABSENT or second is ABSENT:
+        yield f"{key} is in one of them alone", math.inf
     elif first != second:
         yield f"{key}: {_short(first)} and {_short(second)}", math.inf
 
 
 def distance(first: numpy.ndarray, second: numpy.ndarray) -> float:
-    """Return ‖second − first‖ / ‖first‖, infinite where one has a number and the other has none."""
+    """Return ‖second − first‖ / ‖first‖; infinite if infinities and what is no number are not the same in both."""
     first, second = first.astype(numpy.float64), second.astype(numpy.float64)
-    if (numpy.isfinite(first) != numpy.isfinite(second)).any():
+    odd = ~numpy.isfinite(first) | ~numpy.isfinite(second)
+    if not numpy.array_equal(first[odd], second[odd], equal_nan=True):
         return math.inf
-    apart = numpy.linalg.norm(numpy.nan_to_num(second - first))
-    return float(apart / size) if (size := numpy.linalg.norm(numpy.nan_to_num(first))) else math.inf
+    first, second = first[~odd], second[~odd]
+    size = numpy.linalg.norm(first)
+    return float(numpy.linalg.norm(second - first) / size) if size else math.inf
 
 
 def _is_numeric(value: Any) -> bool:
@@ -108,8 +115,12 @@ def _tensors(path: Path) -> dict[str, Any]:
     import torch
     from safetensors.torch import load_file
 
-    tensors = load_file(path).items()
-    return {name: (item.float() if item.dtype == torch.bfloat16 else item).numpy() for name, item in tensors}
+    known = {torch.from_numpy(numpy.empty(0, kind)).dtype for kind in "?bhilBefd"}
+
+    def array(item: torch.Tensor) -> numpy.ndarray:
+        return (item if item.dtype in known else item.float()).numpy()
+
+    return {f"{name} ({item.dtype})": array(item) for name, item in load_file(path).items()}
 
 
 def _columns(path: Path) -> dict[str, Any]:
@@ -118,7 +129,11 @@ def _columns(path: Path) -> dict[str, Any]:
 
     table = pandas.read_parquet(path) if path.suffix == ".parquet" else pandas.read_csv(path)
     numeric = {name: pandas.api.types.is_numeric_dtype(column) for name, column in table.items()}
-    return {name: column.to_numpy() if numeric[name] else list(map(str, column)) for name, column in table.items()}
+    return {name: column.to_numpy() if numeric[name] else list(map(_plain, column)) for name, column in table.items()}
+
+
+def _plain(item: Any) -> Any:
+    return item.tolist() if isinstance(item, numpy.ndarray) else str(item)
 
 
 def _json(path: Path) -> Any:

@@ -16,8 +16,19 @@ from typing import Any
 import yaml
 
 from quantune import config, costs, likeness, versions
-from quantune.artefacts import PROVENANCE, Artefact, State, damage, file_sha256, recorded, state
+from quantune.artefacts import (
+    PROVENANCE,
+    Artefact,
+    State,
+    damage,
+    file_sha256,
+    locked,
+    recipe_digest,
+    recorded,
+    state,
+)
 from quantune.errors import ConfigError, QuantuneError, listed, told
+from quantune.housekeeping import places
 from quantune.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,24 +47,37 @@ def check(path: str = "config.yaml") -> None:
             print(line)
         count = len(list(artefacts_in(work)))
         if damaged:
-            sys.exit(f"{len(damaged)} damaged: remove what is named; `make pull` or `snakemake` brings it back")
+            sys.exit(
+                f"{len(damaged)} damaged: remove what is named; `make pull`, or else `make commit`, brings it back"
+            )
         print(f"{count} artefacts: every file is as recorded")
 
 
 def corrupted(work: Path) -> Iterator[str]:
-    """Yield, in words, each file of an artefact that is not the one its provenance lists."""
+    """Yield, in words, each file that is not the one its artefact's provenance lists, and what has no provenance."""
     from tqdm import tqdm
 
+    for folder in places(work):
+        if folder.is_dir() and not (folder / PROVENANCE).exists():
+            yield f"{folder} has no {PROVENANCE}: it is half of an artefact"
     for folder in tqdm(sorted(artefacts_in(work)), desc="reading", unit=" artefacts", disable=None):
         provenance = recorded(folder)
         if provenance is None:
             yield f"{folder}/{PROVENANCE} cannot be read"
         elif broken := damage(folder, provenance):
             yield f"{folder}: {broken}"
+        elif provenance["digest"] != redone(provenance):
+            yield f"{folder}/{PROVENANCE} was changed: its digest is not that of the recipe and parents it tells of"
         else:
             for file in provenance.get("files", []):
                 if file_sha256(folder / file["path"]) != file["sha256"]:
                     yield f"{folder}/{file['path']} is not what was made: its SHA-256 is not the recorded one"
+
+
+def redone(provenance: dict[str, Any]) -> str:
+    """Return the digest of what a provenance says its artefact was made from."""
+    parents = {role: [item["digest"] for item in items] for role, items in provenance["parents"].items()}
+    return recipe_digest(*(provenance[key] for key in ("stage", "version", "recipe", "sources")), parents)
 
 
 def artefacts_in(work: Path) -> Iterator[Path]:
@@ -70,18 +94,22 @@ def verify(path: str = "config.yaml", only: str = "", cores: str = "all") -> Non
     Args:
         path: the configuration file.
         only: variants, or paths below the work folder, separated by spaces; without any, all that is computed from
-            sources on disk.
+            sources on disk, but for benchmarks.
         cores: what Snakemake may use.
     """
     with told():
         plan = Plan(config.read(path))
+        if os.path.isabs(plan.work) or ".." in Path(plan.work).parts:
+            raise ConfigError(f"work: to verify, the work folder must be below this one, not '{plan.work}'")
         asked = {item.path: item for item in costs.needed(plan.report()) if item.stage != "report"}
         chosen = choose(plan, asked, only.split())
         require_current(asked.values() if not only else chosen.values(), asked)
         scratch = Path(tempfile.mkdtemp(prefix="verify-", dir=_made(Path(plan.work, "tmp"))))
         print(f"making {len(chosen)} artefacts again in {scratch}", flush=True)
-        rebuild(plan, path, asked, chosen, scratch, cores)
-        verdicts = [compare(item, scratch) for item in chosen]
+        with locked(scratch.with_name(scratch.name + ".lock")):  # `make clean-stale` leaves it alone
+            rebuild(plan, path, asked, chosen, scratch, cores)
+            verdicts = [compare(item, scratch) for item in chosen]
+    scratch.with_name(scratch.name + ".lock").unlink()
     print(f"{verdicts.count('bit-equal')} of {len(chosen)} bit-equal, {verdicts.count('different')} different")
     if "different" in verdicts:
         sys.exit(f"what was made again is kept in {scratch}")
@@ -95,7 +123,9 @@ def choose(plan: Plan, asked: dict[str, Artefact], names: list[str]) -> dict[str
         ConfigError: if a name is none of what the configuration asks for.
     """
     if not names:
-        return {path: item for path, item in asked.items() if "download" not in item.options}
+        return {
+            path: item for path, item in asked.items() if "download" not in item.options and item.stage != "benchmark"
+        }
     found = {}
     for name in names:
         below = {f"{plan.work}/checkpoints/{name}", name}
@@ -125,8 +155,6 @@ def rebuild(plan: Plan, path: str, asked: dict, chosen: dict, scratch: Path, cor
         if item.path not in chosen and state(item) is State.CURRENT:
             _made((scratch / item.path).parent).joinpath(Path(item.path).name).symlink_to(Path(item.path).resolve())
     raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    if os.path.isabs(plan.work) or ".." in Path(plan.work).parts:
-        raise ConfigError(f"work: to verify, the work folder must be below this one, not '{plan.work}'")
     for entry in (entry for section in SOURCES for entry in raw.get(section, {}).values()):
         if "path" in entry:
             entry["path"] = os.path.abspath(os.path.expanduser(os.path.expandvars(entry["path"])))

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from quantune import costs
-from quantune.errors import ConfigError
+from quantune.errors import ConfigError, QuantuneError
 from quantune.plan import Plan
 
 PIPELINE = "dvc.yaml"
@@ -45,14 +45,19 @@ def cache(root: Path) -> Path | None:
     """Return the folder of DVC's cache; None where there is none."""
     if not (root / ".dvc").is_dir():
         return None
-    told = subprocess.run(["dvc", "cache", "dir"], cwd=root, text=True, capture_output=True, check=True)
+    try:
+        told = subprocess.run(["dvc", "cache", "dir"], cwd=root, text=True, capture_output=True, check=True)
+    except FileNotFoundError:
+        raise QuantuneError("dvc is not on the path; `source .venv/bin/activate`") from None
+    except subprocess.CalledProcessError as error:
+        raise QuantuneError(f"`dvc cache dir` failed: {error.stderr.strip()}") from None
     return folder if (folder := Path(told.stdout.strip())).is_dir() else None
 
 
 def corrupted(root: Path) -> Iterator[str]:
     """Yield, in words, each file of DVC's cache whose content is not that of its name, and what it stands for."""
     folder, names = cache(root), None
-    for path in sorted(path for path in folder.glob("files/md5/??/*") if path.is_file()) if folder else ():
+    for path in sorted(path for path in folder.glob("files/md5/??/[!.]*") if path.is_file()) if folder else ():
         digest = path.parent.name + path.name
         with path.open("rb") as file:
             if hashlib.file_digest(file, "md5").hexdigest() != digest.removesuffix(".dir"):

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from quantune import likeness
 from quantune.artefacts import file_sha256
-from tests.workflow import weights
+from tests.workflow import Folder, wait_for, weights
 
 BRANCH = ("checkpoints/opt+rtn-a", "evaluations/opt+rtn-a/log", "evaluations/opt+rtn-a/general")
 
@@ -78,6 +78,10 @@ def test_a_changed_byte_is_found(pulled):
         ("a.csv", "step,loss\n1,2.0\n", "step,loss\n1,2.0\n2,3.0\n", False),
         ("a.jsonl", '{"text": "one"}\n', '{"text": "two"}\n', False),
         ("a.txt", "one", "two", False),
+        ("a.json", '{"count": 1559033600}', '{"count": 1559033601}', False),
+        ("a.json", '{"a": [1.0, Infinity]}', '{"a": [1.0, NaN]}', False),
+        ("a.json", '{"a": [Infinity]}', '{"a": [-Infinity]}', False),
+        ("a.json", '{"a": null}', "{}", False),
     ],
 )
 def test_likeness_is_of_the_numbers(tmp_path, name, first, second, tolerable):
@@ -95,6 +99,46 @@ def test_a_file_without_a_counterpart_is_different(tmp_path):
     (tmp_path / "second/more.txt").write_text("more")
     (found,) = likeness.differences(tmp_path / "first", tmp_path / "second")
     assert not found.tolerable and found.where == "is not in the first"
+
+
+def test_packed_weights_are_equal_or_not(tmp_path):
+    """One bit of each word: next to nothing as a number, another code as a weight."""
+    words = numpy.random.default_rng(0).integers(-(2**31), 2**31, (8, 8)).astype(numpy.int32)
+    for folder, tensor in (("first", words), ("second", words ^ 1)):
+        (tmp_path / folder).mkdir()
+        save_file({"weight_packed": tensor}, tmp_path / folder / "model.safetensors")
+    (found,) = likeness.differences(tmp_path / "first", tmp_path / "second")
+    assert not found.tolerable and "100.00% of 64 whole numbers differ" in found.where
+
+
+def test_half_an_artefact_and_a_changed_recipe_are_found(pulled):
+    (pulled.work / "checkpoints/opt+rtn-a/provenance.json").unlink()
+    path = pulled.work / "evaluations/opt+rtn-b/log/provenance.json"
+    found = json.loads(path.read_text())
+    found["recipe"]["length"] = 64
+    path.write_text(json.dumps(found))
+    printed = pulled.make("check", check=False)
+    assert "work/checkpoints/opt+rtn-a has no provenance.json" in printed
+    assert "work/evaluations/opt+rtn-b/log/provenance.json was changed" in printed and "2 damaged" in printed
+
+
+def test_nothing_is_removed_while_a_job_runs(pulled):
+    """Here a chain that the configuration does not name, and what it is made from."""
+    pulled.config["variants"] = ["opt+rtn-a"]
+    pulled.write(pulled.config)
+    running = pulled.begin("snakemake", "--cores", "1", "work/checkpoints/opt+rtn-b+lora@3")
+    wait_for(lambda: any(pulled.work.glob("tmp/*.lock")))
+    assert "jobs are running here" in pulled.make("clean-stale", "YES=1", check=False)
+    assert running.wait(120) == 0
+    assert (pulled.work / "checkpoints/opt+rtn-b+lora@3/adapter_model.safetensors").exists()
+    assert "removed" in pulled.make("clean-stale", "YES=1")
+    assert not (pulled.work / "checkpoints/opt+rtn-b+lora@3").exists()
+
+
+def test_a_configuration_without_data_is_current_once_it_is_made(tmp_path, finished):
+    folder = Folder(tmp_path / "project", {"models": finished.config["models"], "variants": ["opt"]})
+    folder.run("--cores", "1")
+    assert folder.planned() == set()
 
 
 def test_what_the_configuration_does_not_ask_for_is_listed_then_removed(pulled):
