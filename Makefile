@@ -14,19 +14,24 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-# torch first: it decides which build of everything below it is installed.
+# torch first: it decides which build of everything below it is installed
 $(VENV)/ready: envs/pinned.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quantune needs Python 3.11 or newer; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet $$(grep '^torch==' envs/pinned.txt)
-	$(BIN)/python -m pip install --quiet -r envs/pinned.txt
+	$(BIN)/python -m pip install --quiet --no-compile $$(grep '^torch==' envs/pinned.txt)
+	$(BIN)/python -m pip install --quiet --no-compile -r envs/pinned.txt
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores, as pip does not
 	@touch $@
 
-$(VENV)/ready-to-test: $(VENV)/ready envs/pinned-test.txt
+$(VENV)/ready-for-dvc: $(VENV)/ready envs/pinned-dvc.txt
+	$(BIN)/python -m pip install --quiet -r envs/pinned-dvc.txt
+	@touch $@
+
+$(VENV)/ready-to-test: $(VENV)/ready-for-dvc envs/pinned-test.txt
 	$(BIN)/python -m pip install --quiet -r envs/pinned-test.txt
 	@touch $@
 
-setup: $(VENV)/ready  ## create .venv from the pinned packages
+setup: $(VENV)/ready-for-dvc  ## create .venv from the pinned packages, with DVC
 
 demo: $(VENV)/ready  ## set-up, then the report of config.yaml: twelve variants of two tiny models, a few minutes
 	snakemake --cores $(CORES) --quiet rules
@@ -38,31 +43,31 @@ plan: $(VENV)/ready  ## print what config.yaml would make, and the memory, disk 
 test: $(VENV)/ready-to-test  ## set-up, then the tests
 	python -m pytest
 
-commit: $(VENV)/ready  ## make what config.yaml asks for, then let DVC keep it: dvc.lock says what
+commit: $(VENV)/ready-for-dvc  ## make what config.yaml asks for, then let DVC keep it: dvc.lock says what
 	@dvc root
 	@mkdir -p work/sources work/prepared work/evaluations work/benchmarks
 	DVC_STAGE=commit snakemake --cores $(CORES) --quiet rules
 	dvc commit --force
 	@echo "commit config.yaml and dvc.lock with git; make push sends the files to DVC's remote"
 
-push: $(VENV)/ready  ## send what DVC keeps to its remote; what is there is not sent again
+push: $(VENV)/ready-for-dvc  ## send what DVC keeps to its remote; what is there is not sent again
 	dvc push
 
-pull: $(VENV)/ready  ## fetch what dvc.lock names from DVC's remote; what an interrupted pull left is completed
+pull: $(VENV)/ready-for-dvc  ## fetch what dvc.lock names from DVC's remote; what an interrupted pull left is completed
 	@find work .dvc/cache -type f -name '.??????????????????????.tmp' -delete 2>/dev/null || true
 	dvc pull
 
-check: $(VENV)/ready  ## read everything that was made, and DVC's cache: is every file as recorded?
+check: $(VENV)/ready-for-dvc  ## read everything that was made, and DVC's cache: is every file as recorded?
 	python -c "from quantune.verify import check; check('$(CONFIG)')"
 
 verify: $(VENV)/ready  ## make again and compare: all, or ONLY="opt-2m+rtn-w3 work/prepared/radio/whisper-3m"
 	python -c "from quantune.verify import verify; verify('$(CONFIG)', '$(ONLY)', '$(CORES)')"
 
-current: $(VENV)/ready  ## fail unless Snakemake has nothing to do and DVC nothing to record
+current: $(VENV)/ready-for-dvc  ## fail unless Snakemake has nothing to do and DVC nothing to record
 	snakemake --dry-run 2>&1 | tee /dev/stderr | grep -q "Nothing to be done"
 	dvc status 2>&1 | tee /dev/stderr | grep -q "up to date"
 
-clean-stale: $(VENV)/ready  ## list, then remove, what config.yaml does not ask for; disk use by stage
+clean-stale: $(VENV)/ready-for-dvc  ## list, then remove, what config.yaml does not ask for; disk use by stage
 	python -c "from quantune.housekeeping import clean; clean('$(CONFIG)', '$(YES)')"
 
 lint: $(VENV)/ready-to-test  ## the linters
@@ -80,13 +85,17 @@ stages: $(VENV)/ready-to-test  ## record the stages' sources, once versions are 
 update-lock: $(VENV)/ready  ## ask the hub for everything in sources.lock.json again; print what changed
 	python -c "from quantune.lock import update; update('$(LOCK)')"
 
-lock:  ## resolve envs/direct*.txt into envs/pinned*.txt
-	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/pip install --quiet $$(grep '^torch==' envs/direct.txt)
-	.venv-lock/bin/pip install --quiet -r envs/direct.txt
-	{ echo "# From direct.txt by \`make lock\`."; .venv-lock/bin/pip freeze | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > envs/pinned.txt
-	.venv-lock/bin/pip install --quiet -c envs/pinned.txt -r envs/direct-test.txt
-	{ echo "# From direct-test.txt by \`make lock\`."; .venv-lock/bin/pip freeze | grep -v '^torch==' | grep -vxFf envs/pinned.txt; } > envs/pinned-test.txt
+lock:  ## resolve envs/direct*.txt, all together, into envs/pinned*.txt
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock/all && $(PYTHON) -m venv .venv-lock/layers
+	.venv-lock/all/bin/pip install --quiet $$(grep '^torch==' envs/direct.txt)
+	.venv-lock/all/bin/pip install --quiet -r envs/direct.txt -r envs/direct-dvc.txt -r envs/direct-test.txt
+	.venv-lock/all/bin/pip freeze | sed 's/^\(torch==[0-9.]*\)+.*/\1/' > .venv-lock/constraints.txt
+	touch .venv-lock/known.txt
+	for layer in '' -dvc -test; do \
+	    .venv-lock/layers/bin/pip install --quiet -c .venv-lock/constraints.txt -r envs/direct$$layer.txt && \
+	    .venv-lock/layers/bin/pip freeze | sed 's/^\(torch==[0-9.]*\)+.*/\1/' > .venv-lock/now.txt && \
+	    { echo "# From direct$$layer.txt by \`make lock\`."; grep -vxFf .venv-lock/known.txt .venv-lock/now.txt; } > envs/pinned$$layer.txt && \
+	    cp .venv-lock/now.txt .venv-lock/known.txt || exit 1; done
 	{ printf '%s\n' '# From direct.txt by `make lock`, for `snakemake --sdm conda`.' 'channels: [conda-forge]' 'dependencies:' \
 	    '  - python =3.12' '  - pip' '  - pip:'; grep -v '^#' envs/pinned.txt | sed 's/^/      - /'; } > envs/conda.yaml
 	rm -rf .venv-lock
