@@ -63,7 +63,17 @@ class Repository(Folder):
         return self.tell("snakemake", *arguments, check=check)
 
     def make(self, target: str, *variables: str, check: bool = True) -> str:
-        return self.tell("make", "--no-print-directory", "-o", ".venv/ready-for-dvc", "-o", ".venv/ready", target, *variables, check=check)
+        return self.tell(
+            "make",
+            "--no-print-directory",
+            "-o",
+            ".venv/ready-for-dvc",
+            "-o",
+            ".venv/ready",
+            target,
+            *variables,
+            check=check,
+        )
 
     def commit(self, message: str) -> None:
         self.tell("git", "add", "--all")
