@@ -33,8 +33,8 @@ $(VENV)/ready-to-test: $(VENV)/ready-for-dvc envs/pinned-test.txt
 
 setup: $(VENV)/ready-for-dvc  ## create .venv from the pinned packages, with DVC
 
-demo: $(VENV)/ready  ## set-up, then the report of config.yaml: twelve variants of two tiny models, a few minutes
-	snakemake --cores $(CORES) --quiet rules
+demo: $(VENV)/ready  ## set-up, then the report of config.yaml: thirteen variants of two tiny models, a few minutes
+	snakemake --cores $(CORES) --quiet host reason
 	@echo "open work/report/report.html"
 
 plan: $(VENV)/ready  ## print what config.yaml would make, and the memory, disk and time it takes
@@ -46,7 +46,7 @@ test: $(VENV)/ready-to-test  ## set-up, then the tests
 commit: $(VENV)/ready-for-dvc  ## make what config.yaml asks for, then let DVC keep it: dvc.lock says what
 	@dvc root
 	@mkdir -p work/sources work/prepared work/evaluations work/benchmarks
-	DVC_STAGE=commit snakemake --cores $(CORES) --quiet rules
+	DVC_STAGE=commit snakemake --cores $(CORES) --quiet host reason
 	dvc commit --force
 	@echo "commit config.yaml and dvc.lock with git; make push sends the files to DVC's remote"
 

@@ -6,6 +6,7 @@ difference is that of the chosen one and not of what it was made from.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -162,7 +163,7 @@ def rebuild(plan: Plan, path: str, asked: dict, chosen: dict, scratch: Path, cor
     (scratch / "config.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     command = [sys.executable, "-m", "snakemake", *chosen, "--cores", cores, "--quiet", "rules"]
     command += ["--snakefile", str(ROOT / "Snakefile"), "--workflow-profile", str(ROOT / "profiles/default")]
-    if subprocess.run([*command, "--configfile", "config.yaml"], cwd=scratch).returncode:
+    if _run([*command, "--configfile", "config.yaml"], scratch):
         raise QuantuneError(f"making again failed; what there is, and the logs, are in {scratch}")
 
 
@@ -182,6 +183,17 @@ def compare(path: str, scratch: Path) -> str:
         if before[name] != after[name]:
             print(f"    made with {name} {before[name]}, now {after[name]}")
     return verdict
+
+
+def _run(command: list[str], folder: Path) -> int:
+    """Return a command's exit status; it does not outlive this process when that is terminated."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with subprocess.Popen(command, cwd=folder) as running:
+        try:
+            return running.wait()
+        except BaseException:
+            running.terminate()  # it ends its jobs, and this waits for it
+            raise
 
 
 def _made(folder: Path) -> Path:

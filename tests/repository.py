@@ -23,6 +23,8 @@ ENVIRONMENT = {
     **{f"GIT_CONFIG_{part}": "/dev/null" for part in ("GLOBAL", "SYSTEM")},
     "DVC_NO_ANALYTICS": "1",
 }
+# with the tests' own Python as `.venv`, which is not to be set up
+MAKE = ["make", "--no-print-directory", "-o", ".venv/ready-for-dvc", "-o", ".venv/ready"]
 
 
 class Repository(Folder):
@@ -63,17 +65,7 @@ class Repository(Folder):
         return self.tell("snakemake", *arguments, check=check)
 
     def make(self, target: str, *variables: str, check: bool = True) -> str:
-        return self.tell(
-            "make",
-            "--no-print-directory",
-            "-o",
-            ".venv/ready-for-dvc",
-            "-o",
-            ".venv/ready",
-            target,
-            *variables,
-            check=check,
-        )
+        return self.tell(*MAKE, target, *variables, check=check)
 
     def commit(self, message: str) -> None:
         self.tell("git", "add", "--all")

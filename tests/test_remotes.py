@@ -1,13 +1,15 @@
 """DVC's remote on S3, and everything pulled with the network off."""
 
 import json
+import os
 import shutil
 import subprocess
-import sys
 
 import pytest
+import soundfile
 
-from tests.repository import Repository, made, relative
+from tests.repository import ENVIRONMENT, MAKE, made, relative
+from tests.voices import WHISPER
 from tests.workflow import CONFIG, Folder, weights
 
 KEYS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -65,17 +67,12 @@ def has_namespaces() -> bool:
     return bool(shutil.which("unshare")) and not subprocess.run([*NO_NETWORK, "true"], capture_output=True).returncode
 
 
-def snakemake(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "snakemake", *arguments]
-
-
-def offline(folder: Folder, *arguments: str) -> str:
-    """Run Snakemake in a namespace without any network, not even loopback."""
+def offline(folder: Folder, *command: str) -> str:
+    """Run a command in a namespace without any network, not even loopback."""
     if not has_namespaces():
         pytest.skip("needs `unshare --map-root-user --net`: network namespaces for this user")
-    command = folder.command if not isinstance(folder, Repository) else snakemake
     done = subprocess.run(
-        [*NO_NETWORK, *command(*arguments)], cwd=folder.path, text=True, capture_output=True, check=False
+        [*NO_NETWORK, *command], cwd=folder.path, env=os.environ | ENVIRONMENT, text=True, capture_output=True
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout + done.stderr
@@ -87,8 +84,30 @@ def test_everything_is_made_again_with_the_network_off(pulled):
     pulled.write(pulled.config)
     for path in ("prepared", "evaluations", "report", "checkpoints/opt+rtn-a", "checkpoints/opt+lora+merge"):
         shutil.rmtree(pulled.work / path)
-    assert made(offline(pulled, "--cores", "2")) >= {"report", "checkpoints/opt+lora+merge", "prepared/log/opt"}
-    assert "nothing to make" in offline(pulled, "plan", "--quiet", "all")
+    printed = offline(pulled, "snakemake", "--cores", "2")
+    assert made(printed) >= {"report", "checkpoints/opt+lora+merge", "prepared/log/opt"}
+    assert "nothing to make" in offline(pulled, "snakemake", "plan", "--quiet", "all")
+    offline(pulled, "dvc", "repro")
+    assert "every file is as recorded" in offline(pulled, *MAKE, "check")
+    assert "3 of 3 bit-equal" in offline(pulled, *MAKE, "verify", "ONLY=opt+rtn-a")
+    offline(pulled, *MAKE, "current")
+    assert "Nothing was removed" in offline(pulled, *MAKE, "clean-stale")
+
+
+def test_transcripts_and_benchmarks_need_no_network(tmp_path, heard):
+    models = {"opt": CONFIG["models"]["opt"], "whisper": {"path": str(WHISPER)}}
+    sweep = {"prompt_lengths": [8], "batch_sizes": [1], "new_tokens": 4, "dtype": "float32"}
+    folder = Folder(tmp_path / "project", {"models": models, "variants": ["opt", "whisper"], "benchmark": sweep})
+    folder.write(folder.config | {"recordings": {"talk": {"path": "talk.wav", "language": "en"}}})
+    soundfile.write(folder.path / "talk.wav", heard[0][0], 16_000)
+    assert made(offline(folder, *folder.command("transcripts", "benchmarks", "--cores", "1"))) >= {
+        "transcripts/whisper/talk",
+        "benchmarks/opt",
+        "benchmarks/whisper",
+    }
+    for model in ("opt", "whisper"):
+        (point,) = json.loads((folder.work / f"benchmarks/{model}/result.json").read_text())["points"]
+        assert point["fits"]
 
 
 def test_a_hub_model_that_was_pulled_needs_no_network(hub, root, tmp_path, monkeypatch):
@@ -100,7 +119,7 @@ def test_a_hub_model_that_was_pulled_needs_no_network(hub, root, tmp_path, monke
     folder = Folder(tmp_path / "project", config)
     folder.run("checkpoints", "--cores", "2")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    assert made(offline(folder, "--cores", "2")) == {
+    assert made(offline(folder, *folder.command("--cores", "2"))) == {
         "evaluations/opt/log",
         "evaluations/opt/general",
         "evaluations/opt+rtn-a/log",

@@ -64,7 +64,7 @@ def test_two_branches(pulled):
     pulled.tell("git", "switch", "--quiet", "--create", "coarse")
     pulled.change(quantizations={"rtn-b": {"group_size": 32}})
     assert pulled.planned() == RTN_B
-    assert made(pulled.make("commit")) == set()  # it prints no jobs
+    assert made(pulled.make("commit")) == RTN_B
     pulled.commit("Smaller groups")
     coarse = pulled.metrics()
     pulled.tell("git", "switch", "--quiet", "main")
@@ -156,10 +156,28 @@ def test_dvc_repro_makes_a_clean_clone(origin, tmp_path):
     assert curves[""]["data"]["work/report/metrics.json"]["data"] == clone.metrics()
 
 
-def test_loss_curves_are_plots(pulled):
-    printed = json.loads(pulled.tell("dvc", "plots", "show", "--json"))
-    shown = json.dumps(printed)
-    assert "validation_loss" in shown and "opt+nf4+lora" in shown
+def test_an_experiment_is_told_by_its_table_and_its_curves(pulled):
+    pulled.config["variants"] = ["opt+lora"]
+    pulled.write(pulled.config)
+    pulled.make("commit")
+    pulled.commit("One training")
+    rate = "config.yaml:finetunings.lora.learning_rate=0.001"
+    pulled.tell("dvc", "exp", "run", "--set-param", rate, "--name", "slower")
+    _, commit = json.loads(pulled.tell("dvc", "exp", "show", "--json"))
+    (experiment,) = commit["experiments"]
+    before, after = (item["data"] for item in (commit, experiment["revs"][0]))
+    assert experiment["name"] == "slower"
+    assert after["params"]["config.yaml"]["data"]["finetunings"]["lora"]["learning_rate"] == 0.001
+    losses = [item["metrics"]["work/report/metrics.json"]["data"]["opt+lora"] for item in (before, after)]
+    assert losses[0]["log.token_perplexity"] != losses[1]["log.token_perplexity"]
+    drawn = json.loads(pulled.tell("dvc", "plots", "diff", "main", "slower", "--json"))["data"]
+    (figure,) = drawn["work/report/curves/opt+lora.csv"]
+    points = figure["content"]["data"]["values"]
+    for revision, highest in (("main", 0.003), ("slower", 0.001)):
+        own = [point for point in points if point["rev"] == revision]
+        assert {point["step"] for point in own} == {"0", "5", "10", "12"}
+        assert {point["field"] for point in own} == {"train_loss", "validation_loss"}
+        assert highest / 2 < max(float(point["learning_rate"]) for point in own) <= highest
 
 
 def test_an_input_that_dvc_does_not_watch_is_refused(pulled, tmp_path):

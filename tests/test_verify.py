@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from quantune import likeness
 from quantune.artefacts import file_sha256
-from tests.workflow import Folder, wait_for, weights
+from tests.workflow import Folder, processes, wait_for, weights
 
 BRANCH = ("checkpoints/opt+rtn-a", "evaluations/opt+rtn-a/log", "evaluations/opt+rtn-a/general")
 
@@ -29,6 +29,15 @@ def test_what_is_made_again_is_the_same_to_the_bit(pulled):
     assert printed.count("bit-equal  ") == 4 and "4 of 4 bit-equal, 0 different" in printed
     assert not any((pulled.work / "tmp").iterdir())
     assert pulled.planned() == set() and pulled.clean()
+
+
+def test_a_terminated_verification_ends_its_jobs(pulled):
+    verifying = pulled.begin("python", "-c", "from quantune.verify import verify; verify()")
+    wait_for(lambda: any(pulled.work.glob("tmp/verify-*/work/tmp/*.lock")))
+    (scratch,) = (path for path in pulled.work.glob("tmp/verify-*") if path.is_dir())
+    verifying.terminate()
+    assert verifying.wait(120) == 128 + 15
+    assert processes(".", scratch) == []
 
 
 def test_other_bits_are_told_by_how_much(pulled):
