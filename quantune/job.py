@@ -50,6 +50,7 @@ def announce(root: str, arguments: list[str]) -> None:
 def run(snakemake: Any, body: Callable[..., dict[str, Any] | None], imports: bool = True) -> None:
     """Make a rule's output.
 
+    It takes a GPU if the rule asks for one, a benchmark all of them; waiting for it is no part of the job's time.
     `body(order, inputs, folder, scratch)` fills the empty `folder` and returns facts for the provenance; `scratch` is
     kept until the output is complete, so that a killed job can go on from what it saved there. The folder is renamed
     into place at the end: an artefact that exists is whole.
@@ -60,13 +61,16 @@ def run(snakemake: Any, body: Callable[..., dict[str, Any] | None], imports: boo
         imports: whether to set up torch (threads, determinism, seeds); false for stages that need no torch.
     """
     _log_to(snakemake.log[0])
-    order, started = snakemake.params.order, time.time()
+    order = snakemake.params.order
     if snakemake.params.why:
         print(snakemake.params.why.strip())
+    if snakemake.resources.get("gpu"):
+        turns.take(everything=order["stage"] == "benchmark")
+    started = time.time()
     try:
         _prepare(snakemake.threads, order["options"])
         if imports:
-            _start_torch(snakemake, order)
+            _start_torch(snakemake.threads, order["options"].get("deterministic", True))
         inputs = {role: [Path(path) for path in paths] for role, paths in _by_role(snakemake.input).items()}
         make(order, lambda folder, scratch: body(order, inputs, folder, scratch), started)
     except QuantuneError as error:
@@ -205,17 +209,15 @@ def _prepare(threads: int, options: dict[str, Any]) -> None:
     random.seed(0)
 
 
-def _start_torch(snakemake: Any, order: dict[str, Any]) -> None:
-    """Take a GPU if the job asks for one (a benchmark all of them), then set up threads, seeds and determinism."""
-    if snakemake.resources.get("gpu"):
-        turns.take(everything=order["stage"] == "benchmark")
+def _start_torch(threads: int, deterministic: bool) -> None:
+    """Set up threads, seeds and determinism."""
     import numpy
     import torch
 
-    torch.set_num_threads(snakemake.threads)
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
     numpy.random.seed(0)
-    if order["options"].get("deterministic", True):
+    if deterministic:
         be_deterministic()
 
 

@@ -6,6 +6,7 @@ folder for temporary files, so that runs of different work folders take turns to
 
 import fcntl
 import os
+import sys
 import tempfile
 import time
 
@@ -30,14 +31,23 @@ def take(everything: bool = False) -> list[str]:
         return []
     if everything:
         for uuid in sorted(there):  # in one order everywhere: two that take all never wait for each other
-            while not _lock(uuid):
-                time.sleep(WAIT)
+            _first_free([uuid])
         return there
+    uuid = _first_free(there)
+    os.environ["CUDA_VISIBLE_DEVICES"] = uuid
+    return [uuid]
+
+
+def _first_free(there: list[str]) -> str:
+    """Wait until one of these GPUs is free, and take it."""
+    told = False
     while True:
         for uuid in there:
             if _lock(uuid):
-                os.environ["CUDA_VISIBLE_DEVICES"] = uuid
-                return [uuid]
+                return uuid
+        if not told:
+            print("waiting for a free GPU: other jobs of this machine hold", ", ".join(there), file=sys.stderr)
+            told = True
         time.sleep(WAIT)
 
 

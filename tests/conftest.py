@@ -14,6 +14,7 @@ from tests.voices import heard, prepared, processor  # noqa: F401 (fixtures)
 from tests.workflow import finished, project  # noqa: F401 (fixtures)
 
 ROOT = Path(__file__).parents[1]
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are of CPUs, wherever they run; GPUs are the benchmarks' part
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: more threads only wait for one another
 OPT = ROOT / "assets/models/opt-2m"
 

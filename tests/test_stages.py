@@ -100,8 +100,16 @@ def fingerprint(files: list[str]) -> str:
             body = getattr(node, "body", None)
             if isinstance(body, list):
                 node.body = [item for item in body if not (isinstance(item, ast.Expr) and _is_text(item.value))] or body
-        digest.update(ast.dump(tree).encode())
+        digest.update(repr(_structure(tree)).encode())
     return digest.hexdigest()
+
+
+def _structure(node):
+    """Return a syntax tree as lists, without what is empty: each Python adds empty fields of its own."""
+    if isinstance(node, ast.AST):
+        fields = [[name, _structure(value)] for name, value in ast.iter_fields(node) if value not in (None, [])]
+        return [type(node).__name__, fields]
+    return [_structure(item) for item in node] if isinstance(node, list) else node
 
 
 def _is_text(node: ast.AST) -> bool:
