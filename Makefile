@@ -8,6 +8,10 @@ LOCK   ?= sources.lock.json
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+KEPT   := data checkpoints measurements all
+of_dvc  = @test '$(CONFIG)' = config.yaml || { echo "DVC keeps what config.yaml asks for: copy $(CONFIG) over it"; exit 1; }
+nothing_to_do = snakemake $(KEPT) --dry-run 2>&1 | tee /dev/stderr | grep -q "Nothing to be done"
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo plan test commit push pull check current verify clean-stale lint schema stages lock update-lock clean
 
@@ -44,10 +48,12 @@ test: $(VENV)/ready-to-test  ## set-up, then the tests
 	python -m pytest
 
 commit: $(VENV)/ready-for-dvc  ## make what config.yaml asks for, then let DVC keep it: dvc.lock says what
+	$(of_dvc)
 	@dvc root
 	@mkdir -p work/sources work/prepared work/evaluations work/benchmarks
-	DVC_STAGE=commit snakemake --cores $(CORES) --quiet host reason
+	DVC_STAGE=commit snakemake $(KEPT) --cores $(CORES) --quiet host reason
 	dvc commit --force
+	@$(nothing_to_do) || { echo "config.yaml or its inputs changed meanwhile: run make commit again"; exit 1; }
 	@echo "commit config.yaml and dvc.lock with git; make push sends the files to DVC's remote"
 
 push: $(VENV)/ready-for-dvc  ## send what DVC keeps to its remote; what is there is not sent again
@@ -55,7 +61,7 @@ push: $(VENV)/ready-for-dvc  ## send what DVC keeps to its remote; what is there
 
 pull: $(VENV)/ready-for-dvc  ## fetch what dvc.lock names from DVC's remote; what an interrupted pull left is completed
 	@find work .dvc/cache -type f -name '.??????????????????????.tmp' -delete 2>/dev/null || true
-	dvc pull
+	dvc pull || { echo "make commit keeps what was made here; --force throws it away"; exit 1; }
 
 check: $(VENV)/ready-for-dvc  ## read everything that was made, and DVC's cache: is every file as recorded?
 	python -c "from quantune.verify import check; check('$(CONFIG)')"
@@ -64,7 +70,8 @@ verify: $(VENV)/ready  ## make again and compare: all, or ONLY="opt-2m+rtn-w3 wo
 	python -c "from quantune.verify import verify; verify('$(CONFIG)', '$(ONLY)', '$(CORES)')"
 
 current: $(VENV)/ready-for-dvc  ## fail unless Snakemake has nothing to do and DVC nothing to record
-	snakemake --dry-run 2>&1 | tee /dev/stderr | grep -q "Nothing to be done"
+	$(of_dvc)
+	$(nothing_to_do)
 	dvc status 2>&1 | tee /dev/stderr | grep -q "up to date"
 
 clean-stale: $(VENV)/ready-for-dvc  ## list, then remove, what config.yaml does not ask for; disk use by stage

@@ -49,7 +49,8 @@ def main(out: str) -> None:
             measured.mkdir()
             found = SWEEP.measure([folder], measured)
             items = pandas.read_parquet(measured / "items.parquet")
-            seconds = items[~items.warmup].groupby(["phase", "batch_size"]).seconds.agg(["median", "min", "max", "count"])
+            seconds = items[~items.warmup].groupby(["phase", "batch_size"]).seconds
+            seconds = seconds.agg(["median", "min", "max", "count"])
             results[name] = found | {"seconds": json.loads(seconds.reset_index().to_json(orient="records"))}
             print(name, seconds, flush=True)
         except Exception:

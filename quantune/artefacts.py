@@ -18,6 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from quantune import hashes
+
 PROVENANCE = "provenance.json"
 RUN = "run.json"
 ABSENT = object()
@@ -109,26 +111,58 @@ def recorded(path: str | Path) -> dict[str, Any] | None:
         return None
 
 
-def damage(path: str | Path, provenance: dict[str, Any]) -> str | None:
-    """Return the first listed file that is missing or has another size, or None; contents are not read."""
-    for listed in provenance.get("files", []):
+def damage(path: str | Path, provenance: dict[str, Any], known: hashes.Hashes | None = None) -> str | None:
+    """Return the first listed file that is missing or not what was made, or None.
+
+    Sizes are compared first; contents only where hashes are given, which read each file once.
+    """
+    listed = [(Path(path) / item["path"], item) for item in provenance.get("files", [])]
+    for file, item in listed:
         try:
-            size = os.stat(Path(path) / listed["path"]).st_size
+            size = os.stat(file).st_size
         except OSError:
-            return f"{listed['path']} is missing"
-        if size != listed["size"]:
-            return f"{listed['path']} has {size} bytes, not {listed['size']}"
+            return f"{item['path']} is missing"
+        if size != item["size"]:
+            return f"{item['path']} has {size} bytes, not {item['size']}"
+    for file, item in listed if known else ():
+        if known.file(file) != item["sha256"]:
+            return f"{item['path']} is not the file that was made"
+    return None
+
+
+def content(provenance: dict[str, Any]) -> str:
+    """Return one SHA-256 for an artefact's bytes: of the names and contents of its files."""
+    return sha256(canonical([[item["path"], item["sha256"]] for item in provenance.get("files", [])]))
+
+
+def other_bits(path: str | Path) -> str | None:
+    """Return something an artefact on disk was made from that has been made again since with other bits, or None.
+
+    Other bits of the same recipe come from another machine, other package versions, or without `deterministic`.
+    """
+    for then in _parents(recorded(path) or {}):
+        there = recorded(then["path"])
+        if there is None or there["digest"] != then["digest"] or "content" not in then:
+            continue
+        if content(there) != then["content"]:
+            return then["path"]
+        if changed := other_bits(then["path"]):
+            return changed
     return None
 
 
 def state(artefact: Artefact) -> State:
-    """Compare what lies at the artefact's path with what the configuration asks for. Dates play no part."""
+    """Compare what lies at the artefact's path with what the configuration asks for, by content. Dates play no part."""
     if not os.path.lexists(artefact.path):
         return State.MISSING
     found = recorded(artefact.path)
-    if found is None or found["digest"] != artefact.digest or damage(artefact.path, found):
+    if found is None or found["digest"] != artefact.digest or damage(artefact.path, found, _known(artefact)):
         return State.STALE
-    return State.CURRENT
+    return State.STALE if other_bits(artefact.path) else State.CURRENT
+
+
+def _known(artefact: Artefact) -> hashes.Hashes | None:
+    return hashes.of(artefact.options["work"]) if "work" in artefact.options else None
 
 
 def differences(artefact: Artefact) -> list[str]:
@@ -145,19 +179,22 @@ def differences(artefact: Artefact) -> list[str]:
         changes.append(f"version of the stage {wanted['stage']}: {found.get('version')} -> {wanted['version']}")
     changes += list(_changed("", found.get("recipe", {}), wanted["recipe"]))
     changes += [f"source {change}" for change in _changed("", found.get("sources", {}), wanted["sources"])]
-    before, after = _digests(found.get("parents", {})), _digests(wanted["parents"])
+    before, after = ({item["path"]: item["digest"] for item in _parents(known)} for known in (found, wanted))
     changes += [f"made anew: {path}" for path in after if path in before and before[path] != after[path]]
     changes += [f"now made from: {path}" for path in after if path not in before]
     changes += [f"no longer made from: {path}" for path in before if path not in after]
     if not changes and found["digest"] != artefact.digest:
         changes.append("what it is made from comes in another order")
-    if broken := damage(artefact.path, found):
+    if broken := damage(artefact.path, found, _known(artefact)):
         changes.append(broken)
+    if not changes and (changed := other_bits(artefact.path)):
+        changes.append(f"made again with other bits: {changed}")
     return changes
 
 
-def _digests(parents: dict[str, list[dict[str, str]]]) -> dict[str, str]:
-    return {item["path"]: item["digest"] for made_from in parents.values() for item in made_from}
+def _parents(known: dict[str, Any]) -> list[dict[str, str]]:
+    """Return what a provenance, or an order, says it is made from: each with path and digest."""
+    return [item for made_from in known.get("parents", {}).values() for item in made_from]
 
 
 def _changed(prefix: str, before: Any, after: Any) -> Iterator[str]:
@@ -191,75 +228,6 @@ def marker(artefact: Artefact, work: str) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     os.utime(folder, ns=(newer, newer))
     return str(folder)
-
-
-class Hashes:
-    """SHA-256 of files, remembered by path, size and time of change, so that no-op runs read no large file twice."""
-
-    def __init__(self, memory: str | Path):
-        self.memory = Path(memory)
-        try:
-            known = json.loads(self.memory.read_text())
-        except (OSError, ValueError):
-            known = None
-        self.known = known if isinstance(known, dict) else {}
-
-    def file(self, path: str | Path) -> str:
-        """Return the SHA-256 of a file's content, in hexadecimal."""
-        path = os.path.realpath(path)
-        status = os.stat(path)
-        stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
-        if path in self.known and self.known[path][:3] == stamp:
-            return self.known[path][3]
-        digest = file_sha256(path)
-        if _settled(status.st_mtime_ns):
-            self.known[path] = [*stamp, digest]
-            self._save()
-        return digest
-
-    def together(self, root: Path, paths: list[Path]) -> str:
-        """Return one SHA-256 for many files below a folder: of their names and contents; missing ones count as such."""
-        found = [(path.relative_to(root).as_posix(), path, _stamp(path)) for path in sorted(set(paths))]
-        stamp = hashlib.sha256(json.dumps([(name, stamp) for name, _, stamp in found]).encode()).hexdigest()
-        key = f"{os.path.realpath(root)}/*"
-        if self.known.get(key, [None])[0] == stamp:
-            return self.known[key][1]
-        digest = hashlib.sha256()
-        for name, path, there in found:
-            digest.update(f"{name}\0{file_sha256(path) if there else 'missing'}\n".encode())
-        if all(_settled(there[1]) for _, _, there in found if there):
-            self.known[key] = [stamp, digest.hexdigest()]
-            self._save()
-        return digest.hexdigest()
-
-    def _save(self) -> None:
-        self.memory.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.memory.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(self.known))
-        partial.replace(self.memory)
-
-
-def _settled(changed: int) -> bool:
-    """Return whether a file changed long enough ago, given when in nanoseconds.
-
-    Within the clock's granularity of being read it could change again unseen.
-    """
-    return time.time_ns() - changed > 2_000_000_000
-
-
-def _stamp(path: Path) -> list[int] | None:
-    """Return what changes when a file changes; None if it is not there."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns, status.st_ino]
-
-
-def file_sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from quantune import hub
-from quantune.artefacts import file_sha256
 from quantune.errors import QuantuneError
+from quantune.hashes import file_sha256
 
 CHUNK = 2**18  # bytes that a cut connection loses at most
 RETRIES = 5  # cut connections in a row without a byte received

@@ -12,7 +12,7 @@ from pathlib import Path
 from quantune import config, costs, versions
 from quantune.artefacts import Artefact, State, differences, state
 from quantune.costs import size
-from quantune.errors import told
+from quantune.errors import ConfigError, told
 from quantune.plan import Plan
 
 DEPTHS = {"sources": 1, "prepared": 2, "checkpoints": 1, "evaluations": 2, "transcripts": 2, "benchmarks": 1}
@@ -36,9 +36,11 @@ def clean(path: str = "config.yaml", sure: str = "") -> None:
 
     Args:
         path: the configuration file.
-        sure: any text removes without asking.
+        sure: `1` or `yes` removes without asking; anything else but nothing is refused.
     """
     with told():
+        if sure not in ("", "1", "y", "yes"):
+            raise ConfigError(f"YES={sure} is not allowed: write YES=1 to remove without being asked, or leave it out")
         plan = Plan(config.read(path))
         items = list(found(plan))
     print(table(items))

@@ -7,6 +7,7 @@ import random
 import resource
 import shlex
 import shutil
+import subprocess
 import sys
 import time
 import traceback
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from quantune import hardware, turns
-from quantune.artefacts import PROVENANCE, RUN, UNRECORDED, file_sha256, locked, recipe_digest, recorded
+from quantune.artefacts import PROVENANCE, RUN, UNRECORDED, content, locked, recipe_digest, recorded
 from quantune.artefacts import damage as damaged
 from quantune.errors import QuantuneError
+from quantune.hashes import file_sha256
+from quantune.hashes import of as hashes_of
 
 PACKAGES = (
     "torch",
@@ -45,6 +48,13 @@ def announce(root: str, arguments: list[str]) -> None:
     """Tell the jobs that this process starts where the code lies and by which command they were asked for."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("QUANTUNE_COMMAND", shlex.join(["snakemake", *arguments[1:]]))
+    if "QUANTUNE_COMMIT" not in os.environ:
+        describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        try:
+            told = subprocess.run(describe, cwd=root, text=True, capture_output=True).stdout
+        except OSError:
+            told = ""
+        os.environ["QUANTUNE_COMMIT"] = told.strip()
 
 
 def run(snakemake: Any, body: Callable[..., dict[str, Any] | None], imports: bool = True) -> None:
@@ -87,7 +97,7 @@ def make(order: dict[str, Any], body: Callable, started: float) -> None:
     """Build an artefact in the work folder's `tmp` and rename it into place.
 
     Raises:
-        QuantuneError: if a parent on disk is not the one the order was made for.
+        QuantuneError: if a parent on disk is not the one the order was made for, or a file from outside changed.
     """
     target = Path(order["path"])
     place = Path(order["options"]["work"], "tmp", f"{order['digest'][:16]}.{target.name}")
@@ -96,20 +106,26 @@ def make(order: dict[str, Any], body: Callable, started: float) -> None:
         if found and found["digest"] == order["digest"] and not damaged(target, found):
             print("made by another process while this one waited")
             return
-        digest = recipe_digest(*(order[key] for key in ("stage", "version", "recipe", "sources")), _parents(order))
+        parents = _parents(order)
+        digests = {role: [item["digest"] for item in items] for role, items in parents.items()}
+        digest = recipe_digest(*(order[key] for key in ("stage", "version", "recipe", "sources")), digests)
         folder, scratch = place / "output", place / "scratch"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         scratch.mkdir(exist_ok=True)
         facts = body(folder, scratch) or {}
+        _require_same_sources(order)
         timing = facts.pop("run", {})
-        _write(folder / RUN, _run_facts(started) | {"predicted": order.get("predicted")} | timing)
-        _write(folder / PROVENANCE, _provenance(order, digest, facts, folder))
+        _write(folder / RUN, _run_facts(started, order["options"]) | {"predicted": order.get("predicted")} | timing)
+        provenance = _provenance(order, digest, parents, facts, folder)
+        _write(folder / PROVENANCE, provenance)
         _settle(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(target):
             os.rename(target, place / "replaced")
         os.rename(folder, target)
+        for item in provenance["files"]:
+            hashes_of(order["options"]["work"]).learn(target / item["path"], item["sha256"])
         shutil.rmtree(place, ignore_errors=True)
     place.with_name(place.name + ".lock").unlink(missing_ok=True)
     print(f"done in {time.time() - started:.1f} s: {target}")
@@ -123,9 +139,18 @@ def _log_to(path: str) -> None:
     sys.stdout.reconfigure(line_buffering=True)
 
 
-def _parents(order: dict[str, Any]) -> dict[str, list[str]]:
-    """Return the digests that the parents on disk record, having checked that they are the ones asked for."""
-    digests = {role: [] for role in order["parents"]}
+def _require_same_sources(order: dict[str, Any]) -> None:
+    """Raise QuantuneError if a file on this machine, from outside, is not the one that was there at planning."""
+    files = order["options"].get("files", []) if "download" not in order["options"] else []
+    paths = [path for found in files.values() for path in found] if isinstance(files, dict) else files
+    for path in paths:
+        if hashes_of(order["options"]["work"]).file(path) not in order["sources"].values():
+            raise QuantuneError(f"'{path}' changed while it was read; run the same snakemake command again")
+
+
+def _parents(order: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
+    """Return role -> path, digest and content of the parents on disk, which are the ones asked for."""
+    made_from = {role: [] for role in order["parents"]}
     for role, parents in order["parents"].items():
         for parent in parents:
             found = recorded(parent["path"])
@@ -134,11 +159,11 @@ def _parents(order: dict[str, Any]) -> dict[str, list[str]]:
                     f"{parent['path']} is not what the configuration asks for (another run or checkout changed it"
                     " meanwhile?); run the same snakemake command again"
                 )
-            digests[role].append(found["digest"])
-    return digests
+            made_from[role].append({**parent, "digest": found["digest"], "content": content(found)})
+    return made_from
 
 
-def _provenance(order: dict[str, Any], digest: str, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _provenance(order: dict, digest: str, parents: dict, facts: dict, folder: Path) -> dict[str, Any]:
     """Return what the artefact is: all of it follows from the recipe and the packages, none from the run."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in UNRECORDED)
     return {
@@ -147,7 +172,7 @@ def _provenance(order: dict[str, Any], digest: str, facts: dict[str, Any], folde
         "version": order["version"],
         "recipe": order["recipe"],
         "sources": order["sources"],
-        "parents": order["parents"],
+        "parents": parents,
         "facts": facts,
         "packages": {"python": platform.python_version(), **{name: hardware.version(name) for name in PACKAGES}},
         "files": [
@@ -157,7 +182,7 @@ def _provenance(order: dict[str, Any], digest: str, facts: dict[str, Any], folde
     }
 
 
-def _run_facts(started: float) -> dict[str, Any]:
+def _run_facts(started: float, options: dict[str, Any]) -> dict[str, Any]:
     """Return when, where and at what cost the artefact was made."""
     import psutil
 
@@ -166,6 +191,9 @@ def _run_facts(started: float) -> dict[str, Any]:
         "seconds": round(time.time() - started, 2),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "command": os.environ.get("QUANTUNE_COMMAND", ""),
+        "commit": os.environ.get("QUANTUNE_COMMIT", ""),
+        "deterministic": options.get("deterministic", True),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", 1)),
         "hardware": {"cpu": hardware.cpu(), "cores": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total},
         "platform": platform.platform(),
     }

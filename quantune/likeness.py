@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy
 
-from quantune.artefacts import ABSENT, UNRECORDED, file_sha256, recorded
+from quantune.artefacts import ABSENT, UNRECORDED, recorded
+from quantune.hashes import file_sha256
 
 TOLERANCE = 1e-5
 """Relative distance of what may differ by rounding: other kernels, another order of summation."""

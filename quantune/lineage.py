@@ -19,6 +19,9 @@ RUN_FACTS = (
     "platform",
     "cuda",
     "command",
+    "commit",
+    "deterministic",
+    "threads",
 )
 
 
@@ -26,12 +29,12 @@ def read_lineage(asked: Iterable[dict[str, str]]) -> dict[str, dict[str, Any]]:
     """Return path -> provenance of artefacts and of all they were made from, down to the sources.
 
     Args:
-        asked: the report's inputs, each with path and digest. They have "run" too: when, where and how they were made.
+        asked: the report's inputs, each with path and digest.
 
-    An ancestor that is no longer on disk, or is there with another digest, is given by its digest alone.
+    Each has "run" too: when, where and how it was made. An ancestor that is no longer on disk, or is there with another
+    digest, is given by its digest alone.
     """
-    asked = list(asked)
-    inputs, waiting, found = {item["path"] for item in asked}, asked, {}
+    waiting, found = list(asked), {}
     while waiting:
         item, *waiting = waiting
         path = item["path"]
@@ -40,9 +43,9 @@ def read_lineage(asked: Iterable[dict[str, str]]) -> dict[str, dict[str, Any]]:
         provenance = artefacts.recorded(path)
         if provenance is None or provenance["digest"] != item["digest"]:
             provenance = {"digest": item["digest"]}
+        elif (facts := Path(path, artefacts.RUN)).exists():
+            run = json.loads(facts.read_text())
+            provenance |= {"run": {key: run[key] for key in RUN_FACTS if key in run}}
         found[path] = provenance
-        if path in inputs:
-            run = json.loads(Path(path, artefacts.RUN).read_text())
-            found[path] = provenance | {"run": {key: run[key] for key in RUN_FACTS if key in run}}
         waiting += [parent for made_from in provenance.get("parents", {}).values() for parent in made_from]
     return dict(sorted(found.items()))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quantune import clips, download, selection, sources
-from quantune.artefacts import Hashes
+from quantune.hashes import Hashes
 from quantune.lock import Lock
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from quantune.edits import Piece
 from quantune.report import Report
 from quantune.scores import Score
 
-TOLD = ("digest", "stage", "recipe", "sources", "facts", "packages", "run")  # of an artefact's lineage
+TOLD = ("digest", "stage", "recipe", "sources", "facts", "packages", "run", "files")  # of an artefact's lineage
 TEMPLATES = Path(__file__).resolve().parent.parent / "report"
 
 
@@ -65,7 +65,8 @@ def lineage(report: Report, command: str) -> dict[str, dict[str, Any]]:
     for path, found in report.artefacts.items():
         kept = {key: found[key] for key in TOLD if key in found}
         parents = [parent["path"] for made_from in found.get("parents", {}).values() for parent in made_from]
-        told[path] = kept | {"parents": parents, "again": words.again(path, command)}
+        commit = found.get("run", {}).get("commit", "")
+        told[path] = kept | {"parents": parents, "again": words.again(path, command, commit)}
     for variant in report.variants.values():
         for score in variant.scores.values():
             told[score.path]["numbers"] = numbers(score)

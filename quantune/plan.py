@@ -1,10 +1,9 @@
 """From the configuration alone: what each artefact is made from, and the digest it must have."""
 
 from functools import lru_cache
-from pathlib import Path
 
-from quantune import hardware, normalizers, origins, sources
-from quantune.artefacts import Artefact, Hashes
+from quantune import hardware, hashes, normalizers, origins, sources
+from quantune.artefacts import Artefact
 from quantune.chains import Step, Variant
 from quantune.config import Config
 from quantune.errors import ConfigError, listed, nearest
@@ -18,7 +17,7 @@ VERSIONS = {
     "resample": 1,
     "merge": 1,
     "transcribe": 2,
-    "report": 6,
+    "report": 7,
 }
 
 
@@ -27,7 +26,7 @@ class Plan:
 
     def __init__(self, config: Config):
         self.config, self.work = config, config.work
-        self.hashes = Hashes(Path(config.work, ".hashes.json"))
+        self.hashes = hashes.of(config.work)
         for method in ("checkpoint", "dataset", "prepared", "evaluation", "transcript", "benchmark"):
             setattr(self, method, lru_cache(maxsize=None)(getattr(self, method)))
 

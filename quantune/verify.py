@@ -22,13 +22,13 @@ from quantune.artefacts import (
     Artefact,
     State,
     damage,
-    file_sha256,
     locked,
     recipe_digest,
     recorded,
     state,
 )
 from quantune.errors import ConfigError, QuantuneError, listed, told
+from quantune.hashes import file_sha256
 from quantune.housekeeping import places
 from quantune.plan import Plan
 
@@ -128,7 +128,9 @@ def choose(plan: Plan, asked: dict[str, Artefact], names: list[str]) -> dict[str
             path: item for path, item in asked.items() if "download" not in item.options and item.stage != "benchmark"
         }
     found = {}
-    for name in names:
+    for name in map(os.path.normpath, names):
+        if name == f"{plan.work}/report":
+            raise ConfigError(f"'{name}' tells when it was made and is not verified; all it tells of can be")
         below = {f"{plan.work}/checkpoints/{name}", name}
         evaluations = f"{plan.work}/evaluations/{name}/"
         matching = {path: item for path, item in asked.items() if path in below or path.startswith(evaluations)}
@@ -160,6 +162,8 @@ def rebuild(plan: Plan, path: str, asked: dict, chosen: dict, scratch: Path, cor
         if "path" in entry:
             entry["path"] = os.path.abspath(os.path.expanduser(os.path.expandvars(entry["path"])))
     raw["lock"] = os.path.abspath(plan.config.lock)
+    if (known := Path(plan.work, ".hashes.json")).exists():  # what is linked in need not be read again
+        shutil.copy(known, _made(scratch / plan.work))
     (scratch / "config.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     command = [sys.executable, "-m", "snakemake", *chosen, "--cores", cores, "--quiet", "rules"]
     command += ["--snakefile", str(ROOT / "Snakefile"), "--workflow-profile", str(ROOT / "profiles/default")]

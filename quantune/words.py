@@ -97,14 +97,18 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def again(path: str, command: str) -> str:
-    """Return the command that makes an artefact, with the configuration that a Snakemake command line named."""
+def again(path: str, command: str, commit: str = "") -> str:
+    """Return the command that makes an artefact, with the configuration that a Snakemake command line named.
+
+    It begins with a checkout of the commit, unless there were uncommitted changes (`-dirty`).
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--configfile", "--configfiles", nargs="+", action="extend", default=[])
     parser.add_argument("--config", "-C", nargs="+", action="extend", default=[])
     named, _ = parser.parse_known_args(shlex.split(command)[1:])
     options = [word for key, values in vars(named).items() if values for word in (f"--{key}", *values)]
-    return shlex.join(["snakemake", path, *options])
+    checkout = f"git checkout {commit} && " if commit and not commit.endswith("-dirty") else ""
+    return checkout + shlex.join(["snakemake", path, *options])
 
 
 def findings(report: Report) -> list[Finding]:

@@ -38,6 +38,8 @@ function made(run) {
   const { memory_bytes, peak_memory_bytes, peak_device_bytes, predicted } = { ...hardware, ...rest };
   const gigabytes = (bytes) => `${(bytes / 1e9).toPrecision(3)} GB`;
   const told = { when: `${started.replace("T", " ").replace("Z", " UTC")}, in ${seconds} s`, "made with": element("code", run.command) };
+  if (run.commit) told["at commit"] = element("code", run.commit.replace("-dirty", ", with uncommitted changes"));
+  if (run.threads) told.threads = `${run.threads}, algorithms ${run.deterministic ? "" : "not all "}deterministic`;
   const megabytes = ([name, bytes]) => `${name} ${(bytes / 1e6).toPrecision(3)} MB`;
   if (predicted) told["predicted of its tensors"] = Object.entries(predicted).map(megabytes).join(", ");
   if (run.real_time_factor) told["real-time factor"] = `${run.real_time_factor.toPrecision(3)}, of ${run.audio_seconds} s of audio`;
@@ -55,6 +57,7 @@ function describe(path) {
   if (filled(item.recipe)) told.recipe = terms(item.recipe);
   if (filled(item.facts)) told.facts = terms(item.facts);
   if (filled(item.sources)) told["source files, SHA-256"] = terms(item.sources);
+  if (filled(item.files)) told["its files, SHA-256"] = terms(Object.fromEntries(item.files.map((file) => [file.path, file.sha256])));
   if (item.parents.length) told["made from"] = item.parents.join(", ");
   Object.assign(told, made(item.run));
   if (item.packages) told.packages = Object.entries(item.packages).filter(([, version]) => version).map((pair) => pair.join(" ")).join(", ");

@@ -6,6 +6,7 @@ Whether a job runs is decided here by recipe digests, not by dates or by Snakema
 import os
 import re
 import sys
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.io import ancient
@@ -33,6 +34,7 @@ PLAN = Plan(CONFIG)
 WORK = CONFIG.work
 if "DVC_STAGE" in os.environ:  # this is a command of dvc.yaml
     clearly(versions.require_watched, PLAN)
+READ = {path: Path(path).read_bytes() for path in workflow.configfiles}
 TRACKS = {
     track: [name for name, entry in CONFIG.datasets.items() if entry.track == track] for track in ("text", "speech")
 }
@@ -55,18 +57,33 @@ def any_of(names):
 def needs(artefact):
     """Return the named inputs of the job that makes an artefact.
 
-    Missing: its parents. Current (the digest it records is the one expected, every file is there): its parents with
-    their dates ignored, so that nothing runs. Anything else: its parents and a marker newer than it, so that it runs.
+    Missing: its parents. Stale: its parents and a marker newer than it, so that it runs. Current (the digest it records
+    is the one expected, every file is what was made): those parents that exist, with their dates ignored, so that
+    nothing runs. With a missing one, Snakemake would run it wherever that is made again for something else.
     """
     made_from = {**artefacts.roles(artefact.parents), **artefact.reads}
     inputs = {role: [item.path for item in items] for role, items in made_from.items()}
     inputs["outside"] = artefact.outside
-    state = artefacts.state(artefact)
+    state, asked = artefacts.state(artefact), workflow.dag_settings
     if state is artefacts.State.CURRENT:
-        return {role: [ancient(path) for path in paths] for role, paths in inputs.items()}
+        forced = asked.forceall or asked.forcerun or asked.forcetargets
+        there = {role: [path for path in paths if forced or os.path.lexists(path)] for role, paths in inputs.items()}
+        return {role: [ancient(path) for path in paths] for role, paths in there.items()}
     if state is artefacts.State.STALE:
         inputs["stale"] = [artefacts.marker(artefact, WORK)]
     return inputs
+
+
+def require_settled():
+    """Stop, after a run, if what was made is not what should be shown: then the same command has more to do."""
+    if "DVC_STAGE" in os.environ and any(Path(path).read_bytes() != then for path, then in READ.items()):
+        raise WorkflowError(f"{', '.join(READ)} changed while this ran; run the command again before DVC records it")
+    for path in (path for made in workflow.dag.jobs for path in made.output):
+        if changed := artefacts.other_bits(path):
+            raise WorkflowError(
+                f"{changed} was made again with other bits than before (another machine, other packages?), so {path} is"
+                " out of date; run the same command again"
+            )
 
 
 def reason(artefact):

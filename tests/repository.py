@@ -58,8 +58,7 @@ class Repository(Folder):
     def begin(self, *command: str) -> subprocess.Popen:
         """Start a command in it, in a session of its own."""
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-        program = [str(BIN / command[0]), *command[1:]]
-        return subprocess.Popen(program, cwd=self.path, env=os.environ | ENVIRONMENT, **quiet)
+        return subprocess.Popen(command, cwd=self.path, env=os.environ | ENVIRONMENT, **quiet)
 
     def run(self, *arguments: str, check: bool = True) -> str:
         return self.tell("snakemake", *arguments, check=check)

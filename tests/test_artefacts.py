@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from quantune import artefacts, config
+from quantune import artefacts, config, job
 from quantune.artefacts import Artefact, State
+from quantune.errors import QuantuneError
+from quantune.hashes import file_sha256
 from quantune.plan import Plan
 
 HOUR = 3_600_000_000_000  # in nanoseconds
@@ -31,7 +33,9 @@ def make(artefact: Artefact, files: dict[str, str], **changes) -> Artefact:
     folder.mkdir(parents=True)
     for name, content in files.items():
         (folder / name).write_text(content)
-    listed = [{"path": name, "size": len(content), "sha256": "-"} for name, content in files.items()]
+    listed = [
+        {"path": name, "size": len(content), "sha256": artefacts.sha256(content)} for name, content in files.items()
+    ]
     provenance = {**artefact.order(), "files": listed, **changes}
     (folder / "provenance.json").write_text(json.dumps(provenance))
     then = time.time_ns() - HOUR
@@ -42,7 +46,7 @@ def make(artefact: Artefact, files: dict[str, str], **changes) -> Artefact:
 @pytest.fixture
 def step(tmp_path) -> Artefact:
     """An artefact that is not on disk yet."""
-    return replace(STEP, path=f"{tmp_path}/work/checkpoints/opt+rtn-w4")
+    return replace(STEP, path=f"{tmp_path}/work/checkpoints/opt+rtn-w4", options={"work": f"{tmp_path}/work"})
 
 
 def test_canonical_json_is_one_text_for_one_value():
@@ -115,6 +119,7 @@ def test_what_is_on_disk_is_missing_then_current_then_stale(step):
         lambda folder: (folder / "model.safetensors").unlink(),
         lambda folder: (folder / "model.safetensors").write_text("weigh"),
         lambda folder: (folder / "model.safetensors").write_text("weights and more"),
+        lambda folder: (folder / "model.safetensors").write_text("wejghts"),
         lambda folder: (folder / "provenance.json").unlink(),
         lambda folder: (folder / "provenance.json").write_text('{"digest": "ab'),
         lambda folder: (folder / "provenance.json").write_bytes(b"\xff\xfe\x00"),
@@ -123,7 +128,7 @@ def test_what_is_on_disk_is_missing_then_current_then_stale(step):
         lambda folder: (shutil.rmtree(folder), folder.write_text("a file")),
         lambda folder: (shutil.rmtree(folder), folder.symlink_to("nowhere")),
     ],
-    ids=["gone", "cut", "longer", "no provenance", "half", "binary", "list", "empty", "file", "broken link"],
+    ids=["gone", "cut", "longer", "other", "no provenance", "half", "binary", "list", "empty", "file", "broken link"],
 )
 def test_damage_is_stale(step, spoil):
     make(step, {"model.safetensors": "weights"})
@@ -158,12 +163,61 @@ def test_differences_name_what_changed_from_what_to_what(step, before, words):
 def test_differences_of_damage_and_of_nothing(step):
     assert artefacts.differences(step) == []
     make(step, {"model.safetensors": "weights", "config.json": "{}"})
+    Path(step.path, "model.safetensors").write_text("wejghts")
+    assert artefacts.differences(step) == ["model.safetensors is not the file that was made"]
     Path(step.path, "model.safetensors").write_text("weigh")
     assert artefacts.differences(step) == ["model.safetensors has 5 bytes, not 7"]
     Path(step.path, "model.safetensors").unlink()
     assert artefacts.differences(step) == ["model.safetensors is missing"]
     Path(step.path, "provenance.json").unlink()
     assert artefacts.differences(step) == [f"{step.path} has no readable provenance.json"]
+
+
+def test_other_bits_of_an_ancestor_are_noticed(tmp_path):
+    """The same recipes all along; the model was copied again, from a disk that lies."""
+    options = {"work": f"{tmp_path}/work"}
+    model = replace(PARENT, path=f"{tmp_path}/work/checkpoints/opt", options=options)
+    step = replace(STEP, path=f"{model.path}+rtn-w4", parents={"parent": model}, options=options)
+    measured = Artefact(f"{tmp_path}/work/evaluations/opt+rtn-w4/log", "evaluate", 1, {}, {"checkpoint": step})
+
+    def parents(role: str, parent: Artefact) -> dict:
+        content = artefacts.content(artefacts.recorded(parent.path))
+        return {"parents": {role: [{"path": parent.path, "digest": parent.digest, "content": content}]}}
+
+    make(model, {"model.safetensors": "weights"})
+    make(step, {"model.safetensors": "packed"}, **parents("parent", model))
+    make(measured, {"result.json": "1.0"}, **parents("checkpoint", step))
+    assert [artefacts.state(item) for item in (model, step, measured)] == [State.CURRENT] * 3
+    shutil.rmtree(model.path)
+    assert artefacts.state(measured) is State.CURRENT, "what is not there is expected to come back as it was"
+    make(model, {"model.safetensors": "wejghts"})
+    assert [artefacts.state(item) for item in (model, step, measured)] == [State.CURRENT, State.STALE, State.STALE]
+    assert artefacts.differences(measured) == [f"made again with other bits: {model.path}"]
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
+    source = tmp_path / "log.txt"
+    source.write_text("What the job was planned with.")
+    options = {"work": f"{tmp_path}/work", "files": {"test": [str(source)]}}
+    sources = {"log.txt": file_sha256(source)}
+    asked = Artefact(f"{tmp_path}/work/sources/log", "dataset", 1, {}, sources=sources, options=options)
+
+    def body(change: bool):
+        def read(folder: Path, _) -> None:
+            (folder / "test.txt").write_text(source.read_text())
+            if change:
+                source.write_text("What it never was to be.")
+
+        return read
+
+    with pytest.raises(
+        QuantuneError, match=r"log.txt' changed while it was read"
+    ):
+        job.make(asked.order(), body(change=True), time.time())
+    assert artefacts.state(asked) is State.MISSING
+    source.write_text("What the job was planned with.")
+    job.make(asked.order(), body(change=False), time.time())
+    assert artefacts.state(asked) is State.CURRENT
 
 
 def test_a_new_key_that_is_null_is_named(step):

@@ -7,6 +7,7 @@ import re
 import shutil
 
 from quantune import config, normalizers
+from quantune.hashes import file_sha256
 from quantune.plan import Plan
 from tests.voices import RELEASE, WHISPER
 from tests.workflow import Folder, weights
@@ -67,6 +68,51 @@ def test_a_deleted_weight_file_is_made_again_and_nothing_else(project):
     assert "model.safetensors is missing" in project.run("--cores", "2")
     assert weights(checkpoint) == before
     assert project.planned() == set()
+
+
+KEPT = ("data", "checkpoints", "measurements", "all")
+
+
+def test_what_is_deleted_is_made_again_and_nothing_that_rests_on_it(project):
+    gone = {"checkpoints/opt", "prepared/general/opt", "evaluations/opt+rtn-b/log"}
+    for path in gone:
+        shutil.rmtree(project.work / path)
+    assert project.planned() == set(), "the report is there"
+    assert project.planned(*KEPT) == gone
+    project.run(*KEPT, "--cores", "2")
+    assert project.planned(*KEPT) == set()
+    shutil.rmtree(project.work / "prepared/general")
+    forced = project.planned("--forcerun", "work/evaluations/opt+rtn-a/general")
+    assert {"prepared/general/opt", "evaluations/opt+rtn-a/general"} <= forced
+
+
+def test_other_bits_of_a_checkpoint_make_its_numbers_again(project):
+    """As made by another machine: its files agree with its provenance, but not with what was evaluated."""
+    checkpoint = project.work / "checkpoints/opt+rtn-a"
+    provenance = json.loads((checkpoint / "provenance.json").read_text())
+    (checkpoint / "README.md").write_text("Other bits.")
+    more = {"path": "README.md", "size": 11, "sha256": file_sha256(checkpoint / "README.md")}
+    provenance["files"].append(more)
+    (checkpoint / "provenance.json").write_text(json.dumps(provenance))
+    assert project.planned() == RTN_A - {"checkpoints/opt+rtn-a"}
+    printed = project.run("--cores", "2")
+    assert "[made again because made again with other bits: work/checkpoints/opt+rtn-a]" in printed
+    assert project.planned() == set()
+
+    (checkpoint / "model.safetensors").unlink()  # now made here, as at first: the numbers are of the other bits
+    printed = project.run("--cores", "2", check=False)
+    assert re.search(r"opt\+rtn-a was made again with other bits than before .* run the same command again", printed)
+    assert project.planned() == RTN_A - {"checkpoints/opt+rtn-a"}
+
+
+def test_a_file_of_the_same_size_from_elsewhere_is_noticed(project):
+    """As an interrupted checkout leaves it, between two trainings that differ in a number."""
+    path = project.work / "checkpoints/opt+lora/adapter_model.safetensors"
+    content, date = bytearray(path.read_bytes()), path.stat().st_mtime_ns
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(date, date))
+    assert project.planned() == {"checkpoints/opt+lora"}
 
 
 def test_a_truncated_weight_file_is_made_again(project):

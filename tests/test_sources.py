@@ -10,8 +10,9 @@ import pyarrow.parquet
 import pytest
 
 from quantune import sources
-from quantune.artefacts import Hashes, sha256
+from quantune.artefacts import sha256
 from quantune.errors import ConfigError, QuantuneError
+from quantune.hashes import Hashes
 
 TEXT = "One\ntwo.\n\nThree.\n\n\nFour, \u201cquoted\u201d.\n"
 ROWS = [{"quote": "One,\ntwo", "author": "A"}, {"quote": 'Say "three"', "author": "B"}, {"quote": "四", "author": None}]
@@ -267,14 +268,23 @@ def old_file(tmp_path):
 ABC, ABD = (sha256(text) for text in ("abc", "abd"))
 
 
-def test_hashes_are_remembered_by_size_and_date(old_file, tmp_path):
+def test_hashes_are_remembered_until_the_file_changes(old_file, tmp_path, monkeypatch):
     memory, date = tmp_path / "work/.hashes.json", os.stat(old_file).st_mtime_ns
     assert Hashes(memory).file(old_file) == ABC
+    with monkeypatch.context() as patched:
+        patched.setattr("quantune.hashes.file_sha256", None)
+        assert Hashes(memory).file(old_file) == ABC, "not read again"
     old_file.write_text("abd")
     os.utime(old_file, ns=(date, date))
-    assert Hashes(memory).file(old_file) == ABC, "same size, date and place: not read again"
-    os.utime(old_file, ns=(date + 1, date + 1))
-    assert Hashes(memory).file(old_file) == ABD
+    assert Hashes(memory).file(old_file) == ABD, "same size, date and place"
+
+
+def test_what_processes_remember_side_by_side_is_kept(old_file, tmp_path):
+    first, second = (Hashes(tmp_path / ".hashes.json") for _ in range(2))
+    first.file(old_file)
+    (tmp_path / "made").write_text("abd")
+    second.learn(tmp_path / "made", ABD)
+    assert set(Hashes(tmp_path / ".hashes.json").known) == {str(old_file), str(tmp_path / "made")}
 
 
 def test_hashes_notice_another_size_and_another_file(old_file, tmp_path):

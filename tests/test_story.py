@@ -8,7 +8,7 @@ import time
 import pytest
 import yaml
 
-from tests.repository import Repository, made
+from tests.repository import MAKE, Repository, made
 from tests.workflow import kill, wait_for, weights
 
 RTN_A = {"checkpoints/opt+rtn-a", "evaluations/opt+rtn-a/log", "evaluations/opt+rtn-a/general", "report"}
@@ -178,6 +178,25 @@ def test_an_experiment_is_told_by_its_table_and_its_curves(pulled):
         assert {point["step"] for point in own} == {"0", "5", "10", "12"}
         assert {point["field"] for point in own} == {"train_loss", "validation_loss"}
         assert highest / 2 < max(float(point["learning_rate"]) for point in own) <= highest
+
+
+def test_a_configuration_that_changes_meanwhile_is_not_recorded(pulled):
+    """Else DVC would tell of the new number beside what was made with the old one."""
+    before = (pulled.path / "dvc.lock").read_text()
+    pulled.change(quantizations={"rtn-a": {"bits": 3}})
+    committing = pulled.begin(*MAKE, "commit")
+    wait_for(lambda: any(pulled.work.glob("tmp/*.opt+rtn-a")))
+    pulled.change(quantizations={"rtn-a": {"bits": 2}})
+    assert committing.wait(120) != 0
+    assert (pulled.path / "dvc.lock").read_text() == before and not pulled.clean()
+    assert "config.yaml changed while this ran" in pulled.tell("sh", "-c", "cat .snakemake/log/*.log", check=False)
+    assert made(pulled.make("commit")) == RTN_A
+    assert pulled.planned() == set() and pulled.clean()
+
+
+def test_another_configuration_is_not_committed_by_mistake(pulled):
+    printed = pulled.make("commit", "CONFIG=experiments/local-opt.yaml", check=False)
+    assert "copy experiments/local-opt.yaml over it" in printed
 
 
 def test_an_input_that_dvc_does_not_watch_is_refused(pulled, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from quantune import likeness
-from quantune.artefacts import file_sha256
+from quantune.hashes import file_sha256
 from tests.workflow import Folder, processes, wait_for, weights
 
 BRANCH = ("checkpoints/opt+rtn-a", "evaluations/opt+rtn-a/log", "evaluations/opt+rtn-a/general")
@@ -161,6 +161,7 @@ def test_what_the_configuration_does_not_ask_for_is_listed_then_removed(pulled):
     assert "work/checkpoints/opt+nf4  (double_quantization: true -> false)" in listed
     assert "work/tmp/0123456789abcdef.opt+old  (left over by a job that is not asked for)" in listed
     assert "Nothing was removed; `make clean-stale YES=1`" in listed
+    assert "YES=no is not allowed: write YES=1" in pulled.make("clean-stale", "YES=no", check=False)
     assert all((pulled.work / path).exists() for path in BRANCH), "it was only listed"
 
     planned = pulled.planned()
