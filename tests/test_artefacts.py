@@ -210,9 +210,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
 
         return read
 
-    with pytest.raises(
-        QuantuneError, match=r"log.txt' changed while it was read"
-    ):
+    with pytest.raises(QuantuneError, match=r"log.txt' changed while it was read"):
         job.make(asked.order(), body(change=True), time.time())
     assert artefacts.state(asked) is State.MISSING
     source.write_text("What the job was planned with.")
