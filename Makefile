@@ -24,7 +24,7 @@ $(VENV)/ready: envs/pinned.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile $$(grep '^torch==' envs/pinned.txt)
 	$(BIN)/python -m pip install --quiet --no-compile -r envs/pinned.txt
-	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores, as pip does not
+	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true  # on all cores, as pip does not
 	@touch $@
 
 $(VENV)/ready-for-dvc: $(VENV)/ready envs/pinned-dvc.txt
