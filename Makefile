@@ -45,7 +45,7 @@ plan: $(VENV)/ready  ## print what config.yaml would make, and the memory, disk 
 	snakemake plan --cores 1 --quiet all
 
 test: $(VENV)/ready-to-test  ## set-up, then the tests
-	python -m pytest
+	python -m pytest --numprocesses 2 --dist worksteal
 
 commit: $(VENV)/ready-for-dvc  ## make what config.yaml asks for, then let DVC keep it: dvc.lock says what
 	$(of_dvc)

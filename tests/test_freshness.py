@@ -95,14 +95,15 @@ def test_other_bits_of_a_checkpoint_make_its_numbers_again(project):
     provenance["files"].append(more)
     (checkpoint / "provenance.json").write_text(json.dumps(provenance))
     assert project.planned() == RTN_A - {"checkpoints/opt+rtn-a"}
-    printed = project.run("--cores", "2")
+    asked = "work/evaluations/opt+rtn-a/log"
+    printed = project.run(asked, "--cores", "2")
     assert "[made again because made again with other bits: work/checkpoints/opt+rtn-a]" in printed
-    assert project.planned() == set()
+    assert project.planned(asked) == set()
 
-    (checkpoint / "model.safetensors").unlink()  # now made here, as at first: the numbers are of the other bits
-    printed = project.run("--cores", "2", check=False)
+    (checkpoint / "model.safetensors").unlink()  # now made here, as at first: the number is of the other bits
+    printed = project.run(asked, "--cores", "2", check=False)
     assert re.search(r"opt\+rtn-a was made again with other bits than before .* run the same command again", printed)
-    assert project.planned() == RTN_A - {"checkpoints/opt+rtn-a"}
+    assert project.planned(asked) == {"evaluations/opt+rtn-a/log"}
 
 
 def test_a_file_of_the_same_size_from_elsewhere_is_noticed(project):
