@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 KEPT   := data checkpoints measurements all
 of_dvc  = @test '$(CONFIG)' = config.yaml || { echo "DVC keeps what config.yaml asks for: copy $(CONFIG) over it"; exit 1; }
-nothing_to_do = snakemake $(KEPT) --dry-run 2>&1 | tee /dev/stderr | grep -q "Nothing to be done"
+nothing_to_do = snakemake $(KEPT) --dry-run 2>&1 | tee -a /dev/stderr | grep -q "Nothing to be done"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo plan test commit push pull check current verify clean-stale lint schema stages lock update-lock clean
@@ -72,7 +72,7 @@ verify: $(VENV)/ready  ## make again and compare: all, or ONLY="opt-2m+rtn-w3 wo
 current: $(VENV)/ready-for-dvc  ## fail unless Snakemake has nothing to do and DVC nothing to record
 	$(of_dvc)
 	$(nothing_to_do)
-	dvc status 2>&1 | tee /dev/stderr | grep -q "up to date"
+	dvc status 2>&1 | tee -a /dev/stderr | grep -q "up to date"
 
 clean-stale: $(VENV)/ready-for-dvc  ## list, then remove, what config.yaml does not ask for; disk use by stage
 	python -c "from quantune.housekeeping import clean; clean('$(CONFIG)', '$(YES)')"
