@@ -32,11 +32,16 @@ class Calibrated(Packed):
         raise NotImplementedError
 
 
+def order(count: int, seed: int) -> list[int]:
+    """Return the numbers of the samples in the order in which they are taken.
+
+    It follows from SHA-256 over the seed and the sample's number: the same with every version of every library.
+    """
+    return sorted(range(count), key=lambda index: hashlib.sha256(f"{seed}:{index}".encode()).digest())
+
+
 def draw(recipe: Calibrated, data: Path, seed: int, checkpoint: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Draw the calibration samples: blocks of text, or clips with their transcripts.
-
-    Which ones are taken, in which order, follows from SHA-256 over the seed and the sample's number: the same with
-    every version of every library.
 
     Args:
         recipe: what to draw.
@@ -51,8 +56,7 @@ def draw(recipe: Calibrated, data: Path, seed: int, checkpoint: Path) -> tuple[l
     from quantune import tracks
 
     samples = tracks.samples(recipe, data, checkpoint)
-    order = sorted(range(len(samples)), key=lambda index: hashlib.sha256(f"{seed}:{index}".encode()).digest())
-    chosen = order[: recipe.samples]
+    chosen = order(len(samples), seed)[: recipe.samples]
     warnings = []
     if len(chosen) < recipe.samples:
         warnings.append(

@@ -51,15 +51,20 @@ def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
 
     with torch.device("meta"):
         model = loading.auto_class(folder).from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
-    head = model.get_output_embeddings()
-    found = {
-        name: (module.out_features, module.in_features)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
+    found = {name: (module.out_features, module.in_features) for name, module in quantizable(model).items()}
     if not found:
         raise QuantuneError(f"the architecture '{model.config.model_type}' has no linear layers that can be quantized")
     return found
+
+
+def quantizable(model) -> dict[str, torch.nn.Linear]:
+    """Return name -> linear layer of all that is quantized: every `nn.Linear` but the output embedding."""
+    head = model.get_output_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
 
 
 def finite(tensors: Tensors, names: list[str]) -> Iterator[str]:
@@ -77,10 +82,43 @@ def require(condition: bool, layer: str, message: str) -> None:
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer's files and the generation defaults from one checkpoint folder to another."""
+    """Copy the tokenizer's files and the generation settings from one checkpoint folder to another."""
     for name in (*TOKENIZER_FILES, "generation_config.json"):
         if (Path(source) / name).is_file() and not (Path(folder) / name).exists():
             shutil.copyfile(Path(source) / name, Path(folder) / name)
+
+
+def save_model(model, parent: Path, folder: Path) -> None:
+    """Save a model that was made from a checkpoint, with that checkpoint's tokenizer and generation settings.
+
+    The settings are copied as they are: transformers refuses to write some that models on the hub come with, such as a
+    temperature without sampling.
+    """
+    from transformers import GenerationConfig
+
+    settings, model.generation_config = model.generation_config, GenerationConfig()
+    model.save_pretrained(folder)
+    model.generation_config = settings
+    (Path(folder) / "generation_config.json").unlink(missing_ok=True)
+    copy_tokenizer(parent, folder)
+
+
+def round_saved(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Give every floating-point tensor that is saved a dtype, and leave the buffers that are not saved as they are.
+
+    `model.to(dtype)` would round those too (the frequencies of rotary embeddings, for one), and a model that is read
+    back, whose buffers are computed anew, would not be the same model.
+    """
+    for module in model.modules():
+        saved = dict(module.named_parameters(recurse=False))
+        saved |= {
+            name: value
+            for name, value in module.named_buffers(recurse=False)
+            if name not in module._non_persistent_buffers_set
+        }
+        for value in saved.values():
+            if value.is_floating_point():
+                value.data = value.data.to(dtype)
 
 
 def save_adapter(model, folder: Path) -> None:
@@ -123,49 +161,6 @@ def probe_features(config) -> torch.Tensor:
 def relative_distance(logits: torch.Tensor, reference: torch.Tensor) -> float:
     """Return the Frobenius norm of the difference over that of the reference."""
     return float((logits - reference).norm() / reference.norm())
-
-
-def require_near(parent: Path, folder: Path, allowed: float) -> float:
-    """Return how far the probe logits of a quantized checkpoint are from its parent's, relative to their norm.
-
-    Raises:
-        QuantuneError: if it is further than allowed, naming the layer whose weights changed most.
-    """
-    from quantune import loading
-
-    original, changed = loading.model([parent], "float32"), loading.model([folder], "float32")
-    distance = relative_distance(probe_logits(changed), probe_logits(original))
-    print(f"logits differ by {distance:.4f} from {parent.name}'s; up to {allowed} is accepted")
-    if not distance <= allowed:
-        name, share = worst_layer(original, changed)
-        raise QuantuneError(
-            f"the logits moved by {distance:.3f}, more than the {allowed} accepted; the layer that changed most is"
-            f" '{name}' (by {share:.3f}); use more bits, smaller groups or other calibration data, or raise"
-            " 'max_distance'"
-        )
-    return distance
-
-
-def worst_layer(original, changed) -> tuple[str, float]:
-    """Return the linear layer whose dequantized weights changed most, and by how much, relative to their norm."""
-    distances = {}
-    for name, layer in original.named_modules():
-        if isinstance(layer, torch.nn.Linear) and layer is not original.get_output_embeddings():
-            distances[name] = relative_distance(dense_weight(changed.get_submodule(name)), layer.weight.float().cpu())
-    return max(distances.items(), key=lambda item: item[1])
-
-
-@torch.no_grad()
-def dense_weight(layer: torch.nn.Module) -> torch.Tensor:
-    """Return the weights that a layer computes with, (rows, columns), float32, on the CPU."""
-    weight = layer.weight
-    if hasattr(weight, "quant_state"):
-        from bitsandbytes.functional import dequantize_4bit
-
-        return dequantize_4bit(weight.data, weight.quant_state).float().cpu()
-    if hasattr(weight, "SCB"):
-        return (weight.data.float() * weight.SCB.float()[:, None] / 127).cpu()
-    return weight.float().cpu()
 
 
 def require_identical_reload(expected: torch.Tensor, folder: Path, dtype: str) -> None:

@@ -60,7 +60,7 @@ def announce(root: str, arguments: list[str]) -> None:
 def run(snakemake: Any, body: Callable[..., dict[str, Any] | None], imports: bool = True) -> None:
     """Make a rule's output.
 
-    It takes a GPU if the rule asks for one, a benchmark all of them; waiting for it is no part of the job's time.
+    It takes a GPU when it first needs one, if the rule asks for one; a benchmark takes all of them.
     `body(order, inputs, folder, scratch)` fills the empty `folder` and returns facts for the provenance; `scratch` is
     kept until the output is complete, so that a killed job can go on from what it saved there. The folder is renamed
     into place at the end: an artefact that exists is whole.
@@ -75,7 +75,7 @@ def run(snakemake: Any, body: Callable[..., dict[str, Any] | None], imports: boo
     if snakemake.params.why:
         print(snakemake.params.why.strip())
     if snakemake.resources.get("gpu"):
-        turns.take(everything=order["stage"] == "benchmark")
+        turns.want(everything=order["stage"] == "benchmark")
     started = time.time()
     try:
         _prepare(snakemake.threads, order["options"])
@@ -188,7 +188,7 @@ def _run_facts(started: float, options: dict[str, Any]) -> dict[str, Any]:
 
     facts = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "seconds": round(time.time() - started, 2),
+        "seconds": round(time.time() - started - turns.waited(), 2),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "command": os.environ.get("QUANTUNE_COMMAND", ""),
         "commit": os.environ.get("QUANTUNE_COMMIT", ""),
@@ -229,6 +229,7 @@ def _prepare(threads: int, options: dict[str, Any]) -> None:
     if "download" not in options:
         os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking whether there is a GPU must not start CUDA
     if options.get("deterministic", True):
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     os.environ.setdefault("TQDM_MININTERVAL", "2")

@@ -17,7 +17,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
 
+from quantune import turns
 from quantune.architecture import SPEECH
 
 TOKENIZER_FILES = (
@@ -38,7 +40,8 @@ TOKENIZER_FILES = (
 
 
 def device() -> torch.device:
-    """Return the first CUDA device where there is one, else the CPU."""
+    """Return the CUDA device of this job where there is one, else the CPU; the first call waits for a free GPU."""
+    turns.take_wanted()
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -69,6 +72,7 @@ def model(folders: list[Path], dtype: str) -> PreTrainedModel:
         The model in evaluation mode, on `device()`; a `PeftModel` if there is an adapter.
     """
     base, *adapters = map(Path, folders)
+    import_libraries(base, bool(adapters))
     loaded = auto_class(base).from_pretrained(
         base, dtype=getattr(torch, dtype), device_map={"": device()}, local_files_only=True
     )
@@ -82,6 +86,19 @@ def model(folders: list[Path], dtype: str) -> PreTrainedModel:
 
         loaded = PeftModel.from_pretrained(loaded, adapter, local_files_only=True)
     return loaded.eval()
+
+
+def import_libraries(base: Path, adapted: bool) -> None:
+    """Import what loading a checkpoint needs: it takes seconds, which pass before the GPU is taken."""
+    mapping = MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING if is_speech(base) else MODEL_FOR_CAUSAL_LM_MAPPING
+    mapping.get(type(config(base)), None)
+    if adapted:
+        import peft  # noqa: F401
+    method = quantization_method(base)
+    if method == "compressed-tensors":
+        import compressed_tensors  # noqa: F401
+    elif method == "bitsandbytes":
+        import bitsandbytes  # noqa: F401
 
 
 def tokenizer(folder: Path) -> PreTrainedTokenizerBase:

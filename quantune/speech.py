@@ -1,5 +1,6 @@
 """Speech as a model reads it: clips at its rate, log-mel features, and transcripts as labels."""
 
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,13 +62,28 @@ def features(waves: list[numpy.ndarray], extractor, device: str | torch.device =
     return extractor(waves, **options).input_features
 
 
-def encode(texts: list[str], languages: list[str], task: Task, tokenizer) -> list[list[int]]:
-    """Return each transcript as token ids: start of transcript, language, task, no timestamps, text, end of text."""
+def encode(texts: list[str], languages: list[str], task: Task, tokenizer, multilingual: bool = True) -> list[list[int]]:
+    """Return each transcript as token ids: start of transcript, language, task, no timestamps, text, end of text.
+
+    Args:
+        texts: the transcripts.
+        languages: Whisper's code of the language of each.
+        task: transcribe or translate.
+        tokenizer: of the model.
+        multilingual: false for an English-only model, which has no tokens for language and task in its prompt.
+    """
     found = []
     for text, language in zip(texts, languages, strict=True):
-        tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)
+        tokenizer.language, tokenizer.task = (language, task) if multilingual else (None, None)
+        tokenizer.set_prefix_tokens(predict_timestamps=False)
         found.append(tokenizer(text)["input_ids"])
     return found
+
+
+def knows_languages(checkpoint: Path) -> bool:
+    """Return whether a Whisper checkpoint has tokens for language and task, from its generation_config.json."""
+    path = Path(checkpoint) / "generation_config.json"
+    return _multilingual(json.loads(path.read_text()) if path.exists() else {})
 
 
 def labels(encoded: list[list[int]]) -> torch.Tensor:
@@ -84,10 +100,10 @@ def labels(encoded: list[list[int]]) -> torch.Tensor:
 class Examples:
     """The clips of a split as training examples."""
 
-    def __init__(self, prepared: Path, split: str, task: Task, processor, positions: int):
+    def __init__(self, prepared: Path, split: str, task: Task, processor, positions: int, multilingual: bool = True):
         self.clips, self.extractor = Clips(prepared, split), processor.feature_extractor
         texts, languages = self.clips.texts(task), self.clips.column("language")
-        self.encoded = encode(texts, languages, task, processor.tokenizer)
+        self.encoded = encode(texts, languages, task, processor.tokenizer, multilingual)
         self.numbers = [number for number, ids in enumerate(self.encoded) if len(ids) <= positions]
         if dropped := len(self.encoded) - len(self.numbers):
             print(f"{split}: left out {dropped} transcripts longer than {positions} tokens")
@@ -177,7 +193,11 @@ def transcribe(
 
 def multilingual(model) -> bool:
     """Return whether a Whisper model is told language and task."""
-    return bool(getattr(model.generation_config, "is_multilingual", True) and model.generation_config.lang_to_id)
+    return _multilingual(vars(model.generation_config))
+
+
+def _multilingual(settings: dict[str, Any]) -> bool:
+    return bool(settings.get("is_multilingual", True) and settings.get("lang_to_id"))
 
 
 def require_languages(model, languages: set[str]) -> None:

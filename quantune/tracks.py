@@ -31,6 +31,7 @@ def _read(
 ) -> text.Blocks | speech.Examples:
     config = loading.config(checkpoint)
     if loading.is_speech(checkpoint):
-        return speech.Examples(prepared, split, task, loading.processor(checkpoint), config.max_target_positions)
+        processor, multilingual = loading.processor(checkpoint), speech.knows_languages(checkpoint)
+        return speech.Examples(prepared, split, task, processor, config.max_target_positions, multilingual)
     text.require_length(config, length)
     return text.Blocks(text.blocks(prepared, split, loading.tokenizer(checkpoint).eos_token_id, length))

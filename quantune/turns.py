@@ -2,6 +2,9 @@
 
 A GPU is taken by a lock on a file, which the kernel releases however the job ends. The files lie in the machine's
 folder for temporary files, so that runs of different work folders take turns too.
+
+A job says at its start that it will need a GPU, and takes one when it asks for the device (`loading.device`): it
+imports and reads its data while another job still computes.
 """
 
 import fcntl
@@ -14,10 +17,35 @@ from quantune import hardware
 
 WAIT = 0.5  # seconds between two looks for a free GPU
 _held: list[int] = []  # open files: a lock lasts as long as its file is open
+_wanted: list[bool] = []  # whether everything is wanted; empty if nothing is
+_waited: list[float] = []  # seconds
+
+
+def want(everything: bool = False) -> None:
+    """Declare that this process will compute on a GPU, or on all of them."""
+    _wanted[:] = [everything]
+
+
+def take_wanted() -> None:
+    """Take what `want` declared, once. Waiting is no part of a job's time: see `waited`."""
+    if not _wanted:
+        return
+    everything, started = _wanted.pop(), time.time()
+    taken = take(everything)
+    _waited.append(time.time() - started)
+    torch = sys.modules.get("torch")
+    if taken and not everything and torch and torch.cuda.is_initialized():  # too late to hide the others
+        uuids = [str(torch.cuda.get_device_properties(number).uuid) for number in range(torch.cuda.device_count())]
+        torch.cuda.set_device(uuids.index(taken[0].removeprefix("GPU-")))
+
+
+def waited() -> float:
+    """Return the seconds that this process waited for a GPU."""
+    return sum(_waited)
 
 
 def take(everything: bool = False) -> list[str]:
-    """Wait for a GPU, take it for as long as this process lives, and hide the others; call it before torch is imported.
+    """Wait for a GPU, take it for as long as this process lives, and hide the others from a CUDA that is not started.
 
     Args:
         everything: take all of them and hide none, so that nothing else computes meanwhile.

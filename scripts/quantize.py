@@ -1,10 +1,10 @@
-"""Quantize a checkpoint, save it packed, check every layer of what was saved and how far the logits moved."""
+"""Quantize a checkpoint, save it packed, check every layer of what was saved, and measure the damage on real input."""
 
 from quantune import config, job
 
 
 def quantize(order, inputs, folder, scratch):
-    from quantune import checkpoints
+    from quantune import checkpoints, quality
 
     (parent,), (data,) = inputs["parent"], inputs.get("data", [None])
     recipe, seed = config.ordered(config.Quantization, order)
@@ -12,7 +12,7 @@ def quantize(order, inputs, folder, scratch):
     print(f"quantizing the {len(layers)} linear layers of {parent.name} with {recipe!r}")
     facts = recipe.quantize(parent, folder, data, seed)
     facts |= recipe.check(parent, folder)
-    facts["logit_distance"] = checkpoints.require_near(parent, folder, recipe.max_distance or recipe.usual_distance())
+    facts["quality"] = quality.guard(recipe, parent, folder, data, seed, stop=recipe.if_destroyed == "stop")
     print(f"{facts['layers_quantized']} layers at {facts['bits_per_weight']} bits per weight; reload is exact")
     return facts
 

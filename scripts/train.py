@@ -4,6 +4,8 @@ from quantune import config, job
 
 
 def train(order, inputs, folder, scratch):
+    import peft  # noqa: F401 (seconds, which pass before the GPU is taken)
+
     from quantune import checkpoints, forecast, loading, packed_linear, tracks, training
 
     (parent,), (data,) = inputs["parent"], inputs["data"]

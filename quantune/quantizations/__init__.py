@@ -4,9 +4,7 @@ A method module defines one or more `Quantization` recipes. To add a method, add
 """
 
 from pathlib import Path
-from typing import Any, ClassVar
-
-from pydantic import Field
+from typing import Any, ClassVar, Literal
 
 from quantune.recipe import Recipe, subclasses
 
@@ -17,16 +15,15 @@ class Quantization(Recipe):
     keeps_inputs: ClassVar[bool] = False
     """Whether, when an adapter is trained on top, quantized layers keep their inputs for the backward pass."""
 
-    settings: ClassVar[frozenset[str]] = frozenset({"max_distance"})
-    max_distance: float | None = Field(default=None, gt=0)
-    """Largest accepted distance of the logits of fixed random tokens from the parent's, relative to their norm; beyond
-    it the job fails, naming the layer that changed most. null: 1.0 at 2 bits, 0.6 at 3, 0.35 at 4, 0.05 at 8, and 0.1
-    for int8."""
+    settings: ClassVar[frozenset[str]] = frozenset({"if_destroyed"})
+    version: ClassVar[int] = 2
 
-    def usual_distance(self) -> float:
-        """Return the accepted distance where the recipe gives none: about one and a half times the worst measured on
-        OPT of 2.5 and 29 million parameters, groups of 32 to whole rows; one destroyed layer is beyond it.
-        """
+    if_destroyed: Literal["stop", "warn"] = "stop"
+    """What happens when the quantized model is not finite, worse than a unigram model, or has a layer that is no better
+    than zeros: the job fails and names the layer, or the report shows the model with a warning."""
+
+    def usual_error(self) -> float:
+        """Return the largest relative output error of a layer that needs no warning; see docs/quality.md."""
         return 0.35
 
     def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class BitsAndBytes(Quantization):
         from transformers import BitsAndBytesConfig
 
         from quantune import loading
-        from quantune.checkpoints import copy_tokenizer, probe_logits, require_identical_reload
+        from quantune.checkpoints import probe_logits, require_identical_reload, save_model
 
         options = {key: getattr(torch, value) if "dtype" in key else value for key, value in self.arguments().items()}
         stored = loading.stored_dtype(parent)
@@ -45,8 +45,7 @@ class BitsAndBytes(Quantization):
             )
             .eval()
         )
-        model.save_pretrained(folder)
-        copy_tokenizer(parent, folder)
+        save_model(model, parent, folder)
         loading.keep_cpu_kernels_exact(model)
         require_identical_reload(probe_logits(model), folder, str(stored).removeprefix("torch."))
         return {}
@@ -85,8 +84,8 @@ class Int8(BitsAndBytes):
         """Return the arguments of transformers' `BitsAndBytesConfig`."""
         return {"load_in_8bit": True, "llm_int8_threshold": self.outlier_threshold}
 
-    def usual_distance(self) -> float:
-        """Eight bits move the logits less than four."""
+    def usual_error(self) -> float:
+        """Eight bits change the outputs less than four."""
         return 0.1
 
     def layer_tensors(self, rows: int, columns: int) -> dict[str, tuple[str, list[int]]]:

@@ -28,8 +28,8 @@ class Packed(Quantization):
 
         return Grid(self.bits, self.group_size, self.symmetric)
 
-    def usual_distance(self) -> float:
-        """The fewer bits, the further."""
+    def usual_error(self) -> float:
+        """The fewer bits, the larger."""
         return {2: 1.0, 3: 0.6, 4: 0.35, 8: 0.05}[self.bits]
 
     def misfit(self, widths: set[int]) -> str | None:
@@ -87,18 +87,6 @@ class Packed(Quantization):
         return round(self.bits + grids * (16 + (0 if self.symmetric else self.bits)) / weights, 4)
 
 
-def quantizable(model) -> dict[str, Any]:
-    """Return name -> linear layer of all that is quantized: every `nn.Linear` but the output embedding."""
-    import torch
-
-    head = model.get_output_embeddings()
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
-
-
 def _heads(model) -> list[str]:
     """Return the name of the output embedding."""
     head = model.get_output_embeddings()
@@ -115,11 +103,12 @@ def save_packed(model, grids: dict[str, Any], recipe: Packed, parent: Path, fold
         parent: the checkpoint that was quantized.
         folder: where to save.
     """
+    import torch
     from compressed_tensors import ModelCompressor
     from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus, apply_quantization_config
 
     from quantune import loading
-    from quantune.checkpoints import copy_tokenizer, probe_logits, require_identical_reload
+    from quantune.checkpoints import probe_logits, quantizable, require_identical_reload, round_saved, save_model
     from quantune.grids import fit
 
     stored = loading.stored_dtype(parent)
@@ -134,10 +123,9 @@ def save_packed(model, grids: dict[str, Any], recipe: Packed, parent: Path, fold
         layer.quantization_status = QuantizationStatus.FROZEN
     compressor = ModelCompressor.from_pretrained_model(model)
     compressor.compress_model(model)
-    model.to(stored)
+    round_saved(model, stored)
     model.config.dtype = stored
-    model.save_pretrained(folder)
+    save_model(model, parent, folder)
     compressor.update_config(folder)
-    copy_tokenizer(parent, folder)
-    model.float()  # the first forward pass unpacks the weights
+    round_saved(model, torch.float32)  # the first forward pass unpacks the weights
     require_identical_reload(probe_logits(model), folder, "float32")

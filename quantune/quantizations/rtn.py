@@ -6,7 +6,7 @@ The baseline of the GPTQ paper (Frantar et al., 2022, arXiv:2210.17323, section 
 from pathlib import Path
 from typing import Any, Literal
 
-from quantune.quantizations.packed import Packed, quantizable, save_packed
+from quantune.quantizations.packed import Packed, save_packed
 
 
 class RoundToNearest(Packed):
@@ -18,6 +18,7 @@ class RoundToNearest(Packed):
     def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
         """Round in float32; scales and the layers left alone are stored in the parent's own dtype."""
         from quantune import loading
+        from quantune.checkpoints import quantizable
         from quantune.grids import fit
 
         model = loading.model([parent], "float32")
