@@ -13,7 +13,7 @@ of_dvc  = @test '$(CONFIG)' = config.yaml || { echo "DVC keeps what config.yaml 
 nothing_to_do = snakemake $(KEPT) --dry-run 2>&1 | tee -a /dev/stderr | grep -q "Nothing to be done"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan test commit push pull check current verify clean-stale lint schema stages lock update-lock clean
+.PHONY: help setup demo plan test test-real commit push pull check current verify clean-stale lint schema stages lock update-lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ plan: $(VENV)/ready  ## print what config.yaml would make, and the memory, disk 
 
 test: $(VENV)/ready-to-test  ## set-up, then the tests
 	python -m pytest --numprocesses 2 --dist worksteal
+
+test-real: $(VENV)/ready-to-test  ## REAL=folder: SmolLM2 and Whisper-base through everything, against known values; wants a GPU
+	REAL='$(REAL)' python -m pytest --noconftest -rs tests/test_real.py
 
 commit: $(VENV)/ready-for-dvc  ## make what config.yaml asks for, then let DVC keep it: dvc.lock says what
 	$(of_dvc)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from quantune import loading
+from quantune import audio, calibration, loading, speech, tracks
 from quantune.checkpoints import quantizable
 from quantune.errors import QuantuneError
 from quantune.quantizations import Quantization
@@ -55,14 +55,16 @@ def measure(parent: Path, folder: Path, inputs: list[dict[str, torch.Tensor]]) -
     Args:
         parent: the original checkpoint.
         folder: the quantized one.
-        inputs: batches of one sample: `input_ids`, or `input_features` with `decoder_input_ids`.
+        inputs: batches of one sample: `input_ids`, or `input_features` with `decoder_input_ids`, whose prompt (start,
+            language, task, no timestamps) is read and not scored.
     """
+    prompt = 1 if not loading.is_speech(parent) else 4 if speech.knows_languages(parent) else 2
     original, changed = loading.model([parent], "float32"), loading.model([folder], "float32")
     errors = _Errors(original, changed)
-    before = [_losses(original, batch) for batch in tqdm(inputs, desc="output errors", unit="sample")]
+    before = [_losses(original, batch, prompt) for batch in tqdm(inputs, desc="output errors", unit="sample")]
     errors.remove()
-    after = [_losses(changed, batch) for batch in inputs]
-    tokens = [int(token) for batch in inputs for token in _tokens(batch)[0, 1:]]
+    after = [_losses(changed, batch, prompt) for batch in inputs]
+    tokens = [int(token) for batch in inputs for token in _tokens(batch)[0, prompt:]]
     counts, size = Counter(tokens), len(tokens) + original.config.get_text_config().vocab_size
     unigram = -sum(count * log((count + 1) / size) for count in counts.values()) / len(tokens)
     return Measured(_mean(before), _mean(after), unigram, errors.relative())
@@ -149,8 +151,6 @@ def calibration_inputs(
     recipe: Quantization, data: Path, seed: int, parent: Path
 ) -> tuple[str, list[dict[str, torch.Tensor]]]:
     """Return the first samples of a calibration set, one a batch, and what they are called."""
-    from quantune import calibration, tracks
-
     samples = tracks.samples(recipe, data, parent)
     chosen = calibration.order(len(samples), seed)[: min(recipe.samples, SAMPLES)]
     most = max(1, TOKENS // max(1, samples.tokens(chosen[:1])))
@@ -159,8 +159,6 @@ def calibration_inputs(
 
 def probe_inputs(parent: Path) -> tuple[str, list[dict[str, torch.Tensor]]]:
     """Return the probe text, or the probe clip with its transcript, as a model's inputs, and what it is called."""
-    from quantune import audio, speech
-
     config = loading.config(parent)
     if not loading.is_speech(parent):
         ids = loading.tokenizer(parent)((PROBE / "text.txt").read_text(encoding="utf-8"), verbose=False)["input_ids"]
@@ -218,14 +216,14 @@ def _tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _losses(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the negative log-likelihood of each token after the first, in nats, shape (tokens - 1,)."""
+def _losses(model, batch: dict[str, torch.Tensor], prompt: int) -> torch.Tensor:
+    """Return the negative log-likelihood of each token after the prompt, in nats, shape (tokens - prompt,)."""
     placed = {
         name: value.to(model.device, torch.float32 if value.is_floating_point() else value.dtype)
         for name, value in batch.items()
     }
-    logits = model(**placed, use_cache=False).logits[0, :-1].float()
-    return torch.nn.functional.cross_entropy(logits, _tokens(placed)[0, 1:], reduction="none").double().cpu()
+    logits = model(**placed, use_cache=False).logits[0, prompt - 1 : -1].float()
+    return torch.nn.functional.cross_entropy(logits, _tokens(placed)[0, prompt:], reduction="none").double().cpu()
 
 
 def _mean(losses: list[torch.Tensor]) -> float:

@@ -22,6 +22,10 @@ KINDS = {"model": "model", "quantize": "quantization", "train": "finetuning", "m
 SHORT = 4  # times as long as its calibration samples: windows for which a variant was not calibrated
 
 
+def _warnings_of(facts: dict[str, Any], part: str) -> list[str]:
+    return facts.get(part, {}).get("warnings", [])
+
+
 @dataclass(frozen=True)
 class Generations:
     """One evaluation's continuations by one variant: rows with prompt, text, tokens."""
@@ -132,7 +136,8 @@ class Report:
 
     def warnings(self, variant: Variant) -> list[str]:
         """Return what its quantization job warned about, and evaluations in windows far longer than its samples."""
-        recipe, found = variant.recipe, list(variant.facts.get("calibration", {}).get("warnings", []))
+        recipe = variant.recipe
+        found = [warning for part in ("calibration", "quality") for warning in _warnings_of(variant.facts, part)]
         for name in variant.scores if "samples" in recipe else ():
             length = self.evaluations[name].get("length", 0)
             if length > SHORT * recipe["length"]:

@@ -1,7 +1,9 @@
 """Speech as a model reads it, and Whisper quantized, adapted and transcribing."""
 
 import copy
+import json
 import math
+import shutil
 
 import numpy
 import pytest
@@ -55,6 +57,25 @@ def test_transcripts_begin_with_language_and_task_and_labels_leave_out_the_start
     assert made.shape == (2, len(encoded[0]) - 1) and not (made == start).any()
     short = len(encoded[1]) - 1
     assert made[1, :short].tolist() == encoded[1][1:] and (made[1, short:] == speech.IGNORED).all()
+
+
+def test_an_english_only_model_is_trained_on_the_prompt_that_it_is_decoded_with(tmp_path, prepared, processor):
+    """As the `.en` models of openai: no tokens for language and task."""
+    folder = tmp_path / "english"
+    shutil.copytree(WHISPER, folder)
+    settings = json.loads((folder / "generation_config.json").read_text()) | {"is_multilingual": False}
+    settings = {key: value for key, value in settings.items() if key not in ("lang_to_id", "task_to_id")}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    speech.encode(["Hello."], ["en"], "transcribe", processor.tokenizer)  # what was set before must not remain
+    examples = tracks.samples(METHODS["gptq"](method="gptq", dataset="talks"), prepared, folder)
+    model = loading.model([folder], "float32")
+    (inputs,) = examples.inputs([0])
+    prompts, decoder = [], model.get_decoder()
+    decoder.register_forward_pre_hook(lambda _, args, given: prompts.append(given["input_ids"]), with_kwargs=True)
+    speech.transcribe(model, processor, [examples.clips[0]], ["en"], 1, "transcribe", max_new_tokens=8)
+    assert processor.tokenizer.convert_ids_to_tokens(prompts[0][0]) == ["<|startoftranscript|>", "<|notimestamps|>"]
+    assert inputs["decoder_input_ids"][0, :2].tolist() == prompts[0][0].tolist()
+    assert not processor.tokenizer.convert_ids_to_tokens(int(inputs["decoder_input_ids"][0, 2])).startswith("<|")
 
 
 def test_padding_does_not_change_the_loss(prepared, processor):
