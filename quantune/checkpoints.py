@@ -13,6 +13,8 @@ from quantune.architecture import SPEECH
 from quantune.errors import QuantuneError
 from quantune.loading import TOKENIZER_FILES
 
+NARROW = 32  # rows or columns below which a matrix is no layer's
+
 
 @dataclass
 class Tensors:
@@ -44,6 +46,9 @@ def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
 
     All `nn.Linear` modules are, save the output embedding (`lm_head`), as in the GPTQ and AWQ papers. The model is
     built on the meta device: no weight is read.
+
+    Raises:
+        QuantuneError: if there is none, or weights of other modules would stay as they are.
     """
     from transformers import AutoConfig
 
@@ -52,6 +57,8 @@ def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
     with torch.device("meta"):
         model = loading.auto_class(folder).from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
     found = {name: (module.out_features, module.in_features) for name, module in quantizable(model).items()}
+    if reason := unquantizable(model):
+        raise QuantuneError(f"the architecture '{model.config.model_type}' cannot be quantized: {reason}")
     if not found:
         raise QuantuneError(f"the architecture '{model.config.model_type}' has no linear layers that can be quantized")
     return found
@@ -65,6 +72,32 @@ def quantizable(model) -> dict[str, torch.nn.Linear]:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and module is not head
     }
+
+
+def unquantizable(model: torch.nn.Module) -> str | None:
+    """Return why weights of a model would stay at full precision in silence, naming the first of them, or None.
+
+    What is quantized are `nn.Linear` modules, and no subclasses of it: transformers cannot load those quantized.
+    Embeddings, convolutions and matrices that are narrower than any layer is (such as the state matrices of Mamba) stay
+    as they are with every method.
+    """
+    kept = (torch.nn.Linear, torch.nn.Embedding, torch.nn.modules.conv._ConvNd)
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and type(module) is not torch.nn.Linear and module is not head:
+            kind = type(module).__name__
+            return f"its layers are {kind} modules, which are left dense where nn.Linear is replaced ('{name}')"
+        if isinstance(module, kept):
+            continue
+        for part, value in module.named_parameters(recurse=False):
+            if value.dim() < 2 or min(value.shape[-2:]) < NARROW:
+                continue
+            if type(module).__name__ == "Conv1D":
+                return f"its weights are in Conv1D modules instead of linear layers, and would stay dense ('{name}')"
+            if value.dim() > 2:
+                return f"its experts are fused into one parameter, and would stay dense ('{name}.{part}')"
+            return f"it has weights outside of linear layers, which would stay dense ('{name}.{part}')"
+    return None
 
 
 def finite(tensors: Tensors, names: list[str]) -> Iterator[str]:

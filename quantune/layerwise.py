@@ -5,9 +5,10 @@ the same input (query, key and value) share one. The visitor then changes the la
 become the next layer's inputs. The scheme of GPTQ's reference code (github.com/IST-DASLab/gptq).
 """
 
+import weakref
 from collections import defaultdict
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,48 +40,99 @@ def load(parent: Path):
 
 
 def stacks(model) -> list[tuple[str, torch.nn.ModuleList]]:
-    """Return the name and the list of a model's layers: of its decoder, or of its encoder and then its decoder."""
+    """Return the name and the list of a model's layers: of its decoder, or of its encoder and then its decoder.
+
+    Raises:
+        QuantuneError: if a part has no list of as many modules as the configuration names layers.
+    """
     parts = [model.get_encoder(), model.get_decoder()] if model.config.is_encoder_decoder else [model.get_decoder()]
-    found = [getattr(part, "layers", None) for part in parts]
+    names = {module: name for name, module in model.named_modules()}
+    found = [_layers(part) for part in parts]
     if None in found:
         raise QuantuneError(f"calibration knows no layers in the architecture '{model.config.model_type}'")
-    return [(next(name for name, module in model.named_modules() if module is layers), layers) for layers in found]
+    return [(names[layers], layers) for layers in found]
+
+
+def _layers(part: torch.nn.Module) -> torch.nn.ModuleList | None:
+    """Return the outermost list of as many modules as the configuration says that there are layers, or None."""
+    keys = ("num_hidden_layers", "encoder_layers", "decoder_layers")
+    counts = {getattr(part.config, key, None) for key in keys}
+    lists = (module for module in part.modules() if isinstance(module, torch.nn.ModuleList))
+    return next((item for item in lists if len(item) and len(item) in counts), None)
 
 
 @dataclass
 class Arguments:
-    """What a layer is called with: hidden states (batch, length, width), and what else is the same for all layers."""
+    """What a stack's layers are called with: hidden states (batch, length, width), and what each gets beside them.
+
+    Layers of one model may differ in it: where global attention alternates with that of a window, in masks and
+    positions.
+    """
 
     states: torch.Tensor
-    others: tuple
-    keywords: dict
+    others: list[tuple[tuple, dict]]
+    """Of each layer: the arguments after the hidden states, and those by keyword; equal ones are held once."""
 
-    def __call__(self, layer: torch.nn.Module) -> torch.Tensor:
-        """Return the layer's output hidden states."""
-        found = layer(self.states, *self.others, **self.keywords)
-        return found[0] if isinstance(found, tuple) else found
+    def __call__(self, layer: torch.nn.Module, index: int) -> torch.Tensor:
+        """Return the output hidden states of the stack's layer with this number."""
+        others, keywords = self.others[index]
+        return _states(layer(self.states, *others, **keywords))
+
+
+def _states(output: torch.Tensor | tuple) -> torch.Tensor:
+    """Return the hidden states in what a layer returns."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 class _CaughtError(Exception):
-    """Raised to stop a forward pass once the first layer's inputs are known."""
+    """Raised to stop a forward pass once the inputs of all layers are known."""
 
 
 @torch.no_grad()
-def first_inputs(model, layer: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> list[Arguments]:
-    """Return, for each batch of the model's inputs, what `layer` is called with."""
-    caught = []
+def first_inputs(model, layers: torch.nn.ModuleList, batches: list[dict[str, torch.Tensor]]) -> list[Arguments]:
+    """Return, for each batch of the model's inputs, the first layer's states, and what else each layer is called with.
 
-    def catch(_, args, kwargs):
-        states, *others = args or (kwargs.pop("hidden_states"),)
-        caught.append(Arguments(states, tuple(others), kwargs))
-        raise _CaughtError
+    The model's own forward pass calls the layers, which return the states as they came: no layer is computed, save the
+    first one once, to see whether layers return more than states.
+    """
+    found: list[Arguments] = []
+    seen: list[tuple | None] = []  # what the first layer returned after the states, emptied; None: no tuple
 
-    hook = layer.register_forward_pre_hook(catch, with_kwargs=True)
-    for batch in batches:
-        with suppress(_CaughtError):
-            model(**{name: _placed(value, model) for name, value in batch.items()}, use_cache=False)
-    hook.remove()
-    return caught
+    def stand_in(index: int, real: Callable):
+        def forward(*args, **kwargs):
+            states, *others = args or (kwargs.pop("hidden_states"),)
+            if index == 0:
+                found.append(Arguments(states, []))
+            found[-1].others.append((tuple(others), kwargs))
+            if index == len(layers) - 1:
+                raise _CaughtError
+            if not seen:
+                output = real(states, *others, **kwargs)
+                seen.append(tuple(None for _ in output[1:]) if isinstance(output, tuple) else None)
+            return states if seen[0] is None else (states, *seen[0])
+
+        return forward
+
+    with _replaced(layers, stand_in):
+        for batch in batches:
+            with suppress(_CaughtError):
+                model(**{name: _placed(value, model) for name, value in batch.items()}, use_cache=False)
+    return found
+
+
+@contextmanager
+def _replaced(layers: torch.nn.ModuleList, stand_in: Callable[[int, Callable], Callable]) -> Iterator[None]:
+    """Let `stand_in(index, forward)` take the place of each layer's forward function for a while."""
+    before = [vars(layer).get("forward") for layer in layers]
+    for index, layer in enumerate(layers):
+        layer.forward = stand_in(index, layer.forward)
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            del layer.forward
+            if own is not None:
+                layer.forward = own
 
 
 @torch.no_grad()
@@ -103,24 +155,24 @@ def stream(
         QuantuneError: if it does not.
     """
     for root, layers in stacks(model):
-        hidden = first_inputs(model, layers[0], batches)
+        hidden = first_inputs(model, layers, batches)
         for index, layer in enumerate(tqdm(layers, desc=f"quantizing {root}", unit="layer")):
             collector = _Collector(f"{root}.{index}", layer)
             first = copy(hidden[0])
-            _advance(layer, hidden, keep=not requantized)
+            _advance(layer, index, hidden, keep=not requantized)
             groups = collector.finish()
             visit(f"{root}.{index}", layer, groups)
             del groups
             if requantized:
-                _advance(layer, hidden, keep=True)
+                _advance(layer, index, hidden, keep=True)
             else:
-                _require_unchanged(f"{root}.{index}", first.states, hidden[0].states, first(layer))
+                _require_unchanged(f"{root}.{index}", first.states, hidden[0].states, first(layer, index))
 
 
-def _advance(layer: torch.nn.Module, hidden: list[Arguments], keep: bool) -> None:
+def _advance(layer: torch.nn.Module, index: int, hidden: list[Arguments], keep: bool) -> None:
     """Run a layer on every batch; with `keep`, its outputs take the place of its inputs, which are freed one by one."""
     for arguments in hidden:
-        output = arguments(layer)
+        output = arguments(layer, index)
         if keep:
             arguments.states = output
 
@@ -153,20 +205,21 @@ class _Collector:
         self.leader: dict[str, str] = {}
         self.sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.rows: dict[str, int] = defaultdict(int)
-        self.seen: tuple[torch.Tensor, str] | None = None
+        self.seen: list[tuple[weakref.ref, int, str]] = []
         self.hooks = [item.register_forward_pre_hook(self._hook(part)) for part, item in self.linears.items()]
 
     def _hook(self, part: str):
         def collect(_, args):
             states = args[0]
-            # query, key and value are called one after the other with the very same tensor
+            # query, key and value are called with the very same tensor; with parallel attention so are layers called
+            # after others
             if self.leader.get(part, part) != part:
                 return
             if part not in self.leader:
-                self.leader[part] = self.seen[1] if self.seen and self.seen[0] is states else part
+                self.leader[part] = self._reader(states) or part
                 if self.leader[part] != part:
                     return
-            self.seen = (states, part)
+                self.seen.append((weakref.ref(states), states._version, part))
             rows = states.reshape(-1, states.shape[-1])
             self.rows[part] += len(rows)
             gram, magnitude = _gram(rows), rows.abs().sum(0, dtype=torch.float32)
@@ -178,11 +231,16 @@ class _Collector:
 
         return collect
 
+    def _reader(self, states: torch.Tensor) -> str | None:
+        """Return the first linear layer that read this very tensor, not changed since, or None."""
+        alike = (part for read, version, part in self.seen if read() is states and version == states._version)
+        return next(alike, None)
+
     def finish(self) -> list[Inputs]:
         """Remove the hooks; return the groups with their means."""
         for hook in self.hooks:
             hook.remove()
-        self.seen = None
+        self.seen.clear()
         found = []
         for leader in list(self.sums):
             gram, magnitude = self.sums.pop(leader)

@@ -81,6 +81,7 @@ def model(folders: list[Path], dtype: str) -> PreTrainedModel:
 
         keep_packed(loaded)
     keep_cpu_kernels_exact(loaded)
+    _cast_head(loaded, getattr(torch, dtype))
     for adapter in adapters:
         from peft import PeftModel
 
@@ -99,6 +100,17 @@ def import_libraries(base: Path, adapted: bool) -> None:
         import compressed_tensors  # noqa: F401
     elif method == "bitsandbytes":
         import bitsandbytes  # noqa: F401
+
+
+def _cast_head(loaded: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give the output embedding the dtype that was asked for.
+
+    transformers 5.17 leaves a weight that it renames (GPT-NeoX's `embed_out`) in the stored dtype when it loads a
+    quantized checkpoint.
+    """
+    head = loaded.get_output_embeddings()
+    if head is not None and head.weight.is_floating_point():
+        head.weight.data = head.weight.data.to(dtype)
 
 
 def tokenizer(folder: Path) -> PreTrainedTokenizerBase:

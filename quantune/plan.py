@@ -15,9 +15,9 @@ VERSIONS = {
     "clips": 2,
     "tokenize": 1,
     "resample": 1,
-    "merge": 1,
+    "merge": 2,
     "transcribe": 2,
-    "report": 7,
+    "report": 8,
 }
 
 

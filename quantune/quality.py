@@ -2,8 +2,8 @@
 
 The input is the calibration set where the method has one, else a short text or clip that comes with quantune. Both
 models read it in float32. Each linear layer gets the inputs that it has in the original model: the relative error of
-its outputs is ‖(Ŵ-W)X‖ / ‖WX‖, as in the papers of GPTQ and AWQ. The loss is the mean negative log-likelihood of a
-token.
+its outputs is ‖(Ŵ-W)X‖ / ‖WX‖, as in the papers of GPTQ and AWQ. A method that rescales the inputs of layers (AWQ)
+measures these errors itself, while it rounds. The loss is the mean negative log-likelihood of a token.
 """
 
 from collections import Counter
@@ -49,7 +49,9 @@ class Measured:
         return sorted(self.errors.items(), key=lambda item: -item[1] if isfinite(item[1]) else -inf)
 
 
-def measure(parent: Path, folder: Path, inputs: list[dict[str, torch.Tensor]]) -> Measured:
+def measure(
+    parent: Path, folder: Path, inputs: list[dict[str, torch.Tensor]], errors: dict[str, float] | None = None
+) -> Measured:
     """Compare a quantized checkpoint with its parent.
 
     Args:
@@ -57,21 +59,28 @@ def measure(parent: Path, folder: Path, inputs: list[dict[str, torch.Tensor]]) -
         folder: the quantized one.
         inputs: batches of one sample: `input_ids`, or `input_features` with `decoder_input_ids`, whose prompt (start,
             language, task, no timestamps) is read and not scored.
+        errors: the layers' errors, where the method measured them itself.
     """
     prompt = 1 if not loading.is_speech(parent) else 4 if speech.knows_languages(parent) else 2
     original, changed = loading.model([parent], "float32"), loading.model([folder], "float32")
-    errors = _Errors(original, changed)
+    hooks = None if errors else _Errors(original, changed)
     before = [_losses(original, batch, prompt) for batch in tqdm(inputs, desc="output errors", unit="sample")]
-    errors.remove()
+    if hooks:
+        hooks.remove()
     after = [_losses(changed, batch, prompt) for batch in inputs]
     tokens = [int(token) for batch in inputs for token in _tokens(batch)[0, prompt:]]
     counts, size = Counter(tokens), len(tokens) + original.config.get_text_config().vocab_size
     unigram = -sum(count * log((count + 1) / size) for count in counts.values()) / len(tokens)
-    return Measured(_mean(before), _mean(after), unigram, errors.relative())
+    return Measured(_mean(before), _mean(after), unigram, errors or hooks.relative())
 
 
 def guard(
-    recipe: Quantization, parent: Path, folder: Path, data: Path | None = None, seed: int = 0, stop: bool = True
+    recipe: Quantization,
+    parent: Path,
+    folder: Path,
+    data: Path | None = None,
+    seed: int = 0,
+    errors: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """Return how much a quantization changed a model, with warnings, as facts for the provenance.
 
@@ -81,14 +90,14 @@ def guard(
         folder: the quantized one.
         data: the prepared calibration set, if the method has one.
         seed: of its draw.
-        stop: whether a destroyed model is an error; otherwise it is one of the warnings.
+        errors: layer -> relative output error, as the method measured it while it rounded; used if it rescales inputs.
 
     Raises:
-        QuantuneError: if the model is destroyed: its loss is not finite or worse than a unigram model's, or a layer is
-            no better than one that gives zeros. It names the layer.
+        QuantuneError: if the model is destroyed and the recipe does not let that pass. Its loss is not finite or worse
+            than a unigram model's, or a layer is no better than one that gives zeros; the layer is named.
     """
     source, inputs = calibration_inputs(recipe, data, seed, parent) if data else probe_inputs(parent)
-    found = measure(parent, folder, inputs)
+    found = measure(parent, folder, inputs, errors if recipe.rescales else None)
     worst = found.worst()[:3]
     print(
         f"on {source}: loss {found.before:.3f} -> {found.after:.3f} nats a token, {found.unigram:.3f} of a unigram"
@@ -97,7 +106,7 @@ def guard(
     damage, warnings = destroyed(found), doubts(found, recipe.usual_error())
     if damage:
         advice = "use more bits, smaller groups or other calibration data"
-        if stop:
+        if recipe.if_destroyed == "stop":
             raise QuantuneError(f"{damage}; {advice}, or keep it all the same with 'if_destroyed: warn'")
         warnings = [damage, *warnings]
     for warning in warnings:

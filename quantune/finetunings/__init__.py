@@ -14,6 +14,7 @@ from quantune.recipe import Recipe, subclasses
 class Finetuning(Recipe):
     """How a checkpoint is trained: data, optimization and precision. Subclasses add `method` and what is trained."""
 
+    version: ClassVar[int] = 2
     seeded: ClassVar[bool] = True
     settings: ClassVar[frozenset[str]] = frozenset({"save_every"})
 

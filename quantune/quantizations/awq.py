@@ -6,6 +6,7 @@ each group is clipped where that helps, as in the authors' code (github.com/mit-
 function does not change.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -48,6 +49,21 @@ ENCODER = pairs(
 )
 WHISPER = pairs(("encoder_attn_layer_norm", "encoder_attn.q_proj"), ("encoder_attn.v_proj", "encoder_attn.out_proj"))
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma")
+GEMMA = pairs(  # norms after attention and feed-forward too: the ones before are meant
+    *((item.before, " ".join(item.layers)) for item in LLAMA if item.before != "post_attention_layernorm"),
+    ("pre_feedforward_layernorm", "mlp.gate_proj mlp.up_proj"),
+)
+GEMMA_LIKE = ("gemma2", "gemma3_text")
+# Fused projections: the values, and the product of the gates, are rows of a matrix whose other rows no scale may touch.
+PHI = pairs(("input_layernorm", "self_attn.qkv_proj"), ("post_attention_layernorm", "mlp.gate_up_proj"))
+NEOX = pairs(("input_layernorm", "attention.query_key_value"), ("post_attention_layernorm", "mlp.dense_h_to_4h"))
+BLOOM = pairs(("input_layernorm", "self_attention.query_key_value"), ("post_attention_layernorm", "mlp.dense_h_to_4h"))
+STABLELM = pairs(
+    ("input_layernorm", "self_attn.q_proj self_attn.k_proj self_attn.v_proj mlp.gate_proj mlp.up_proj"),
+    ("self_attn.v_proj", "self_attn.o_proj"),
+    ("mlp.up_proj", "mlp.down_proj"),
+)  # with parallel residuals
+UNCLIPPED = ("q_proj", "k_proj", "qkv_proj", "query_key_value")
 
 
 class AWQ(Calibrated):
@@ -55,13 +71,14 @@ class AWQ(Calibrated):
 
     seeded: ClassVar[bool] = True
     requantized: ClassVar[bool] = False
+    rescales: ClassVar[bool] = True
 
     method: Literal["awq"]
     """Activation-aware weight quantization: AWQ."""
     clip: bool = True
     """Clip the range of each group where that changes its output less (query and key layers are left alone)."""
     mappings: list[Mapping] | None = None
-    """Where scales can be moved, for architectures other than OPT and the Llama family; null: by the architecture."""
+    """Where scales can be moved, for architectures that have none here; null: by the architecture."""
 
     def solver_bytes(self, rows: int, columns: int) -> int:
         """The largest of: five matrices of the weights' shape, while scales are tried; the Gram matrix while it is
@@ -96,7 +113,7 @@ class AWQ(Calibrated):
                 scale = scales.get(next(iter(group.layers)), torch.ones_like(group.magnitude))
                 gram = group.gram / scale / scale[:, None]
                 for part, item in group.layers.items():
-                    clipped = self.clip and not part.endswith(("q_proj", "k_proj"))
+                    clipped = self.clip and not part.endswith(UNCLIPPED)
                     grids[part] = activation_aware.fit_clipped(item.weight.data, gram, self.grid, clipped)
                     errors[part] = second_order.output_error(grids[part].weight, item.weight.data, gram)
 
@@ -109,15 +126,33 @@ def known_mappings(config) -> list[Mapping]:
     Raises:
         QuantuneError: for an architecture without one, saying how to declare it.
     """
-    if config.model_type == "opt":
-        through_relu = config.activation_function == "relu"
-        return [*(OPT_NORMS if config.do_layer_norm_before else []), *(OPT if through_relu else OPT[:1])]
-    if config.model_type in LLAMA_LIKE:
-        return LLAMA
-    if config.model_type == "whisper":
-        return [*ENCODER, *WHISPER]
-    known = f"opt, whisper, {listed(LLAMA_LIKE)}"
+    family = FAMILIES.get(config.model_type)
+    if family:
+        return family(config)
+    known = listed(FAMILIES)
     raise QuantuneError(
         f"AWQ knows no mappings for the architecture '{config.model_type}' (known: {known}); declare them in the"
         " quantization's 'mappings', such as [{before: ln_1, layers: [attn.q, attn.k, attn.v]}]"
     )
+
+
+def _opt(config) -> list[Mapping]:
+    through_relu = config.activation_function == "relu"
+    return [*(OPT_NORMS if config.do_layer_norm_before else []), *(OPT if through_relu else OPT[:1])]
+
+
+def _bloom(config) -> list[Mapping]:
+    return [] if config.apply_residual_connection_post_layernorm else BLOOM  # else the residual reads the norms too
+
+
+FAMILIES: dict[str, Callable[[Any], list[Mapping]]] = {
+    "opt": _opt,
+    "whisper": lambda config: [*ENCODER, *WHISPER],
+    **{name: lambda config: LLAMA for name in LLAMA_LIKE},
+    **{name: lambda config: GEMMA for name in GEMMA_LIKE},
+    "phi3": lambda config: PHI,
+    "gpt_neox": lambda config: NEOX,
+    "bloom": _bloom,
+    "stablelm": lambda config: STABLELM if config.use_parallel_residual else LLAMA,
+}
+"""`model_type` of config.json -> the mappings of a configuration."""

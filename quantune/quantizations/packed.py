@@ -30,7 +30,7 @@ class Packed(Quantization):
 
     def usual_error(self) -> float:
         """The fewer bits, the larger."""
-        return {2: 1.0, 3: 0.6, 4: 0.35, 8: 0.05}[self.bits]
+        return {2: 0.75, 3: 0.45, 4: 0.3, 8: 0.03}[self.bits]
 
     def misfit(self, widths: set[int]) -> str | None:
         """A group must divide every row it cuts."""
