@@ -100,6 +100,9 @@ def test_the_ready_experiments(root, tmp_path, monkeypatch, validator, name):
     shared = os.environ.get("QUANTUNE_DATA") or str(root.parent / "shared")
     if "$QUANTUNE_DATA" in text and not os.path.isdir(shared):
         pytest.skip("needs models and data that are not in the repository: set QUANTUNE_DATA to their folder")
+    real = os.environ.get("REAL", "")
+    if "$REAL" in text and not os.path.isdir(real):
+        pytest.skip("needs real models that are not in the repository: set REAL to their folder")
     monkeypatch.setenv("QUANTUNE_DATA", shared)
     (tmp_path / "release.tar.gz").touch()
     monkeypatch.setenv("COMMON_VOICE", str(tmp_path / "release.tar.gz"))

@@ -1,0 +1,57 @@
+"""What each quantization did to the layers and the loss of its parent, of every checkpoint in a work folder, as JSON.
+
+    snakemake checkpoints --configfile experiments/quality.yaml
+    python benchmarks/quality.py work-quality > benchmarks/results/quality.json
+
+The numbers are those of the guard (quantune/quality.py), measured again on what is on disk. The table in docs/quality.md
+is made of them.
+"""
+
+import contextlib
+import json
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from quantune import forecast, hardware, quality
+from quantune.artefacts import recorded
+
+
+def measured(folder: Path) -> dict:
+    """Return the losses and the largest output error of a quantized checkpoint."""
+    made, recipe = recorded(folder), forecast.recipes_of(folder)[-1]
+    parent = Path(made["parents"]["parent"][0]["path"])
+    if data := made["parents"].get("data"):
+        source, inputs = quality.calibration_inputs(recipe, Path(data[0]["path"]), made["recipe"].get("seed", 0), parent)
+    else:
+        source, inputs = quality.probe_inputs(parent)
+    found = quality.measure(parent, folder, inputs, made["facts"].get("output_errors") if recipe.rescales else None)
+    layer, error = found.worst()[0]
+    return {
+        "model": parent.name,
+        "recipe": made["recipe"],
+        "bits_per_weight": made["facts"]["bits_per_weight"],
+        "measured_on": source,
+        "loss_before": round(found.before, 4),
+        "loss_after": round(found.after, 4),
+        "unigram_loss": round(found.unigram, 4),
+        "largest_output_error": round(error, 4),
+        "layer": layer,
+        "destroyed": quality.destroyed(found),
+        "warnings": quality.doubts(found, recipe.usual_error()),
+    }
+
+
+def main(work: str) -> None:
+    """Print what is measured of every quantized checkpoint in `work`."""
+    folders = [path for path in sorted(Path(work, "checkpoints").iterdir()) if path.name.count("+") == 1]
+    with contextlib.redirect_stdout(sys.stderr):
+        results = {folder.name: measured(folder) for folder in folders}
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "bitsandbytes", "compressed-tensors")}
+    command = "python benchmarks/quality.py work-quality"
+    found = {"command": command, "hardware": hardware.found()["device"], "versions": versions, "results": results}
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
