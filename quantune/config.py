@@ -103,10 +103,11 @@ class Config(Entry):
         return [str(variant) for variant in self.evaluated if self.benchmark and str(variant) in asked]
 
     def require_fit(self, variant: chains.Variant) -> None:
-        """Raise ConfigError if a quantization's grid does not fit the layers of the variant's model."""
-        widths = self._widths(variant.model)
+        """Raise ConfigError if a quantization does not fit the layers of the variant's model."""
+        widths, shape = self._widths(variant.model), self.config_of(variant.model)
         for step, kind in zip(variant.steps, variant.kinds, strict=True):
-            if kind == "quantization" and (problem := self.quantizations[step.name].misfit(widths)):
+            recipe = self.quantizations.get(step.name) if kind == "quantization" else None
+            if recipe and (problem := recipe.unsuitable(shape) or recipe.misfit(widths)):
                 raise ConfigError(f"quantizations.{step.name}{problem}")
 
     def track(self, model: str) -> Literal["text", "speech"]:

@@ -306,3 +306,22 @@ def test_a_text_evaluation_of_a_speech_model(raw, write_model):
     assert found == [
         "evaluations.prompts: 'generation' is a text evaluation, and none of the models is a text model: opt"
     ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "method", "why"),
+    [
+        ({"model_type": "gpt2"}, "rtn-w4", "'gpt2' models cannot be quantized: their weights are in Conv1D modules"),
+        ({"model_type": "falcon"}, "rtn-w4", "'falcon' models cannot be quantized"),
+        ({"model_type": "mixtral", "num_local_experts": 8}, "rtn-w4", "its experts are fused into one parameter"),
+        ({"model_type": "mamba"}, "awq", "AWQ knows no mappings for the architecture 'mamba' (known: "),
+    ],
+)
+def test_an_architecture_that_a_method_cannot_quantize_is_refused_before_any_job(raw, write_model, shape, method, why):
+    raw["models"]["other"] = {"path": write_model("other", {"hidden_size": 64, "intermediate_size": 128} | shape)}
+    calibrated = {"dataset": "news", "split": "train", "samples": 4, "length": 8, "group_size": 32}
+    raw["quantizations"]["awq"] = {"method": "awq"} | calibrated
+    raw["variants"] = [f"other+{method}"]
+    with pytest.raises(ConfigError) as caught:
+        config.load(raw)
+    assert f"quantizations.{method}: " in str(caught.value) and why in str(caught.value)

@@ -3,6 +3,7 @@
 What comes out is docs/models.md. After a change: `PYTHONPATH=. python tests/test_zoo.py` writes it anew.
 """
 
+import json
 import math
 import re
 from pathlib import Path
@@ -90,10 +91,13 @@ def parent(request, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("parent", MODELS, indirect=True)
 def test_a_model_goes_through_all_stages_or_is_refused(tmp_path, texts, talks, parent, method):
     data = talks if loading.is_speech(parent) else texts
+    shape, recipe = json.loads((parent / "config.json").read_text()), RECIPES[method](method=method, **METHODS[method])
     if reason := REFUSED.get((parent.name, method)):
         with pytest.raises(QuantuneError, match=reason):
             quantize(parent, method, data, tmp_path / "quantized")
+        assert recipe.unsuitable(shape), "said before any job, from config.json alone"
         return
+    assert recipe.unsuitable(shape) is None
     quantized, adapter, merged = (tmp_path / name for name in ("quantized", "adapter", "merged"))
     quantize(parent, method, data, quantized)
     require_nothing_dense(parent, quantized)

@@ -8,6 +8,14 @@ from typing import Any, ClassVar, Literal
 
 from quantune.recipe import Recipe, subclasses
 
+LEFT_DENSE = {
+    "gpt2": "their weights are in Conv1D modules instead of linear layers",
+    "falcon": "their layers are FalconLinear modules instead of linear layers",
+}
+"""`model_type` of config.json -> why no method quantizes such models."""
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""Keys of config.json that a mixture of experts has."""
+
 
 class Quantization(Recipe):
     """How a checkpoint is quantized. Subclasses set the literal `method` and implement the functions below."""
@@ -49,6 +57,18 @@ class Quantization(Recipe):
     def misfit(self, widths: set[int]) -> str | None:
         """Return why this recipe does not fit layers of these input widths (".key: why", or ": why"), or None."""
         return None
+
+    def unsuitable(self, config: dict[str, Any]) -> str | None:
+        """Return why models with this config.json cannot be quantized with this recipe (": why"), or None.
+
+        The job looks again, at the modules themselves: `checkpoints.unquantizable`.
+        """
+        family = config.get("model_type")
+        why = LEFT_DENSE.get(family)
+        if any(config.get(key) for key in EXPERTS):
+            why = "its experts are fused into one parameter"
+        advice = "evaluate or fine-tune the model at full precision"
+        return f": '{family}' models cannot be quantized: {why}, which would stay dense; {advice}" if why else None
 
 
 def methods() -> list[type[Quantization]]:

@@ -99,6 +99,12 @@ class AWQ(Calibrated):
         save_packed(model, grids, self, parent, folder)
         return {"calibration": facts, "output_errors": errors}
 
+    def unsuitable(self, config: dict[str, Any]) -> str | None:
+        """An architecture without mappings needs them in the recipe."""
+        family = config.get("model_type")
+        unknown = f": {_unknown(family)}" if self.mappings is None and family not in FAMILIES else None
+        return super().unsuitable(config) or unknown
+
     def visitor(self, grids: dict, errors: dict, mappings: list[Mapping]):
         """Return what rescales and quantizes a decoder layer; it fills `grids` and `errors`, by the linear's name."""
         import torch
@@ -129,9 +135,12 @@ def known_mappings(config) -> list[Mapping]:
     family = FAMILIES.get(config.model_type)
     if family:
         return family(config)
-    known = listed(FAMILIES)
-    raise QuantuneError(
-        f"AWQ knows no mappings for the architecture '{config.model_type}' (known: {known}); declare them in the"
+    raise QuantuneError(_unknown(config.model_type))
+
+
+def _unknown(family: str | None) -> str:
+    return (
+        f"AWQ knows no mappings for the architecture '{family}' (known: {listed(FAMILIES)}); declare them in the"
         " quantization's 'mappings', such as [{before: ln_1, layers: [attn.q, attn.k, attn.v]}]"
     )
 
