@@ -3,8 +3,7 @@
     snakemake checkpoints --configfile experiments/quality.yaml
     python benchmarks/quality.py work-quality > benchmarks/results/quality.json
 
-The numbers are those of the guard (quantune/quality.py), measured again on what is on disk. The table in docs/quality.md
-is made of them.
+The numbers are those of the guard (quantune/quality.py), measured again on what is on disk; docs/quality.md shows them.
 """
 
 import contextlib
@@ -16,13 +15,16 @@ from pathlib import Path
 from quantune import forecast, hardware, quality
 from quantune.artefacts import recorded
 
+PACKAGES = ("torch", "transformers", "bitsandbytes", "compressed-tensors")
+
 
 def measured(folder: Path) -> dict:
     """Return the losses and the largest output error of a quantized checkpoint."""
     made, recipe = recorded(folder), forecast.recipes_of(folder)[-1]
     parent = Path(made["parents"]["parent"][0]["path"])
     if data := made["parents"].get("data"):
-        source, inputs = quality.calibration_inputs(recipe, Path(data[0]["path"]), made["recipe"].get("seed", 0), parent)
+        seed = made["recipe"].get("seed", 0)
+        source, inputs = quality.calibration_inputs(recipe, Path(data[0]["path"]), seed, parent)
     else:
         source, inputs = quality.probe_inputs(parent)
     found = quality.measure(parent, folder, inputs, made["facts"].get("output_errors") if recipe.rescales else None)
@@ -47,7 +49,7 @@ def main(work: str) -> None:
     folders = [path for path in sorted(Path(work, "checkpoints").iterdir()) if path.name.count("+") == 1]
     with contextlib.redirect_stdout(sys.stderr):
         results = {folder.name: measured(folder) for folder in folders}
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "bitsandbytes", "compressed-tensors")}
+    versions = {name: metadata.version(name) for name in PACKAGES}
     command = "python benchmarks/quality.py work-quality"
     found = {"command": command, "hardware": hardware.found()["device"], "versions": versions, "results": results}
     print(json.dumps(found, indent=1))
