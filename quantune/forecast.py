@@ -49,7 +49,8 @@ def estimate(plan: Plan, artefact: Artefact) -> Estimate | None:
             return memory.training(config, in_effect(plan, variant.parent), after[-1])
         # two models are there: what is compared with what was made or, while it is made, dense weights and their grids
         steps = in_effect(plan, variant.parent) if variant.kind == "quantization" else after
-        made = memory.inference(config, steps, "float32", batch=2, length=64)
+        read = {"batch": 2, "length": 64} if variant.kind == "merge" else {"batch": 1, "length": memory.PROBE}
+        made = memory.inference(config, steps, "float32", **read)
         dtype = stored_dtype(config) if variant.kind == "merge" else "float32"
         compared = Estimate(made.terms | {"reloaded": memory.weights(architecture.read(config), dtype, *steps)})
         if variant.kind == "quantization" and isinstance(after[-1], Calibrated):

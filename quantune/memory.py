@@ -22,6 +22,9 @@ from quantune.recipe import Recipe
 WORKSPACE = 32 * 2**20
 """What PyTorch sets aside for cuBLAS, on a data-centre GPU and with the setting that deterministic runs need."""
 
+PROBE = 512
+"""Tokens of the probe text that a quantized model and its parent read, at most."""
+
 
 @dataclass(frozen=True)
 class Estimate:

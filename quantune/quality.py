@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from quantune import audio, calibration, loading, speech, tracks
+from quantune import audio, calibration, loading, memory, speech, tracks
 from quantune.checkpoints import quantizable
 from quantune.errors import QuantuneError
 from quantune.quantizations import Quantization
@@ -23,7 +23,6 @@ from quantune.quantizations import Quantization
 PROBE = Path(__file__).parent.parent / "assets/probe"
 SAMPLES = 8  # of the calibration set
 TOKENS = 4096  # of the calibration set, at most
-LENGTH = 512  # tokens of the probe text that are read, at most
 WORTHLESS = 0.98
 """Output error from which a layer is destroyed: one that gives nothing but zeros has an error of 1."""
 LOSS_RISE = 0.25
@@ -171,7 +170,7 @@ def probe_inputs(parent: Path) -> tuple[str, list[dict[str, torch.Tensor]]]:
     config = loading.config(parent)
     if not loading.is_speech(parent):
         ids = loading.tokenizer(parent)((PROBE / "text.txt").read_text(encoding="utf-8"), verbose=False)["input_ids"]
-        length = min(LENGTH, getattr(config, "max_position_embeddings", None) or LENGTH)
+        length = min(memory.PROBE, getattr(config, "max_position_embeddings", None) or memory.PROBE)
         return "the probe text", [{"input_ids": torch.tensor([ids[:length]])}]
     processor = loading.processor(parent)
     samples, rate, _ = audio.decode((PROBE / "speech.flac").read_bytes())

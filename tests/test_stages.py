@@ -72,7 +72,7 @@ def stages() -> dict[str, tuple[int, list[str]]]:
     versions = plan.VERSIONS | {"benchmark": Benchmark.version}
     found = {name: (versions[name], files) for name, files in OWN.items()}
     for kind, package, recipes, shared in (
-        ("quantize", quantizations, quantizations.methods(), ["scripts/quantize.py", *LOADING]),
+        ("quantize", quantizations, quantizations.methods(), ["scripts/quantize.py", "quantune/quality.py", *LOADING]),
         ("train", finetunings, finetunings.methods(), ["scripts/train.py", *TRAINING, *LOADING]),
         ("evaluate", evaluations, evaluations.kinds(), ["scripts/evaluate.py", *LOADING]),
     ):
