@@ -33,6 +33,10 @@ include: "rules/plan.smk"  #     a table of what will be made and what it takes
 include: "rules/unknown.smk"  #  anything else: an error that helps
 
 
+onstart:
+    forget_backups()
+
+
 onsuccess:
     require_settled()
 

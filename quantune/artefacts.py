@@ -80,6 +80,7 @@ class Artefact:
                 role: [{"path": item.path, "digest": item.digest} for item in made_from]
                 for role, made_from in roles(self.parents).items()
             },
+            "reads": {role: [item.path for item in read] for role, read in self.reads.items()},
             "digest": self.digest,
         }
 

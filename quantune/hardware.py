@@ -3,6 +3,7 @@
 A benchmark's identity holds both, so that what was measured elsewhere is never shown as measured here.
 """
 
+import contextlib
 import os
 import platform
 import re
@@ -97,3 +98,15 @@ def _visible(gpus: list[dict[str, str]], chosen: str | None) -> list[dict[str, s
     wanted = [item.strip() for item in chosen.split(",") if item.strip() not in ("", "-1")]
     kept = [gpu for item in wanted for gpu in gpus if item == gpu["index"] or gpu["uuid"].startswith(item)]
     return kept or gpus[: len(wanted)][:1]
+
+
+def resident(field: str) -> int:
+    """Return the bytes of this process's resident set: now (`VmRSS`), or its peak (`VmHWM`)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def reset_resident_peak() -> None:
+    """Forget the peak, where the kernel offers it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

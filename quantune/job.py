@@ -4,14 +4,15 @@ import json
 import os
 import platform
 import random
-import resource
 import shlex
 import shutil
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,32 @@ def run(snakemake: Any, body: Callable[..., dict[str, Any] | None], imports: boo
         body: the stage.
         imports: whether to set up torch (threads, determinism, seeds); false for stages that need no torch.
     """
-    _log_to(snakemake.log[0])
     order = snakemake.params.order
+    inputs = {role: [Path(path) for path in paths] for role, paths in _by_role(snakemake.input).items()}
+    with _framed(snakemake, order, imports) as started:
+        make(order, partial(body, order, inputs), started)
+
+
+def run_all(snakemake: Any, body: Callable[..., dict[str, Any] | None]) -> None:
+    """Make those outputs of a rule that are not current, one after the other; see `run`.
+
+    Snakemake removes what a failed job has made. What is finished is kept in `tmp` until the last output is, and the
+    next job takes it from there.
+    """
+    orders = snakemake.params.orders
+    with _framed(snakemake, orders[0]) as started:
+        for order in orders:
+            make(order, partial(body, order, _inputs(order)), started, kept=True)
+            _start_again(order["options"])
+            started = time.time()
+        for order in orders:
+            shutil.rmtree(_place(order), ignore_errors=True)
+
+
+@contextmanager
+def _framed(snakemake: Any, order: dict[str, Any], imports: bool = True) -> Iterator[float]:
+    """Log, threads, seeds and a turn at the GPU; errors end the process. Yields when the job started."""
+    _log_to(snakemake.log[0])
     if snakemake.params.why:
         print(snakemake.params.why.strip())
     if snakemake.resources.get("gpu"):
@@ -81,8 +106,7 @@ def run(snakemake: Any, body: Callable[..., dict[str, Any] | None], imports: boo
         _prepare(snakemake.threads, order["options"])
         if imports:
             _start_torch(snakemake.threads, order["options"].get("deterministic", True))
-        inputs = {role: [Path(path) for path in paths] for role, paths in _by_role(snakemake.input).items()}
-        make(order, lambda folder, scratch: body(order, inputs, folder, scratch), started)
+        yield started
     except QuantuneError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -93,23 +117,32 @@ def run(snakemake: Any, body: Callable[..., dict[str, Any] | None], imports: boo
         sys.exit(1)
 
 
-def make(order: dict[str, Any], body: Callable, started: float) -> None:
+def make(order: dict[str, Any], body: Callable, started: float, kept: bool = False) -> None:
     """Build an artefact in the work folder's `tmp` and rename it into place.
+
+    Args:
+        order: what to make.
+        body: called with the folder to fill and the scratch folder.
+        started: when work on it began.
+        kept: keep a copy in `tmp` for `run_all`, which removes it.
 
     Raises:
         QuantuneError: if a parent on disk is not the one the order was made for, or a file from outside changed.
     """
-    target = Path(order["path"])
-    place = Path(order["options"]["work"], "tmp", f"{order['digest'][:16]}.{target.name}")
+    target, place = Path(order["path"]), _place(order)
     with locked(place.with_name(place.name + ".lock")):
-        found = recorded(target)
-        if found and found["digest"] == order["digest"] and not damaged(target, found):
+        if not kept and _is_made(target, order):
             print("made by another process while this one waited")
             return
         parents = _parents(order)
+        folder, scratch, finished = place / "output", place / "scratch", place / "finished"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if kept and _is_made(finished, order, parents):
+            _replace(target, finished, place)
+            print(f"finished by a job that was interrupted later: {target}")
+            return
         digests = {role: [item["digest"] for item in items] for role, items in parents.items()}
         digest = recipe_digest(*(order[key] for key in ("stage", "version", "recipe", "sources")), digests)
-        folder, scratch = place / "output", place / "scratch"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         scratch.mkdir(exist_ok=True)
@@ -120,15 +153,37 @@ def make(order: dict[str, Any], body: Callable, started: float) -> None:
         provenance = _provenance(order, digest, parents, facts, folder)
         _write(folder / PROVENANCE, provenance)
         _settle(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if os.path.lexists(target):
-            os.rename(target, place / "replaced")
-        os.rename(folder, target)
+        _replace(target, folder, place)
         for item in provenance["files"]:
             hashes_of(order["options"]["work"]).learn(target / item["path"], item["sha256"])
-        shutil.rmtree(place, ignore_errors=True)
+        if kept:
+            shutil.rmtree(finished, ignore_errors=True)
+            shutil.copytree(target, finished, copy_function=os.link)
+        else:
+            shutil.rmtree(place, ignore_errors=True)
     place.with_name(place.name + ".lock").unlink(missing_ok=True)
     print(f"done in {time.time() - started:.1f} s: {target}")
+
+
+def _place(order: dict[str, Any]) -> Path:
+    """Return the folder in which an artefact is built."""
+    return Path(order["options"]["work"], "tmp", f"{order['digest'][:16]}.{Path(order['path']).name}")
+
+
+def _is_made(folder: Path, order: dict[str, Any], parents: dict[str, Any] | None = None) -> bool:
+    """Return whether a folder holds what is ordered, whole; with `parents`, made from the same bytes."""
+    found = recorded(folder)
+    if not found or found["digest"] != order["digest"] or damaged(folder, found):
+        return False
+    return parents is None or found["parents"] == parents
+
+
+def _replace(target: Path, folder: Path, place: Path) -> None:
+    """Rename a folder to the target; what lies there goes to `place` and is removed with it."""
+    shutil.rmtree(place / "replaced", ignore_errors=True)
+    if os.path.lexists(target):
+        os.rename(target, place / "replaced")
+    os.rename(folder, target)
 
 
 def _log_to(path: str) -> None:
@@ -188,8 +243,8 @@ def _run_facts(started: float, options: dict[str, Any]) -> dict[str, Any]:
 
     facts = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "seconds": round(time.time() - started - turns.waited(), 2),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "seconds": round(time.time() - started - turns.waited(started), 2),
+        "peak_memory_bytes": hardware.resident("VmHWM"),
         "command": os.environ.get("QUANTUNE_COMMAND", ""),
         "commit": os.environ.get("QUANTUNE_COMMIT", ""),
         "deterministic": options.get("deterministic", True),
@@ -217,6 +272,12 @@ def _settle(folder: Path) -> None:
 
 def _write(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _inputs(order: dict[str, Any]) -> dict[str, list[Path]]:
+    """Return role -> folders of all that an order is made from."""
+    parents = {role: [item["path"] for item in items] for role, items in order["parents"].items()}
+    return {role: list(map(Path, paths)) for role, paths in (parents | order["reads"]).items()}
 
 
 def _by_role(inputs: Any) -> dict[str, list[str]]:
@@ -248,6 +309,17 @@ def _start_torch(threads: int, deterministic: bool) -> None:
     numpy.random.seed(0)
     if deterministic:
         be_deterministic()
+
+
+def _start_again(options: dict[str, Any]) -> None:
+    """Set seeds and peaks of memory back, as a new process would have them."""
+    import torch
+
+    random.seed(0)
+    _start_torch(torch.get_num_threads(), options.get("deterministic", True))
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    hardware.reset_resident_peak()
 
 
 def be_deterministic() -> None:

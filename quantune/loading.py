@@ -89,6 +89,27 @@ def model(folders: list[Path], dtype: str) -> PreTrainedModel:
     return loaded.eval()
 
 
+class Variant:
+    """A variant on disk, whose model is loaded when it is first asked for, and again for another dtype."""
+
+    def __init__(self, folders: list[Path]):
+        """Take the base and, if the variant is an adapter, the adapter after it."""
+        self.folders = list(map(Path, folders))
+        self._loaded: tuple[str, PreTrainedModel] | None = None
+
+    @property
+    def base(self) -> Path:
+        """The folder of the whole model, with tokenizer or processor."""
+        return self.folders[0]
+
+    def model(self, dtype: str) -> PreTrainedModel:
+        """Return the model in evaluation mode; see `model`. Only one dtype is held at a time."""
+        if self._loaded is None or self._loaded[0] != dtype:
+            self._loaded = None
+            self._loaded = dtype, model(self.folders, dtype)
+        return self._loaded[1]
+
+
 def import_libraries(base: Path, adapted: bool) -> None:
     """Import what loading a checkpoint needs: it takes seconds, which pass before the GPU is taken."""
     mapping = MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING if is_speech(base) else MODEL_FOR_CAUSAL_LM_MAPPING

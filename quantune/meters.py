@@ -2,14 +2,14 @@
 CPU the resident set of this process, above what it was before the model.
 """
 
-import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from quantune import hardware
 
 ENERGY_SECONDS = 2.0  # a phase is repeated for so long: the driver's counter advances about ten times a second
 
@@ -28,7 +28,7 @@ class Memory:
         if self.cuda:
             torch.cuda.synchronize()
             return torch.cuda.memory_allocated() - self.before
-        return _resident("VmRSS") - self.before
+        return hardware.resident("VmRSS") - self.before
 
     def reset_peak(self) -> None:
         """Forget the peak."""
@@ -37,11 +37,11 @@ class Memory:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         else:
-            _reset_resident_peak()
+            hardware.reset_resident_peak()
 
     def peak(self) -> int:
         """Return the most bytes in use since the peak was forgotten (where the kernel cannot forget: ever)."""
-        return (torch.cuda.max_memory_allocated() if self.cuda else _resident("VmHWM")) - self.before
+        return (torch.cuda.max_memory_allocated() if self.cuda else hardware.resident("VmHWM")) - self.before
 
 
 class Energy:
@@ -121,13 +121,3 @@ def _kept(value: Any) -> Iterator[torch.Tensor]:
     elif type(value).__module__.startswith("bitsandbytes."):
         for kept in vars(value).values():
             yield from _kept(kept)
-
-
-def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-
-def _reset_resident_peak() -> None:
-    with contextlib.suppress(OSError):  # not every kernel offers it
-        Path("/proc/self/clear_refs").write_text("5")

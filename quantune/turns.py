@@ -18,7 +18,7 @@ from quantune import hardware
 WAIT = 0.5  # seconds between two looks for a free GPU
 _held: list[int] = []  # open files: a lock lasts as long as its file is open
 _wanted: list[bool] = []  # whether everything is wanted; empty if nothing is
-_waited: list[float] = []  # seconds
+_waited: list[tuple[float, float]] = []  # until when, and how many seconds
 
 
 def want(everything: bool = False) -> None:
@@ -32,16 +32,16 @@ def take_wanted() -> None:
         return
     everything, started = _wanted.pop(), time.time()
     taken = take(everything)
-    _waited.append(time.time() - started)
+    _waited.append((time.time(), time.time() - started))
     torch = sys.modules.get("torch")
     if taken and not everything and torch and torch.cuda.is_initialized():  # too late to hide the others
         uuids = [str(torch.cuda.get_device_properties(number).uuid) for number in range(torch.cuda.device_count())]
         torch.cuda.set_device(uuids.index(taken[0].removeprefix("GPU-")))
 
 
-def waited() -> float:
-    """Return the seconds that this process waited for a GPU."""
-    return sum(_waited)
+def waited(since: float) -> float:
+    """Return the seconds that this process waited for a GPU since a time."""
+    return sum(seconds for until, seconds in _waited if until > since)
 
 
 def take(everything: bool = False) -> list[str]:

@@ -5,7 +5,9 @@ Whether a job runs is decided here by recipe digests, not by dates or by Snakema
 
 import os
 import re
+import shutil
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -42,6 +44,10 @@ TRACKS = {
 # cluster: one computes, the next one imports, reads its data and waits for its turn (quantune/turns.py).
 if hardware.gpus() and "gpu" not in workflow.global_resources and workflow.global_resources["_nodes"].value is None:
     workflow.register_resource("gpu", 2 * len(hardware.gpus()))
+EVALUATIONS = {
+    track: [name for name, entry in CONFIG.evaluations.items() if entry.track == track] for track in ("text", "speech")
+}
+EVALUATIONS = {track: names for track, names in EVALUATIONS.items() if names}
 CHAIN = rf"{NAME}(\+{NAME}(@{SEED})?)*"
 
 
@@ -75,6 +81,11 @@ def needs(artefact):
     return inputs
 
 
+def forget_backups():
+    """Remove the copies of outputs that a killed Snakemake left: the next one that copies there would fail."""
+    shutil.rmtree(workflow.persistence._backup_path, ignore_errors=True)
+
+
 def require_settled():
     """Stop, after a run, if what was made is not what should be shown: then the same command has more to do."""
     if "DVC_STAGE" in os.environ and any(Path(path).read_bytes() != then for path, then in READ.items()):
@@ -99,8 +110,6 @@ def planned(wildcards):
     given = dict(wildcards.items())
     if "recording" in given:
         return clearly(PLAN.transcript, given["variant"], given["recording"])
-    if "evaluation" in given:
-        return clearly(PLAN.evaluation, given["variant"], given["evaluation"])
     if "variant" in given:
         return clearly(PLAN.benchmark, given["variant"])
     if "dataset" in given and "model" in given:
@@ -126,6 +135,60 @@ def planned_order(wildcards):
 def planned_reason(wildcards):
     """Return why the job runs again, or an empty text."""
     return reason(planned(wildcards))
+
+
+@cache
+def open_evaluations(variant, track):
+    """Return the evaluations of a track that a job must make of a variant: those not current; all, if none is."""
+    found = [clearly(PLAN.evaluation, variant, name) for name in EVALUATIONS[track]]
+    asked = workflow.dag_settings
+    forced = asked.forceall or asked.forcerun or asked.forcetargets
+    left = [item for item in found if forced or artefacts.state(item) is not artefacts.State.CURRENT]
+    return left or found
+
+
+def evaluation_inputs(track):
+    """Return the function that gives the named inputs of the job that evaluates a variant."""
+
+    def inputs(wildcards):
+        given = {}
+        for item in open_evaluations(wildcards.variant, track):
+            for role, paths in needs(item).items():
+                given[role] = [*given.get(role, []), *(path for path in paths if path not in given.get(role, []))]
+        return given
+
+    return inputs
+
+
+def evaluation_orders(track):
+    """Return the function that gives all that the job needs to know of each evaluation, those of one dtype together."""
+
+    def orders(wildcards):
+        found = open_evaluations(wildcards.variant, track)
+        ordered = [item.order() | {"predicted": forecast.terms(PLAN, item)} for item in found]
+        return sorted(ordered, key=lambda order: order["recipe"].get("dtype", ""))
+
+    return orders
+
+
+def evaluation_names(track):
+    """Return the function that names the evaluations that the job makes."""
+    return lambda wildcards: ", ".join(Path(item.path).name for item in open_evaluations(wildcards.variant, track))
+
+
+def evaluation_reasons(track):
+    """Return the function that says why evaluations are made again, each reason once, or gives an empty text."""
+    return lambda wildcards: "".join(dict.fromkeys(map(reason, open_evaluations(wildcards.variant, track))))
+
+
+def evaluation_memory_mb(track):
+    """Return the function that gives the job's main memory in MB: that of the evaluation that takes most."""
+
+    def memory(wildcards):
+        found = open_evaluations(wildcards.variant, track)
+        return max(forecast.host_bytes(PLAN, item) for item in found) // 1_000_000
+
+    return memory
 
 
 def asked_data(wildcards):
@@ -202,7 +265,6 @@ def explain_unknown(wildcards):
 wildcard_constraints:
     model=NAME,
     dataset=NAME,
-    evaluation=NAME,
     recording=NAME,
     variant=CHAIN,
     parent=CHAIN,

@@ -11,7 +11,8 @@ ruleorder:
     > merge
     > quantize
     > train
-    > evaluate
+    > evaluate_text
+    > evaluate_speech
     > transcribe
     > benchmark
     > report

@@ -1,15 +1,23 @@
-"""Evaluate a variant: keep the raw items, and a summary beside them."""
+"""Evaluate a variant: load it once for each dtype, keep each evaluation's raw items, and a summary beside them."""
 
 import json
 import math
+from functools import cache
 
 from quantune import config, job
+
+
+@cache
+def loaded(folders):
+    from quantune import loading
+
+    return loading.Variant(folders)
 
 
 def evaluate(order, inputs, folder, scratch):
     (checkpoint,), (data,) = inputs["checkpoint"], inputs.get("data", [None])
     recipe, _ = config.ordered(config.Evaluation, order)
-    result = recipe.evaluate([*inputs.get("base", []), checkpoint], data, folder)
+    result = recipe.evaluate(loaded((*inputs.get("base", []), checkpoint)), data, folder)
     timing = result.pop("run", {})
     result = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in result.items()
@@ -19,4 +27,4 @@ def evaluate(order, inputs, folder, scratch):
     return {"run": timing}
 
 
-job.run(snakemake, evaluate)
+job.run_all(snakemake, evaluate)

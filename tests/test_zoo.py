@@ -170,9 +170,9 @@ def evaluate(folder: Path, data: Path) -> float:
     """
     if not loading.is_speech(folder):
         recipe = Perplexity(kind="perplexity", dataset="data", length=LENGTH, batch_size=2, max_windows=4)
-        return recipe.evaluate([folder], data, folder)["token_perplexity"]
+        return recipe.evaluate(loading.Variant([folder]), data, folder)["token_perplexity"]
     transcription = Transcription(kind="transcription", dataset="data", max_clips=2, max_new_tokens=4)
-    assert transcription.evaluate([folder], data, folder)["clips"] == 2
+    assert transcription.evaluate(loading.Variant([folder]), data, folder)["clips"] == 2
     recipe = lora()
     return training.mean_loss(loading.model([folder], "float32"), tracks.examples(recipe, data, "test", folder), recipe)
 

@@ -4,12 +4,17 @@ A module defines an `Evaluation` recipe. What it measures is kept raw, item by i
 the raw items by `quantune.statistics`, so that a change of protocol needs no GPU.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from quantune.memory import Estimate
 from quantune.recipe import Recipe, subclasses
+
+if TYPE_CHECKING:
+    from quantune.loading import Variant
 
 
 class Evaluation(Recipe):
@@ -17,8 +22,14 @@ class Evaluation(Recipe):
 
     track: ClassVar[Literal["text", "speech"]] = "text"
 
-    def evaluate(self, model: list[Path], data: Path | None, folder: Path) -> dict[str, Any]:
-        """Evaluate the variant whose folders are given; write the raw items into `folder`; return the result."""
+    def evaluate(self, variant: Variant, data: Path | None, folder: Path) -> dict[str, Any]:
+        """Evaluate a variant; write the raw items into `folder`; return the result.
+
+        Args:
+            variant: its model is loaded in the dtype that the recipe names; other evaluations use it too.
+            data: the prepared dataset, if the kind reads one.
+            folder: empty.
+        """
         raise NotImplementedError
 
     def memory(self, config: dict[str, Any], steps: Sequence[Recipe]) -> Estimate:

@@ -24,14 +24,14 @@ class Generation(Evaluation):
     dtype: Dtype = "float32"
     """Of the weights that are not packed, and of the computation."""
 
-    def evaluate(self, model: list[Path], data: Path | None, folder: Path) -> dict[str, Any]:
+    def evaluate(self, variant, data: Path | None, folder: Path) -> dict[str, Any]:
         """Write `items.jsonl` (prompt, text, tokens); return how many there are."""
         import torch
         from tqdm import tqdm
 
         from quantune import loading
 
-        tokenizer, loaded = loading.tokenizer(model[0]), loading.model(model, self.dtype)
+        tokenizer, loaded = loading.tokenizer(variant.base), variant.model(self.dtype)
         with (folder / "items.jsonl").open("w", encoding="utf-8") as file:
             for prompt in tqdm(self.prompts, desc="generating", unit="prompt"):
                 inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(loaded.device)

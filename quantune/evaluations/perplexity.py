@@ -63,7 +63,7 @@ class Perplexity(Evaluation):
                 scored = end
         return spans[: self.max_windows]
 
-    def evaluate(self, model: list[Path], data: Path | None, folder: Path) -> dict[str, Any]:
+    def evaluate(self, variant, data: Path | None, folder: Path) -> dict[str, Any]:
         """Write `items.parquet`, a row a window: begin, tokens scored, their bytes and words, and their negative
         log-likelihood in nats (float64). Return the summary.
 
@@ -75,14 +75,14 @@ class Perplexity(Evaluation):
         from quantune import loading, statistics, text
         from quantune.errors import QuantuneError
 
-        stream = text.stream(data, self.split, loading.tokenizer(model[0]), self.separator)
+        stream = text.stream(data, self.split, loading.tokenizer(variant.base), self.separator)
         spans = self.windows(len(stream))
         if not spans:
             raise QuantuneError(
                 f"'{self.dataset}', split '{self.split}', has {len(stream)} tokens: too few for one window of"
                 f" {self.length}; lower 'length'"
             )
-        loaded = loading.model(model, self.dtype)
+        loaded = variant.model(self.dtype)
         text.require_length(loaded.config, self.length)
         items = pandas.DataFrame(
             {

@@ -49,7 +49,7 @@ class Transcription(Evaluation):
     general: bool = False
     """A general-domain set: what fine-tuning costs on it is shown as forgetting."""
 
-    def evaluate(self, model: list[Path], data: Path | None, folder: Path) -> dict[str, Any]:
+    def evaluate(self, variant, data: Path | None, folder: Path) -> dict[str, Any]:
         """Write `items.parquet`, a row a clip: reference, hypothesis, and the edits between them. Return the language
         written and the raw rates; under "run" what varies from run to run.
 
@@ -66,7 +66,7 @@ class Transcription(Evaluation):
         count = min(len(clips), self.max_clips or len(clips))
         references, seconds = clips.texts(self.task)[:count], clips.column("seconds")[:count]
         languages = [self.language or language for language in clips.column("language")[:count]]
-        loaded, processor = loading.model(model, self.dtype), loading.processor(model[0])
+        loaded, processor = variant.model(self.dtype), loading.processor(variant.base)
         started = time.time()
         options = {"task": self.task, "num_beams": self.beams, "max_new_tokens": self.max_new_tokens}
         hypotheses = speech.transcribe(loaded, processor, clips, languages, self.batch_size, **options)
