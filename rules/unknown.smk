@@ -2,21 +2,11 @@
 instead."""
 
 
-ruleorder:
-    model
-    > dataset
-    > clips
-    > tokenize
-    > resample
-    > merge
-    > quantize
-    > train
-    > evaluate_text
-    > evaluate_speech
-    > transcribe
-    > benchmark
-    > report
-    > unknown
+ruleorder: model > dataset > clips > tokenize > resample > merge > quantize > train > transcribe > benchmark > report > unknown
+
+
+for track in EVALUATIONS:
+    workflow.ruleorder(f"evaluate_{track}", "unknown")
 
 
 rule unknown:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow import CONFIG, MESSAGES, ROOT, Folder, _output
+from tests.workflow import CONFIG, ROOT, Folder, _outputs
 
 LEFT_OUT = ("tests/", "docs/", "benchmarks/", "experiments/", "assets/speech/", "assets/models/whisper")
 BIN = Path(sys.executable).parent
@@ -93,7 +93,7 @@ class Repository(Folder):
 def made(printed: str) -> set[str]:
     """Return the outputs, below the work folder, of the jobs that Snakemake says it runs."""
     jobs = re.findall(r"^Job \d+: (.*?)(?: \[made again.*)?$", printed, re.MULTILINE)
-    return {_output(job) for job in jobs if any(re.fullmatch(pattern, job) for pattern in MESSAGES)}
+    return {made for job in jobs for made in _outputs(job)}
 
 
 @pytest.fixture(scope="session")

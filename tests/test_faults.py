@@ -64,17 +64,29 @@ def test_a_half_written_state_is_never_used(untrained):
     assert weights(folder.path / TARGET) == expected
 
 
-def test_a_failing_job_leaves_everything_else_and_says_what_to_do(finished, tmp_path):
+def test_a_failing_evaluation_leaves_the_others_and_what_is_finished_is_kept(finished, tmp_path):
+    """One job evaluates a variant: the current evaluations stay as they are, and a finished one is not made twice."""
     folder = finished.copy(tmp_path / "project")
+    more = {"kind": "perplexity", "dataset": "general", "length": 64, "max_windows": 2}
     few = {"kind": "perplexity", "dataset": "few", "length": 1024, "split": "test"}
-    folder.config["evaluations"]["few"] = few
+    folder.config["evaluations"] |= {"more": more, "few": few}
     (tmp_path / "few.txt").write_text("Three words only.")
     folder.config["datasets"]["few"] = {"path": str(tmp_path / "few.txt"), "splits": {"test": 1.0}}
     folder.write(folder.config)
-    printed = folder.run("work/evaluations/opt/few", "--cores", "1", check=False)
-    assert "too few for one window of 1024; lower 'length'" in printed
-    assert "Traceback" not in (folder.work / "logs/evaluate/opt/few.log").read_text()
-    assert (folder.work / "evaluations/opt/log/result.json").exists()
+    current, log = folder.work / "evaluations/opt/log", folder.work / "logs/evaluate/opt.text.log"
+    before = {path.name: path.read_bytes() for path in current.iterdir() if path.name != ".snakemake_timestamp"}
+    target = "work/evaluations/opt/few"
+    assert folder.planned(target) >= {"evaluations/opt/more", "evaluations/opt/few"}
+    assert not folder.planned(target) & {"evaluations/opt/log", "evaluations/opt/general"}
+    printed = folder.run(target, "--cores", "1", check=False)
+    assert "too few for one window of 1024; lower 'length'" in printed and "Traceback" not in log.read_text()
+    assert {path.name: path.read_bytes() for path in current.iterdir() if path.name in before} == before
+
+    folder.change(evaluations={"few": {"length": 2}})
+    folder.run(target, "--cores", "1")
+    assert f"finished by a job that was interrupted later: {folder.config.get('work', 'work')}" in log.read_text()
+    assert (folder.work / "evaluations/opt/more/result.json").exists()
+    assert folder.planned(target) == set() and not list(folder.work.glob("tmp/*more"))
 
 
 def test_a_benchmark_is_planned(finished, tmp_path):

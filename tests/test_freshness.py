@@ -103,7 +103,9 @@ def test_other_bits_of_a_checkpoint_make_its_numbers_again(project):
     (checkpoint / "model.safetensors").unlink()  # now made here, as at first: the number is of the other bits
     printed = project.run(asked, "--cores", "2", check=False)
     assert re.search(r"opt\+rtn-a was made again with other bits than before .* run the same command again", printed)
-    assert project.planned(asked) == {"evaluations/opt+rtn-a/log"}
+    assert project.planned(asked) == {"evaluations/opt+rtn-a/log", "evaluations/opt+rtn-a/general"}, (
+        "one job makes both"
+    )
 
 
 def test_a_file_of_the_same_size_from_elsewhere_is_noticed(project):

@@ -89,7 +89,7 @@ class Folder:
         jobs = re.findall(r"^Job \d+: (.*?)(?: \[made again.*)?$", printed, re.MULTILINE)
         if not jobs:
             assert "Nothing to be done" in printed
-        return {_output(job) for job in jobs}
+        return {made for job in jobs for made in _outputs(job)}
 
     def start(self, *arguments: str) -> subprocess.Popen:
         """Start Snakemake, in a session of its own."""
@@ -116,7 +116,6 @@ MESSAGES = {
     r"Quantize (.*) with (.*)": r"checkpoints/\1+\2",
     r"Train (.*) on (.*)": r"checkpoints/\2+\1",
     r"Merge the adapter (.*)": r"checkpoints/\1+merge",
-    r"Evaluate (.*): (.*)": r"evaluations/\1/\2",
     r"Read the recordings of (.*)": r"sources/\1",
     r"Resample (.*) for (.*)": r"prepared/\1/\2",
     r"Transcribe (.*) with (.*)": r"transcripts/\2/\1",
@@ -125,9 +124,11 @@ MESSAGES = {
 }
 
 
-def _output(message: str) -> str:
+def _outputs(message: str) -> list[str]:
     """Return what a job makes, from its message."""
-    return next(re.sub(pattern, made, message) for pattern, made in MESSAGES.items() if re.fullmatch(pattern, message))
+    if evaluated := re.fullmatch(r"Evaluate (.*): (.*)", message):
+        return [f"evaluations/{evaluated[1]}/{name}" for name in evaluated[2].split(", ")]
+    return [re.sub(pattern, made, message) for pattern, made in MESSAGES.items() if re.fullmatch(pattern, message)]
 
 
 def weights(checkpoint: Path) -> dict[str, bytes]:
