@@ -40,10 +40,10 @@ READ = {path: Path(path).read_bytes() for path in workflow.configfiles}
 TRACKS = {
     track: [name for name, entry in CONFIG.datasets.items() if entry.track == track] for track in ("text", "speech")
 }
-# Twice as many jobs at once as this machine has GPUs, unless the command line or a profile says, or jobs run on a
-# cluster: one computes, the next one imports, reads its data and waits for its turn (quantune/turns.py).
+# Four jobs at once for each GPU, unless the command line or a profile says, or jobs run on a cluster: one computes, the
+# others import, read their data and wait for their turn (quantune/turns.py). Importing takes longer than computing does.
 if hardware.gpus() and "gpu" not in workflow.global_resources and workflow.global_resources["_nodes"].value is None:
-    workflow.register_resource("gpu", 2 * len(hardware.gpus()))
+    workflow.register_resource("gpu", 4 * len(hardware.gpus()))
 EVALUATIONS = {
     track: [name for name, entry in CONFIG.evaluations.items() if entry.track == track] for track in ("text", "speech")
 }

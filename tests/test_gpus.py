@@ -110,11 +110,11 @@ def test_the_others_are_hidden_unless_all_are_taken(tmp_path, monkeypatch):
         os.close(turns._held.pop())
 
 
-def test_a_run_starts_two_jobs_for_each_gpu_unless_it_says(tmp_path, host, monkeypatch):
+def test_a_run_starts_four_jobs_for_each_gpu_unless_it_says(tmp_path, host, monkeypatch):
     host("13.0")
     (tmp_path / "torch/__init__.py").touch()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     folder = Folder(tmp_path / "project", CONFIG)
-    assert re.search(r"Provided resources: .*gpu.*4", folder.run("--cores", "1", "work/checkpoints/opt"))
+    assert re.search(r"Provided resources: .*gpu.*8", folder.run("--cores", "1", "work/checkpoints/opt"))
     fewer = folder.run("--cores", "1", "work/sources/log", "--resources", "gpu=1")
     assert re.search(r"Provided resources: .*gpu.*1", fewer)
