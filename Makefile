@@ -67,10 +67,10 @@ pull: $(VENV)/ready-for-dvc  ## fetch what dvc.lock names from DVC's remote; wha
 	dvc pull || { echo "make commit keeps what was made here; --force throws it away"; exit 1; }
 
 check: $(VENV)/ready-for-dvc  ## read everything that was made, and DVC's cache: is every file as recorded?
-	python -c "from quantune.verify import check; check('$(CONFIG)')"
+	python -c "from quantune.upkeep.verify import check; check('$(CONFIG)')"
 
 verify: $(VENV)/ready  ## make again and compare: all, or ONLY="opt-2m+rtn-w3 work/prepared/radio/whisper-3m"
-	python -c "from quantune.verify import verify; verify('$(CONFIG)', '$(ONLY)', '$(CORES)')"
+	python -c "from quantune.upkeep.verify import verify; verify('$(CONFIG)', '$(ONLY)', '$(CORES)')"
 
 current: $(VENV)/ready-for-dvc  ## fail unless Snakemake has nothing to do and DVC nothing to record
 	$(of_dvc)
@@ -78,7 +78,7 @@ current: $(VENV)/ready-for-dvc  ## fail unless Snakemake has nothing to do and D
 	dvc status 2>&1 | tee -a /dev/stderr | grep -q "up to date"
 
 clean-stale: $(VENV)/ready-for-dvc  ## list, then remove, what config.yaml does not ask for; disk use by stage
-	python -c "from quantune.housekeeping import clean; clean('$(CONFIG)', '$(YES)')"
+	python -c "from quantune.upkeep.housekeeping import clean; clean('$(CONFIG)', '$(YES)')"
 
 lint: $(VENV)/ready-to-test  ## the linters
 	ruff check .
@@ -87,13 +87,13 @@ lint: $(VENV)/ready-to-test  ## the linters
 	snakemake --lint
 
 schema: $(VENV)/ready  ## write schemas/config.schema.json from the typed models
-	python -c "from pathlib import Path; from quantune.config import write_schema; write_schema(Path('schemas/config.schema.json'))"
+	python -c "from pathlib import Path; from quantune.planning.load import write_schema; write_schema(Path('schemas/config.schema.json'))"
 
 stages: $(VENV)/ready-to-test  ## record the stages' sources, once versions are raised where the meaning changed
 	PYTHONPATH=. python tests/test_stages.py
 
 update-lock: $(VENV)/ready  ## ask the hub for everything in sources.lock.json again; print what changed
-	python -c "from quantune.lock import update; update('$(LOCK)')"
+	python -c "from quantune.sources.lock import update; update('$(LOCK)')"
 
 lock:  ## resolve envs/direct*.txt, all together, into envs/pinned*.txt
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock/all && $(PYTHON) -m venv .venv-lock/layers

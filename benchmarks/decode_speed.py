@@ -16,7 +16,7 @@ import pandas
 import torch
 from quantization_speed import checkpoint, tokens
 
-from quantune.benchmarking import Benchmark
+from quantune.evaluations.benchmark import Benchmark
 from quantune.quantizations.bitsandbytes import NormalFloat4
 from quantune.quantizations.gptq import GPTQ
 

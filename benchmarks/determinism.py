@@ -31,8 +31,11 @@ def once(switch: str, parent: Path, data: Path) -> dict:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     import torch
 
-    from quantune import job, loading, text, training
+    from quantune.artefacts import job
+    from quantune.data import text
     from quantune.finetunings.lora import LoRA
+    from quantune.finetunings.training import loop
+    from quantune.models import loading
     from quantune.quantizations.gptq import GPTQ
 
     if switch == "on":
@@ -78,7 +81,7 @@ def once(switch: str, parent: Path, data: Path) -> dict:
         generator = torch.Generator().manual_seed(0)
         shape = (STEPS * recipe.batch_size, recipe.length)
         blocks = text.Blocks(torch.randint(3, 12000, shape, generator=generator).numpy())
-        training.train(model, recipe, 0, blocks, None, Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp()))
+        loop.train(model, recipe, 0, blocks, None, Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp()))
         return [value for value in model.parameters() if value.requires_grad]
 
     whole = loading.model([parent], "float16")

@@ -13,8 +13,11 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from quantune import memory, text, training
+from quantune.core.workload import Inference
+from quantune.data import text
 from quantune.finetunings.lora import LoRA
+from quantune.finetunings.training import loop
+from quantune.planning import memory
 
 SHAPES = {"opt-1.3b": (2048, 24, 32), "opt-6.7b": (4096, 32, 32)}
 DEVICE = torch.device("cuda")
@@ -71,17 +74,24 @@ def train(loaded, recipe):
     blocks = text.Blocks(torch.randint(3, 50272, (4 * recipe.batch_size, recipe.length)).numpy())
     if recipe.gradient_checkpointing:
         loaded.gradient_checkpointing_enable({"use_reentrant": False})
-    training.train(loaded, recipe, 0, blocks, None, folder, folder)
+    loop.train(loaded, recipe, 0, blocks, None, folder, folder)
 
 
 for name in SHAPES:
     for batch, length in ((1, 2048), (8, 2048)):
         loaded = model(name, "float16")
         label = f"{name} inference float16 {batch} x {length}"
-        measure(label, memory.inference(config(name), [], "float16", batch, length), forward, loaded, batch, length)
+        measure(
+            label,
+            memory.inference(config(name), [], Inference("float16", batch, length)),
+            forward,
+            loaded,
+            batch,
+            length,
+        )
         del loaded
     loaded = model(name, "float16")
-    estimate = memory.inference(config(name), [], "float16", 16, 640, cache=True, logits=1)
+    estimate = memory.inference(config(name), [], Inference("float16", 16, 640, cache=True, logits=1))
     measure(f"{name} generate float16 16 x (512 + 128)", estimate, generate, loaded, 16, 512, 128)
     del loaded
     for keys in (

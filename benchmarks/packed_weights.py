@@ -21,10 +21,12 @@ import pandas
 import torch
 from quantization_speed import checkpoint, tokens
 
-from quantune import loading, text, training
-from quantune.benchmarking import Benchmark
+from quantune.data import text
+from quantune.evaluations.benchmark import Benchmark
 from quantune.finetunings.lora import LoRA
-from quantune.meters import Memory, tensor_bytes
+from quantune.finetunings.training import loop
+from quantune.models import loading
+from quantune.models.meters import Memory, tensor_bytes
 from quantune.quantizations.awq import AWQ
 from quantune.quantizations.bitsandbytes import NormalFloat4
 from quantune.quantizations.gptq import GPTQ
@@ -66,7 +68,7 @@ def train(folder: Path) -> dict:
     for way in ways:
         memory.reset_peak()
         started = time.time()
-        training.train(model, way, 0, blocks, None, scratch, scratch)
+        loop.train(model, way, 0, blocks, None, scratch, scratch)
         seconds = time.time() - started
     return {
         "recipe": {"rank": recipe.rank, "steps": STEPS, **TRAINED, "precision": recipe.precision},

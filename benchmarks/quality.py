@@ -3,7 +3,7 @@
     snakemake checkpoints --configfile experiments/quality.yaml
     python benchmarks/quality.py work-quality > benchmarks/results/quality.json
 
-The numbers are those of the guard (quantune/quality.py), measured again on what is on disk; docs/quality.md shows them.
+The numbers are those of the guard (quantune/quantizations/arithmetic/quality.py), measured again on what is on disk; docs/quality.md shows them.
 """
 
 import contextlib
@@ -12,15 +12,20 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from quantune import forecast, hardware, quality
-from quantune.artefacts import recorded
+from pydantic import TypeAdapter
+
+from quantune.artefacts.record import recorded
+from quantune.core import hardware
+from quantune.planning.config import AnyQuantization
+from quantune.quantizations.arithmetic import quality
 
 PACKAGES = ("torch", "transformers", "bitsandbytes", "compressed-tensors")
 
 
 def measured(folder: Path) -> dict:
     """Return the losses and the largest output error of a quantized checkpoint."""
-    made, recipe = recorded(folder), forecast.recipes_of(folder)[-1]
+    made = recorded(folder)
+    recipe = TypeAdapter(AnyQuantization).validate_python({k: v for k, v in made["recipe"].items() if k != "seed"})
     parent = Path(made["parents"]["parent"][0]["path"])
     if data := made["parents"].get("data"):
         seed = made["recipe"].get("seed", 0)

@@ -18,7 +18,7 @@ import pyarrow
 import torch
 from transformers import OPTConfig, OPTForCausalLM
 
-from quantune import text
+from quantune.data import text
 from quantune.quantizations.awq import AWQ
 from quantune.quantizations.gptq import GPTQ
 

@@ -31,8 +31,9 @@ from transformers import (
     WhisperTokenizerFast,
 )
 
-from quantune import speech, training
+from quantune.data import speech
 from quantune.finetunings.lora import LoRA
+from quantune.finetunings.training import loop
 
 SHAPE = {
     "d_model": 1280, "encoder_layers": 32, "decoder_layers": 32, "encoder_attention_heads": 20,
@@ -94,7 +95,7 @@ def quantune_training(folder: Path, data: Noise) -> dict:
 
     data.batch = timed
     place = Path(tempfile.mkdtemp())
-    training.train(model, recipe, 0, data, None, place, place)
+    loop.train(model, recipe, 0, data, None, place, place)
     data.batch = batch
     return told(numpy.diff(seconds)[1:])
 

@@ -17,7 +17,7 @@ import torch
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 from whisper_large import SHAPE
 
-from quantune.benchmarking import Benchmark
+from quantune.evaluations.benchmark import Benchmark
 from quantune.quantizations.bitsandbytes import Int8, NormalFloat4
 
 VARIANTS = {

@@ -15,11 +15,13 @@ from snakemake.io import ancient
 
 sys.path.insert(0, str(workflow.basedir))
 
-from quantune import artefacts, costs, forecast, hardware, job, versions
-from quantune import config as settings
-from quantune.errors import QuantuneError
-from quantune.plan import Plan
-from quantune.recipe import NAME, SEED
+from quantune.artefacts import freshness, job, record
+from quantune.core import hardware
+from quantune.core.errors import QuantuneError
+from quantune.core.recipe import NAME, SEED
+from quantune.planning import costs, load, resources
+from quantune.planning.plan import Plan
+from quantune.upkeep import dvc
 
 
 def clearly(function, *arguments):
@@ -31,17 +33,17 @@ def clearly(function, *arguments):
 
 
 job.announce(workflow.basedir, sys.argv)
-CONFIG = clearly(settings.load, config, ", ".join(os.path.relpath(path) for path in workflow.configfiles))
+CONFIG = clearly(load.load, config, ", ".join(os.path.relpath(path) for path in workflow.configfiles))
 PLAN = Plan(CONFIG)
 WORK = CONFIG.work
 if "DVC_STAGE" in os.environ:  # this is a command of dvc.yaml
-    clearly(versions.require_watched, PLAN)
+    clearly(dvc.require_watched, PLAN)
 READ = {path: Path(path).read_bytes() for path in workflow.configfiles}
 TRACKS = {
     track: [name for name, entry in CONFIG.datasets.items() if entry.track == track] for track in ("text", "speech")
 }
 # Four jobs at once for each GPU, unless the command line or a profile says, or jobs run on a cluster: one computes, the
-# others import, read their data and wait for their turn (quantune/turns.py). Importing takes longer than computing does.
+# others import, read their data and wait for their turn (quantune/core/gpu_turns.py). Importing takes longer than computing does.
 if hardware.gpus() and "gpu" not in workflow.global_resources and workflow.global_resources["_nodes"].value is None:
     workflow.register_resource("gpu", 4 * len(hardware.gpus()))
 EVALUATIONS = {
@@ -68,16 +70,16 @@ def needs(artefact):
     is the one expected, every file is what was made): those parents that exist, with their dates ignored, so that
     nothing runs. With a missing one, Snakemake would run it wherever that is made again for something else.
     """
-    made_from = {**artefacts.roles(artefact.parents), **artefact.reads}
+    made_from = {**record.roles(artefact.parents), **artefact.reads}
     inputs = {role: [item.path for item in items] for role, items in made_from.items()}
     inputs["outside"] = artefact.outside
-    state, asked = artefacts.state(artefact), workflow.dag_settings
-    if state is artefacts.State.CURRENT:
+    state, asked = freshness.state(artefact), workflow.dag_settings
+    if state is freshness.State.CURRENT:
         forced = asked.forceall or asked.forcerun or asked.forcetargets
         there = {role: [path for path in paths if forced or os.path.lexists(path)] for role, paths in inputs.items()}
         return {role: [ancient(path) for path in paths] for role, paths in there.items()}
-    if state is artefacts.State.STALE:
-        inputs["stale"] = [artefacts.marker(artefact, WORK)]
+    if state is freshness.State.STALE:
+        inputs["stale"] = [freshness.marker(artefact, WORK)]
     return inputs
 
 
@@ -91,7 +93,7 @@ def require_settled():
     if "DVC_STAGE" in os.environ and any(Path(path).read_bytes() != then for path, then in READ.items()):
         raise WorkflowError(f"{', '.join(READ)} changed while this ran; run the command again before DVC records it")
     for path in (path for made in workflow.dag.jobs for path in made.output):
-        if changed := artefacts.other_bits(path):
+        if changed := freshness.other_bits(path):
             raise WorkflowError(
                 f"{changed} was made again with other bits than before (another machine, other packages?), so {path} is"
                 " out of date; run the same command again"
@@ -100,7 +102,7 @@ def require_settled():
 
 def reason(artefact):
     """Return why an artefact that exists is made again, for the job's message and log."""
-    changes = artefacts.differences(artefact)
+    changes = freshness.differences(artefact)
     more = [f"and {len(changes) - 4} more"] if len(changes) > 5 else []
     return f" [made again because {'; '.join(changes[:4] + more if more else changes)}]" if changes else ""
 
@@ -129,7 +131,7 @@ def planned_inputs(wildcards):
 def planned_order(wildcards):
     """Return all that the job needs to know, and the memory that it is predicted to take, to be recorded."""
     artefact = planned(wildcards)
-    return artefact.order() | {"predicted": forecast.terms(PLAN, artefact)}
+    return artefact.order() | {"predicted": resources.terms(PLAN, artefact)}
 
 
 def planned_reason(wildcards):
@@ -143,7 +145,7 @@ def open_evaluations(variant, track):
     found = [clearly(PLAN.evaluation, variant, name) for name in EVALUATIONS[track]]
     asked = workflow.dag_settings
     forced = asked.forceall or asked.forcerun or asked.forcetargets
-    left = [item for item in found if forced or artefacts.state(item) is not artefacts.State.CURRENT]
+    left = [item for item in found if forced or freshness.state(item) is not freshness.State.CURRENT]
     return left or found
 
 
@@ -165,7 +167,7 @@ def evaluation_orders(track):
 
     def orders(wildcards):
         found = open_evaluations(wildcards.variant, track)
-        ordered = [item.order() | {"predicted": forecast.terms(PLAN, item)} for item in found]
+        ordered = [item.order() | {"predicted": resources.terms(PLAN, item)} for item in found]
         return sorted(ordered, key=lambda order: order["recipe"].get("dtype", ""))
 
     return orders
@@ -186,7 +188,7 @@ def evaluation_memory_mb(track):
 
     def memory(wildcards):
         found = open_evaluations(wildcards.variant, track)
-        return max(forecast.host_bytes(PLAN, item) for item in found) // 1_000_000
+        return max(resources.host_bytes(PLAN, item) for item in found) // 1_000_000
 
     return memory
 
@@ -230,7 +232,7 @@ def asked_benchmarks(wildcards):
 
 def memory_mb(wildcards):
     """Return a job's main memory in MB, from the sizes of the model and of its work."""
-    return forecast.host_bytes(PLAN, planned(wildcards)) // 1_000_000
+    return resources.host_bytes(PLAN, planned(wildcards)) // 1_000_000
 
 
 def planned_costs(wildcards):

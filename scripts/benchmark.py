@@ -2,9 +2,10 @@
 
 import json
 
-from quantune import hardware, job
-from quantune.benchmarking import Benchmark, peak
-from quantune.errors import QuantuneError
+from quantune.artefacts import job
+from quantune.core import hardware
+from quantune.core.errors import QuantuneError
+from quantune.evaluations.benchmark import Benchmark, peak
 
 
 def benchmark(order, inputs, folder, scratch):

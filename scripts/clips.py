@@ -5,20 +5,19 @@ file for each split: id, text, translation, language, seconds, and the audio as 
 import shutil
 from pathlib import Path
 
-from quantune import clips, download, job, recordings
+from quantune.artefacts import job
+from quantune.sources import clips, download, layouts
 
 
 def collect(order, inputs, folder, scratch):
     recipe, files = order["recipe"], order["options"]["files"]
     base = download.fetched(order, scratch)
     unpacked = scratch / "unpacked"
-    root, tables = recordings.tables(
-        recipe, {split: [base / path for path in files[split]] for split in files}, unpacked
-    )
+    root, tables = layouts.tables(recipe, {split: [base / path for path in files[split]] for split in files}, unpacked)
     splits = clips.read(root, recipe, tables)
     named = {name for paths in tables.values() for path in paths for name in clips.personal_columns(Path(path))}
     print(f"left behind: {', '.join(sorted(named)) or 'no columns'} about speakers")
-    facts = recordings.write(splits, recipe, recordings.language(recipe, root), folder)
+    facts = layouts.write(splits, recipe, layouts.language(recipe, root), folder)
     shutil.rmtree(unpacked, ignore_errors=True)
     return facts | {"personal_columns_dropped": sorted(named)} | download.facts(order)
 

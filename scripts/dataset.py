@@ -5,15 +5,16 @@ write one Parquet file for each split.
 import pyarrow
 import pyarrow.parquet
 
-from quantune import download, job, sources
-from quantune.errors import QuantuneError
+from quantune.artefacts import job
+from quantune.core.errors import QuantuneError
+from quantune.sources import documents, download
 
 
 def dataset(order, inputs, folder, scratch):
     recipe, files = order["recipe"], order["options"]["files"]
     base = download.fetched(order, scratch)
     splits = {
-        split: [text for path in paths for text in sources.documents(base / path, recipe)]
+        split: [text for path in paths for text in documents.documents(base / path, recipe)]
         for split, paths in files.items()
     }
     read = sum(map(len, splits.values()))
@@ -21,10 +22,10 @@ def dataset(order, inputs, folder, scratch):
     empty = read - sum(map(len, splits.values()))
     if list(splits) == [""]:
         shares = recipe["splits"] or {"train": 1.0}
-        splits = sources.divide(splits[""], shares, recipe["seed"])
+        splits = documents.divide(splits[""], shares, recipe["seed"])
     leaks = {}
     if recipe["remove_leaks"] != "none":
-        splits, leaks = sources.without_leaks(splits, recipe["remove_leaks"])
+        splits, leaks = documents.without_leaks(splits, recipe["remove_leaks"])
     for split, texts in splits.items():
         if not texts:
             raise QuantuneError(f"split '{split}' has no documents left (read {read}, empty {empty}, leaks {leaks})")

@@ -4,19 +4,20 @@ import json
 import math
 from functools import cache
 
-from quantune import config, job
+from quantune.artefacts import job
+from quantune.planning import config
 
 
 @cache
 def loaded(folders):
-    from quantune import loading
+    from quantune.models import loading
 
-    return loading.Variant(folders)
+    return loading.VariantFolder(folders)
 
 
 def evaluate(order, inputs, folder, scratch):
     (checkpoint,), (data,) = inputs["checkpoint"], inputs.get("data", [None])
-    recipe, _ = config.ordered(config.Evaluation, order)
+    recipe, _ = config.ordered(config.AnyEvaluation, order)
     result = recipe.evaluate(loaded((*inputs.get("base", []), checkpoint)), data, folder)
     timing = result.pop("run", {})
     result = {

@@ -1,19 +1,19 @@
 """Fold an adapter into the nearest unquantized ancestor of what it was trained on; save a whole model again."""
 
-from quantune import job
+from quantune.artefacts import job
 
 
 def merge(order, inputs, folder, scratch):
-    from quantune import checkpoints, loading
+    from quantune.models import checkpoints, loading, probes
 
     (base,), (adapter,), (parent,) = inputs["base"], inputs["adapter"], inputs["parent"]
-    unmerged = checkpoints.probe_logits(loading.model([parent, adapter], "float32"))
+    unmerged = probes.probe_logits(loading.model([parent, adapter], "float32"))
     model = loading.model([base, adapter], "float32").merge_and_unload()
     stored = loading.stored_dtype(base)
     checkpoints.round_saved(model, stored)
     checkpoints.save_model(model, base, folder)
-    merged = checkpoints.probe_logits(loading.model([folder], "float32"))
-    distance = checkpoints.relative_distance(merged, unmerged)
+    merged = probes.probe_logits(loading.model([folder], "float32"))
+    distance = probes.relative_distance(merged, unmerged)
     print(f"merged into {base.name}, stored as {stored}; logits differ by {distance:.2e} from the unmerged adapter's")
     tensors = checkpoints.Tensors(folder)
     for bad in checkpoints.finite(tensors, tensors.names()):

@@ -1,14 +1,15 @@
 """Copy or download a model in Hugging Face layout into the work folder: config, tokenizer, safetensors weights."""
 
-from quantune import download, job, sources
+from quantune.artefacts import job
+from quantune.sources import download, selection
 
 
 def model(order, inputs, folder, scratch):
     base = download.fetched(order, scratch)
     files = [base / path for path in order["options"]["files"]]
-    sources.copy_model(files, folder, ours="download" in order["options"])
+    selection.copy_model(files, folder, ours="download" in order["options"])
     print(f"copied {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
-    return {"parameters": sources.parameters(folder)} | download.facts(order)
+    return {"parameters": selection.parameters(folder)} | download.facts(order)
 
 
 job.run(snakemake, model, imports=False)

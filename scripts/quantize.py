@@ -1,13 +1,15 @@
 """Quantize a checkpoint, save it packed, check every layer of what was saved, and measure the damage on real input."""
 
-from quantune import config, job
+from quantune.artefacts import job
+from quantune.planning import config
 
 
 def quantize(order, inputs, folder, scratch):
-    from quantune import checkpoints, quality
+    from quantune.models import checkpoints
+    from quantune.quantizations.arithmetic import quality
 
     (parent,), (data,) = inputs["parent"], inputs.get("data", [None])
-    recipe, seed = config.ordered(config.Quantization, order)
+    recipe, seed = config.ordered(config.AnyQuantization, order)
     layers = checkpoints.linear_layers(parent)
     print(f"quantizing the {len(layers)} linear layers of {parent.name} with {recipe!r}")
     facts = recipe.quantize(parent, folder, data, seed)

@@ -2,11 +2,13 @@
 clips that do not fit into its window are left out and counted.
 """
 
-from quantune import audio, job
+from quantune.artefacts import job
+from quantune.sources import audio
 
 
 def resample(order, inputs, folder, scratch):
-    from quantune import loading, speech
+    from quantune.data import speech
+    from quantune.models import loading
 
     (source,), (model,) = inputs["dataset"], inputs["model"]
     extractor, facts = loading.feature_extractor(model), {}

@@ -2,14 +2,15 @@
 
 import os
 
-from quantune import job
+from quantune.artefacts import job
 
 
 def tokenize(order, inputs, folder, scratch):
     import datasets
     import pyarrow
 
-    from quantune import loading, text
+    from quantune.data import text
+    from quantune.models import loading
 
     (source,), (model,) = inputs["dataset"], inputs["model"]
     tokenizer, tokens = loading.tokenizer(model), {}

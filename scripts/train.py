@@ -1,35 +1,34 @@
-"""Fine-tune a checkpoint: load it, add what is to be trained, run the loop, save a plain PEFT adapter."""
+"""Fine-tune a checkpoint: load it, add what is to be trained, run the loop, save what was trained."""
 
-from quantune import config, job
+from quantune.artefacts import job
+from quantune.planning import config
 
 
 def train(order, inputs, folder, scratch):
     import peft  # noqa: F401 (seconds, which pass before the GPU is taken)
 
-    from quantune import checkpoints, forecast, loading, packed_linear, tracks, training
+    from quantune.data import examples
+    from quantune.finetunings.training import loop
+    from quantune.models import adapters, loading
 
-    (parent,), (data,) = inputs["parent"], inputs["data"]
-    recipe, seed = config.ordered(config.Finetuning, order)
-    examples = tracks.examples(recipe, data, recipe.train_split, parent)
-    held_out = tracks.examples(recipe, data, recipe.validation_split, parent) if recipe.validation_split else None
-
+    (parent,), (prepared,) = inputs["parent"], inputs["data"]
+    recipe, seed = config.ordered(config.AnyFinetuning, order)
+    splits = (recipe.train_split, recipe.validation_split)
+    data, validation = (
+        examples.read(prepared, split, parent, recipe.length, recipe.task) if split else None for split in splits
+    )
     model = loading.model([parent], recipe.precision)
     model.config.use_cache = False
     model = recipe.prepare(model, seed)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    trainable, total = model.get_nb_trainable_parameters()
-    total += packed_linear.dense_parameters(model)
-    print(f"training {trainable:,} of {total:,} parameters ({trainable / total:.4%}) on {len(examples)} examples")
+    trainable, total = adapters.parameters(model)
+    print(f"training {trainable:,} of {total:,} parameters ({trainable / total:.4%}) on {len(data)} examples")
 
-    facts = training.train(model, recipe, seed, examples, held_out, folder, scratch)
-    checkpoints.save_adapter(model, folder)
-    checkpoints.copy_tokenizer(parent, folder)
-    return facts | {
-        "trainable_parameters": trainable,
-        "total_parameters": total,
-        "estimated_bytes": forecast.training_bytes(parent, recipe),
-    }
+    facts = loop.train(model, recipe, seed, data, validation, folder, scratch)
+    recipe.save(model, parent, folder)
+    predicted = sum((order["predicted"] or {}).values()) or None
+    return facts | {"trainable_parameters": trainable, "total_parameters": total, "estimated_bytes": predicted}
 
 
 job.run(snakemake, train)

@@ -3,11 +3,13 @@
 import json
 import time
 
-from quantune import job
+from quantune.artefacts import job
 
 
 def transcribe(order, inputs, folder, scratch):
-    from quantune import entries, loading, longform
+    from quantune.data import longform
+    from quantune.models import loading
+    from quantune.sources import entries
 
     recipe = entries.Recording(**order["recipe"], **order["options"]["settings"])
     (checkpoint,), (recording,) = inputs["checkpoint"], inputs["outside"]

@@ -28,7 +28,7 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def tokenizer():
     """The tokenizer of opt-2m (BPE on bytes; begins a text with `</s>`, id 2)."""
-    from quantune import loading
+    from quantune.models import loading
 
     return loading.tokenizer(OPT)
 

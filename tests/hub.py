@@ -20,8 +20,8 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
-from quantune import config
-from quantune.plan import Plan
+from quantune.planning import load
+from quantune.planning.plan import Plan
 
 LARGE = (".safetensors", ".parquet", ".bin", ".gz")  # kept in LFS, and so listed with SHA-256
 
@@ -228,4 +228,4 @@ def no_waiting(monkeypatch):
 
 def model_order(asked: dict) -> dict:
     """Return the order of the job that downloads the model."""
-    return Plan(config.load(asked)).checkpoint("opt").order()
+    return Plan(load.load(asked)).checkpoint("opt").order()

@@ -7,7 +7,8 @@ import numpy
 import pandas
 import pytest
 
-from quantune import page, plots, report, table
+from quantune.report import gather, page, table
+from quantune.report.figures import gallery
 
 TOKENS, WINDOWS = 100, 40
 NOISE = numpy.tile([1.0, -1.0], WINDOWS // 2)  # sums to zero: it widens intervals and moves nothing
@@ -106,12 +107,12 @@ def work(tmp_path):
     return work
 
 
-def write(order: dict, folder: Path) -> tuple[report.Report, str]:
+def write(order: dict, folder: Path) -> tuple[gather.Report, str]:
     """Write the figures and the page as scripts/report.py does."""
     folder.mkdir()
-    gathered = report.gather(order)
+    gathered = gather.gather(order)
     table.write_table(table.table(gathered), folder / "table.csv")
-    figures = {name: (folder / f"{name}.svg").read_text() for name in plots.draw(gathered, folder)}
+    figures = {name: (folder / f"{name}.svg").read_text() for name in gallery.draw(gathered, folder)}
     html = page.render(gathered, figures, "snakemake --configfile my.yaml --cores 2")
     (folder / "report.html").write_text(html)
     return gathered, html

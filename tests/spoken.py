@@ -9,8 +9,9 @@ import pandas
 import pyarrow
 import pytest
 
-from quantune import audio, statistics
-from quantune.prepared import SCHEMA
+from quantune.data.clips import SCHEMA
+from quantune.evaluations.metrics import rates
+from quantune.sources import audio
 from tests.reports import Work
 
 COUNT, RATE, SECONDS = 40, 16000, 0.5
@@ -60,7 +61,7 @@ def transcription(
     folder, numbers = Path(made["path"]), range(COUNT)
     items = {"id": [f"clip-{number:02}" for number in numbers], "language": language, "seconds": SECONDS}
     items |= {"reference": [said(number) for number in numbers], "hypothesis": [written(number) for number in numbers]}
-    statistics.with_edits(pandas.DataFrame(items)).to_parquet(folder / "items.parquet")
+    rates.with_edits(pandas.DataFrame(items)).to_parquet(folder / "items.parquet")
     (folder / "result.json").write_text(json.dumps({"language": language}))
     run = json.loads((folder / "run.json").read_text()) | {"real_time_factor": factor}
     (folder / "run.json").write_text(json.dumps(run))

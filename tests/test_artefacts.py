@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from quantune import artefacts, config, job
-from quantune.artefacts import Artefact, State
-from quantune.errors import QuantuneError
-from quantune.hashes import file_sha256
-from quantune.plan import Plan
+from quantune.artefacts import freshness, making, record
+from quantune.artefacts.freshness import State
+from quantune.artefacts.hashes import file_sha256
+from quantune.artefacts.record import Artefact
+from quantune.core.errors import QuantuneError
+from quantune.planning import load
+from quantune.planning.plan import Plan
 
 HOUR = 3_600_000_000_000  # in nanoseconds
 PARENT = Artefact("work/checkpoints/opt", "model", 1, {}, sources={"model.safetensors": "ab"})
@@ -33,9 +35,7 @@ def make(artefact: Artefact, files: dict[str, str], **changes) -> Artefact:
     folder.mkdir(parents=True)
     for name, content in files.items():
         (folder / name).write_text(content)
-    listed = [
-        {"path": name, "size": len(content), "sha256": artefacts.sha256(content)} for name, content in files.items()
-    ]
+    listed = [{"path": name, "size": len(content), "sha256": record.sha256(content)} for name, content in files.items()]
     provenance = {**artefact.order(), "files": listed, **changes}
     (folder / "provenance.json").write_text(json.dumps(provenance))
     then = time.time_ns() - HOUR
@@ -51,19 +51,19 @@ def step(tmp_path) -> Artefact:
 
 def test_canonical_json_is_one_text_for_one_value():
     value = {"b": [1, 2.5, None, True], "a": {"y": "é — “x”", "x": "\n"}}
-    assert artefacts.canonical(value) == '{"a":{"x":"\\n","y":"é — “x”"},"b":[1,2.5,null,true]}'
-    assert artefacts.canonical(dict(reversed(value.items()))) == artefacts.canonical(value)
+    assert record.canonical(value) == '{"a":{"x":"\\n","y":"é — “x”"},"b":[1,2.5,null,true]}'
+    assert record.canonical(dict(reversed(value.items()))) == record.canonical(value)
     with pytest.raises(ValueError, match="not JSON compliant"):
-        artefacts.canonical(float("nan"))
+        record.canonical(float("nan"))
 
 
 def test_the_digest_is_that_of_the_documented_text():
     """Pinned: another value would make everything that anyone has made stale."""
     text = f'["quantize/rtn",1,{{"bits":4}},{{"x":"cd"}},{{"parent":["{PARENT.digest}"]}}]'
     made = Artefact("anywhere", "quantize/rtn", 1, {"bits": 4}, parents={"parent": PARENT}, sources={"x": "cd"})
-    assert made.digest == artefacts.sha256(text)
-    assert artefacts.sha256("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert PARENT.digest == artefacts.sha256('["model",1,{},{"model.safetensors":"ab"},{}]')
+    assert made.digest == record.sha256(text)
+    assert record.sha256("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert PARENT.digest == record.sha256('["model",1,{},{"model.safetensors":"ab"},{}]')
 
 
 @pytest.mark.parametrize(
@@ -105,12 +105,12 @@ def test_nothing_else_does(change):
 
 
 def test_what_is_on_disk_is_missing_then_current_then_stale(step):
-    assert artefacts.state(step) is State.MISSING
+    assert freshness.state(step) is State.MISSING
     make(step, {"model.safetensors": "weights", "config.json": "{}"})
-    assert artefacts.state(step) is State.CURRENT
-    assert artefacts.state(replace(step, recipe={**step.recipe, "bits": 3})) is State.STALE
+    assert freshness.state(step) is State.CURRENT
+    assert freshness.state(replace(step, recipe={**step.recipe, "bits": 3})) is State.STALE
     os.utime(step.path, (0, 0))
-    assert artefacts.state(step) is State.CURRENT, "dates play no part"
+    assert freshness.state(step) is State.CURRENT, "dates play no part"
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_what_is_on_disk_is_missing_then_current_then_stale(step):
 def test_damage_is_stale(step, spoil):
     make(step, {"model.safetensors": "weights"})
     spoil(Path(step.path))
-    assert artefacts.state(step) is State.STALE
-    assert artefacts.differences(step), "says why"
+    assert freshness.state(step) is State.STALE
+    assert freshness.differences(step), "says why"
 
 
 @pytest.mark.parametrize(
@@ -157,20 +157,20 @@ def test_damage_is_stale(step, spoil):
 )
 def test_differences_name_what_changed_from_what_to_what(step, before, words):
     make(replace(step, **before), {"a": "b"})
-    assert artefacts.differences(step) == words
+    assert freshness.differences(step) == words
 
 
 def test_differences_of_damage_and_of_nothing(step):
-    assert artefacts.differences(step) == []
+    assert freshness.differences(step) == []
     make(step, {"model.safetensors": "weights", "config.json": "{}"})
     Path(step.path, "model.safetensors").write_text("wejghts")
-    assert artefacts.differences(step) == ["model.safetensors is not the file that was made"]
+    assert freshness.differences(step) == ["model.safetensors is not the file that was made"]
     Path(step.path, "model.safetensors").write_text("weigh")
-    assert artefacts.differences(step) == ["model.safetensors has 5 bytes, not 7"]
+    assert freshness.differences(step) == ["model.safetensors has 5 bytes, not 7"]
     Path(step.path, "model.safetensors").unlink()
-    assert artefacts.differences(step) == ["model.safetensors is missing"]
+    assert freshness.differences(step) == ["model.safetensors is missing"]
     Path(step.path, "provenance.json").unlink()
-    assert artefacts.differences(step) == [f"{step.path} has no readable provenance.json"]
+    assert freshness.differences(step) == [f"{step.path} has no readable provenance.json"]
 
 
 def test_other_bits_of_an_ancestor_are_noticed(tmp_path):
@@ -181,18 +181,18 @@ def test_other_bits_of_an_ancestor_are_noticed(tmp_path):
     measured = Artefact(f"{tmp_path}/work/evaluations/opt+rtn-w4/log", "evaluate", 1, {}, {"checkpoint": step})
 
     def parents(role: str, parent: Artefact) -> dict:
-        content = artefacts.content(artefacts.recorded(parent.path))
+        content = record.content(record.recorded(parent.path))
         return {"parents": {role: [{"path": parent.path, "digest": parent.digest, "content": content}]}}
 
     make(model, {"model.safetensors": "weights"})
     make(step, {"model.safetensors": "packed"}, **parents("parent", model))
     make(measured, {"result.json": "1.0"}, **parents("checkpoint", step))
-    assert [artefacts.state(item) for item in (model, step, measured)] == [State.CURRENT] * 3
+    assert [freshness.state(item) for item in (model, step, measured)] == [State.CURRENT] * 3
     shutil.rmtree(model.path)
-    assert artefacts.state(measured) is State.CURRENT, "what is not there is expected to come back as it was"
+    assert freshness.state(measured) is State.CURRENT, "what is not there is expected to come back as it was"
     make(model, {"model.safetensors": "wejghts"})
-    assert [artefacts.state(item) for item in (model, step, measured)] == [State.CURRENT, State.STALE, State.STALE]
-    assert artefacts.differences(measured) == [f"made again with other bits: {model.path}"]
+    assert [freshness.state(item) for item in (model, step, measured)] == [State.CURRENT, State.STALE, State.STALE]
+    assert freshness.differences(measured) == [f"made again with other bits: {model.path}"]
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
@@ -211,16 +211,16 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
         return read
 
     with pytest.raises(QuantuneError, match=r"log.txt' changed while it was read"):
-        job.make(asked.order(), body(change=True), time.time())
-    assert artefacts.state(asked) is State.MISSING
+        making.make(asked.order(), body(change=True), time.time())
+    assert freshness.state(asked) is State.MISSING
     source.write_text("What the job was planned with.")
-    job.make(asked.order(), body(change=False), time.time())
-    assert artefacts.state(asked) is State.CURRENT
+    making.make(asked.order(), body(change=False), time.time())
+    assert freshness.state(asked) is State.CURRENT
 
 
 def test_a_new_key_that_is_null_is_named(step):
     make(replace(step, recipe={**step.recipe, "stride": None}), {})
-    assert any("stride" in change for change in artefacts.differences(step))
+    assert any("stride" in change for change in freshness.differences(step))
 
 
 def snakemakes_date(path: str) -> int:
@@ -238,23 +238,23 @@ def test_the_marker_is_a_folder_just_newer_than_what_is_stale(step, tmp_path, st
         folder = os.stat(step.path).st_mtime_ns
         os.utime(path, ns=(time.time_ns() + stamp,) * 2)
         os.utime(step.path, ns=(folder - HOUR,) * 2)
-    marker = artefacts.marker(step, f"{tmp_path}/work")
+    marker = freshness.marker(step, f"{tmp_path}/work")
     assert os.path.isdir(marker) and os.path.commonpath([marker, f"{tmp_path}/work"]) == f"{tmp_path}/work"
     assert snakemakes_date(step.path) < os.stat(marker).st_mtime_ns <= time.time_ns() - HOUR // 4
-    assert artefacts.marker(step, f"{tmp_path}/work") == marker
+    assert freshness.marker(step, f"{tmp_path}/work") == marker
 
 
 def test_each_artefact_has_its_own_marker(tmp_path):
     paths = ["checkpoints/opt+lora", "checkpoints/opt+lora@3", "evaluations/opt+lora/3", "prepared/opt/lora", "report"]
     made = [make(replace(STEP, path=f"{tmp_path}/{path}"), {}) for path in paths]
-    assert len({artefacts.marker(artefact, str(tmp_path)) for artefact in made}) == len(paths)
+    assert len({freshness.marker(artefact, str(tmp_path)) for artefact in made}) == len(paths)
 
 
 def test_the_marker_is_never_in_the_future(step, tmp_path):
     make(step, {})
     later = time.time_ns() + HOUR
     os.utime(step.path, ns=(later, later))
-    assert os.stat(artefacts.marker(step, f"{tmp_path}/work")).st_mtime_ns <= time.time_ns()
+    assert os.stat(freshness.marker(step, f"{tmp_path}/work")).st_mtime_ns <= time.time_ns()
 
 
 STEPS_OF_LORA = {"opt+lora", "opt+nf4+lora", "opt+lora+merge", "opt+lora+merge+rtn-w4"}
@@ -263,11 +263,11 @@ VARIANTS = {"opt", "opt+rtn-w4", "opt+rtn-w8", "opt+nf4", *STEPS_OF_LORA}
 
 def digests(raw: dict) -> dict[str, str]:
     """Return path below the work folder -> digest of all that the report rests on."""
-    found, todo = {}, [Plan(config.load(raw)).report()]
+    found, todo = {}, [Plan(load.load(raw)).report()]
     while todo:
         artefact = todo.pop()
         found[os.path.relpath(artefact.path, raw["work"])] = artefact.digest
-        todo += [parent for made_from in artefacts.roles(artefact.parents).values() for parent in made_from]
+        todo += [parent for made_from in record.roles(artefact.parents).values() for parent in made_from]
     return found
 
 
@@ -332,7 +332,7 @@ def test_a_change_makes_anew_what_rests_on_it_and_nothing_else(raw, tmp_path, ed
 
 
 def test_a_step_with_the_configurations_seed_is_the_step(raw):
-    plan, other = Plan(config.load(raw)), Plan(config.load({**raw, "seed": 1}))
+    plan, other = Plan(load.load(raw)), Plan(load.load({**raw, "seed": 1}))
     assert plan.checkpoint("opt+lora").digest == plan.checkpoint("opt+lora@0").digest
     assert plan.checkpoint("opt+lora+merge+nf4").digest == plan.checkpoint("opt+lora@0+merge+nf4").digest
     assert plan.checkpoint("opt+lora").digest != plan.checkpoint("opt+lora@1").digest
@@ -341,7 +341,7 @@ def test_a_step_with_the_configurations_seed_is_the_step(raw):
 
 
 def test_what_must_be_on_disk(raw):
-    plan, folder = Plan(config.load(raw)), f"{raw['work']}/checkpoints"
+    plan, folder = Plan(load.load(raw)), f"{raw['work']}/checkpoints"
     assert [item.path for item in plan.loads("opt+nf4+lora")] == [f"{folder}/opt+nf4", f"{folder}/opt+nf4+lora"]
     merged = plan.checkpoint("opt+nf4+lora+merge")
     assert merged.parents["adapter"].path == f"{folder}/opt+nf4+lora"

@@ -6,9 +6,12 @@ import pandas
 import pytest
 import torch
 
-from quantune import architecture, benchmarking, config, costs, decoding, forecast, hardware, loading, meters, plan
-from quantune.benchmarking import Benchmark, peak
-from quantune.errors import ConfigError
+from quantune.core import hardware
+from quantune.core.errors import ConfigError
+from quantune.evaluations import benchmark
+from quantune.evaluations.benchmark import Benchmark, peak
+from quantune.models import architecture, decoding, loading, meters
+from quantune.planning import costs, load, plan, resources
 from tests.conftest import OPT
 from tests.voices import WHISPER
 
@@ -52,7 +55,7 @@ def speaking():
 
 @pytest.fixture
 def windows(speaking):
-    return benchmarking.windows(speaking, loading.feature_extractor(WHISPER), 2, "float32")
+    return benchmark.windows(speaking, loading.feature_extractor(WHISPER), 2, "float32")
 
 
 @pytest.mark.parametrize("way", ["eager", "static"])
@@ -176,7 +179,7 @@ def test_the_machine_is_part_of_the_identity(raw, monkeypatch):
     digests = set()
     for change in ({}, {"device": "B"}, {"count": 2}, {"driver": "2"}, {"software": {"torch": "3"}}):
         monkeypatch.setattr(hardware, "found", lambda change=change: here | change)
-        planned = plan.Plan(config.load(raw))
+        planned = plan.Plan(load.load(raw))
         digests.add(planned.benchmark("opt+nf4+lora").digest)
         assert len(planned.report().parents["benchmarks"]) == len(planned.config.benchmarked) == 5
     assert len(digests) == 5
@@ -187,7 +190,7 @@ def test_speech_models_are_measured_by_the_same_section(raw):
     raw["variants"] = ["opt", "whisper+nf4"]
 
     def artefacts(**section):
-        planned = plan.Plan(config.load(raw | {"benchmark": {"new_tokens": 60} | section}))
+        planned = plan.Plan(load.load(raw | {"benchmark": {"new_tokens": 60} | section}))
         return planned, planned.benchmark("opt"), planned.benchmark("whisper+nf4")
 
     planned, text, speech = artefacts()
@@ -195,14 +198,14 @@ def test_speech_models_are_measured_by_the_same_section(raw):
     _, other_text, other_speech = artefacts(prompt_lengths=[8])
     assert text.digest != other_text.digest and speech.digest == other_speech.digest
     small, large = (artefacts(batch_sizes=[batch]) for batch in (1, 64))
-    low, high = (forecast.estimate(planned, speech).total for planned, _, speech in (small, large))
+    low, high = (resources.estimate(planned, speech).total for planned, _, speech in (small, large))
     assert high > low > 0 and "whisper+nf4" in costs.table(costs.of_plan(planned))
     with pytest.raises(ConfigError, match=r"new_tokens: 61 is too many, the model 'whisper' has 64 .*: up to 60"):
         artefacts(new_tokens=61)
 
 
 def test_without_a_section_nothing_is_measured(raw):
-    planned = plan.Plan(config.load(raw))
+    planned = plan.Plan(load.load(raw))
     assert "benchmarks" not in planned.report().parents
     with pytest.raises(ConfigError, match="there is no 'benchmark' section"):
         planned.benchmark("opt")
@@ -219,7 +222,7 @@ def test_without_a_section_nothing_is_measured(raw):
 def test_a_wrong_section_is_explained(raw, section, message):
     raw["benchmark"] = section
     with pytest.raises(ConfigError, match=message):
-        config.load(raw)
+        load.load(raw)
 
 
 def test_hidden_gpus_are_left_out():

@@ -8,10 +8,13 @@ import pytest
 import torch
 from compressed_tensors.quantization import QuantizationConfig
 
-from quantune import activation_aware, calibration, checkpoints, layerwise, loading, quality, second_order, text
-from quantune.errors import QuantuneError
+from quantune.core.errors import QuantuneError
+from quantune.data import text
 from quantune.evaluations.perplexity import Perplexity
-from quantune.grids import Grid, fit, snap
+from quantune.models import checkpoints, loading, probes
+from quantune.quantizations import calibration
+from quantune.quantizations.arithmetic import awq, gptq, layerwise, quality
+from quantune.quantizations.arithmetic.grids import Grid, fit, snap
 from quantune.quantizations.awq import AWQ, LLAMA, known_mappings
 from quantune.quantizations.gptq import GPTQ
 from quantune.quantizations.rtn import RoundToNearest
@@ -45,7 +48,7 @@ def calibrated(method, **keys):
 def perplexity(folder: Path, data: Path, out: Path) -> float:
     recipe = Perplexity(kind="perplexity", dataset="general", split="test", length=128, batch_size=8, max_windows=24)
     out.mkdir(exist_ok=True)
-    return recipe.evaluate(loading.Variant([folder]), data, out)["token_perplexity"]
+    return recipe.evaluate(loading.VariantFolder([folder]), data, out)["token_perplexity"]
 
 
 def problem(seed: int, rows: int = 12, columns: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,12 +85,12 @@ def optimal_brain_quantizer(weight, gram, grid, damping):
 def test_gptq_follows_the_papers_equations(grid):
     weight, inputs = problem(0)
     gram = inputs.T @ inputs / len(inputs)
-    found = second_order.gptq(weight, gram, grid, 0.01, activation_order=False).weight
+    found = gptq.gptq(weight, gram, grid, 0.01, activation_order=False).weight
     expected = optimal_brain_quantizer(weight, gram, grid, 0.01)
     same = ((found - expected).abs() < 1e-9).all(1).double().mean()
     # on a symmetric grid the group's largest negative weight is midway between two codes: a last bit may tip it
     assert same == 1 if not grid.symmetric else same > 0.9
-    single = second_order.gptq(weight.float(), gram.float(), grid, 0.01, activation_order=False).weight
+    single = gptq.gptq(weight.float(), gram.float(), grid, 0.01, activation_order=False).weight
     assert ((single - expected).abs() < 1e-4).double().mean() > 0.7, "float32 rounds most weights to the same points"
 
 
@@ -97,7 +100,7 @@ def test_gptq_changes_the_outputs_less_than_rounding(grid, order):
     for seed in range(3):
         weight, inputs = problem(seed)
         gram = inputs.T @ inputs / len(inputs)
-        found = second_order.gptq(weight.float(), gram.float(), grid, 0.01, order)
+        found = gptq.gptq(weight.float(), gram.float(), grid, 0.01, order)
         nearest = fit(weight.float(), grid).weight
         errors = [((item.double() - weight) @ inputs.T).norm() for item in (found.weight, nearest)]
         assert errors[0] < errors[1]
@@ -109,7 +112,7 @@ def test_gptq_changes_the_outputs_less_than_rounding(grid, order):
 @pytest.mark.parametrize("grid", [ODD, Grid(3, 12, False), Grid(4, 96, True)], ids=str)
 def test_gptq_cuts_no_group_in_two(grid):
     weight, inputs = problem(4, columns=192)
-    found = second_order.gptq(weight, inputs.T @ inputs / len(inputs), grid, 0.01, activation_order=False)
+    found = gptq.gptq(weight, inputs.T @ inputs / len(inputs), grid, 0.01, activation_order=False)
     groups = found.weight.reshape(len(weight), -1, grid.group_size)
     assert torch.allclose(snap(groups, found.scale[..., None], found.zero[..., None], grid), groups, atol=1e-9)
 
@@ -117,7 +120,7 @@ def test_gptq_cuts_no_group_in_two(grid):
 def test_gptq_survives_inputs_that_are_never_used():
     weight, inputs = problem(0)
     inputs[:, 5] = 0
-    found = second_order.gptq(weight.float(), (inputs.T @ inputs).float(), GRIDS[0], 0.01, True).weight
+    found = gptq.gptq(weight.float(), (inputs.T @ inputs).float(), GRIDS[0], 0.01, True).weight
     assert torch.isfinite(found).all()
 
 
@@ -126,7 +129,7 @@ def test_awq_scales_are_the_best_of_the_papers_search(grid):
     weight, inputs = problem(1)
     inputs[:, 3] *= 30
     gram, magnitude = inputs.T @ inputs / len(inputs), inputs.abs().mean(0)
-    found = activation_aware.best_scale(weight.float(), layerwise.Inputs({}, gram.float(), magnitude.float()), grid)
+    found = awq.best_scale(weight.float(), layerwise.Inputs({}, gram.float(), magnitude.float()), grid)
 
     def loss(scale):
         rounded = fit((weight * scale).float(), grid).weight.double() / scale
@@ -143,7 +146,7 @@ def test_awq_scales_are_the_best_of_the_papers_search(grid):
 def test_clipping_never_changes_a_groups_own_outputs_more():
     weight, inputs = problem(2)
     grid, gram = Grid(3, 8, True), inputs.T @ inputs / len(inputs)
-    clipped = activation_aware.fit_clipped(weight.float(), gram.float(), grid, True).weight.double()
+    clipped = awq.fit_clipped(weight.float(), gram.float(), grid, True).weight.double()
     plain = fit(weight.float(), grid).weight.double()
     for first in range(0, 32, 8):
         block = slice(first, first + 8)
@@ -182,17 +185,17 @@ def gemma(folder: Path) -> Path:
 @pytest.mark.parametrize("write", [None, llama, gemma])
 def test_awq_leaves_the_full_precision_function_unchanged(tmp_path, data, write):
     model = loading.model([write(tmp_path) if write else PARENT], "float32")
-    before, recipe = checkpoints.probe_logits(model), calibrated(AWQ)
+    before, recipe = probes.probe_logits(model), calibrated(AWQ)
     batches, _ = calibration.draw(recipe, data, 0, PARENT)
     moved = []
 
     def visit(name, layer, inputs):
-        scales = activation_aware.rescale(name, layer, inputs, known_mappings(model.config), recipe.grid)
+        scales = awq.rescale(name, layer, inputs, known_mappings(model.config), recipe.grid)
         moved.extend(scale for scale in scales.values() if not torch.allclose(scale, torch.ones_like(scale)))
 
     layerwise.stream(model, batches, visit, requantized=False)
     assert moved, "some scale was moved"
-    assert checkpoints.relative_distance(checkpoints.probe_logits(model), before) < 1e-4
+    assert probes.relative_distance(probes.probe_logits(model), before) < 1e-4
 
 
 @pytest.mark.parametrize("method", [GPTQ, AWQ])
@@ -248,9 +251,9 @@ class Squared(torch.nn.LayerNorm):
 
 
 def test_a_norm_that_scales_cannot_be_moved_into_is_refused():
-    assert activation_aware._offset("norm", torch.nn.LayerNorm(16)) == 0
+    assert awq._offset("norm", torch.nn.LayerNorm(16)) == 0
     with pytest.raises(QuantuneError, match=r"'layers\.0\.norm' multiplies neither by its weight nor by 1"):
-        activation_aware._offset("layers.0.norm", Squared(16))
+        awq._offset("layers.0.norm", Squared(16))
 
 
 def test_layers_outside_the_decoder_layers_are_rounded(tmp_path, data):

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from quantune import calibration_figure, report
+from quantune.report import gather
+from quantune.report.figures import calibration
 from tests.reports import write
 
 GRID = {"bits": 3, "group_size": 128, "symmetric": True}
@@ -38,18 +39,18 @@ def study(work):
 
 
 def test_what_is_drawn(study):
-    gathered = report.gather(study.order())
-    (found,) = calibration_figure.studies(gathered, "home")
-    curves = calibration_figure.curves(found, "home")
+    gathered = gather.gather(study.order())
+    (found,) = calibration.studies(gathered, "home")
+    curves = calibration.curves(found, "home")
     assert list(curves) == ["b", "a"]
     assert curves["b"][8] == pytest.approx([math.exp(5.6), math.exp(5.8)])
     assert list(curves["b"]) == [8, 50], "what there was, not what was asked for"
 
 
 def test_splits_are_told_apart_where_they_differ(study):
-    (found,) = calibration_figure.studies(report.gather(study.order()), "home")
+    (found,) = calibration.studies(gather.gather(study.order()), "home")
     found[0].recipe["split"] = "test"
-    assert set(calibration_figure.curves(found, "home")) == {"b, test", "b, train", "a, train"}
+    assert set(calibration.curves(found, "home")) == {"b, test", "b, train", "a, train"}
 
 
 def test_the_figure_is_in_the_report(study, tmp_path):

@@ -7,7 +7,7 @@ import sys
 import pandas
 import pytest
 
-from quantune import statistics
+from quantune.evaluations.metrics import rates
 from tests.workflow import Folder, weights
 
 
@@ -96,7 +96,7 @@ def test_fewer_bits_cost_more(project):
 def test_summaries_follow_from_the_raw_items(finished):
     folder = finished.work / "evaluations/opt+nf4/log"
     items = pandas.read_parquet(folder / "items.parquet")
-    summary = statistics.perplexity(items)
+    summary = rates.perplexity(items)
     assert len(items) == 8 and (items.tokens == 127).all()
     assert {key: json.loads((folder / "result.json").read_text())[key] for key in summary} == summary
 

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from quantune import chains, config
-from quantune.chains import Step, Variant
-from quantune.errors import ConfigError
+from quantune.core.errors import ConfigError
 from quantune.finetunings import Finetuning
-from quantune.plan import Plan
+from quantune.planning import chains, load
+from quantune.planning.chains import Variant
+from quantune.planning.plan import Plan
 from quantune.quantizations import Quantization
 
 STEPS = "steps: rtn-w4, nf4, lora, lora-zh, merge"
@@ -53,11 +53,11 @@ def test_every_legal_shape_is_read_and_written_back(text):
     head, *tail = text.split("+")
     assert str(variant) == text
     assert variant.model == head
-    assert variant.kinds == tuple(KIND.get(step.split("@")[0], "merge") for step in tail)
+    assert tuple(step.kind for step in variant.steps) == tuple(KIND.get(step.split("@")[0], "merge") for step in tail)
 
 
 def test_a_step_holds_its_name_and_seed():
-    assert parse("opt+nf4+lora@3").steps == (Step("nf4", None), Step("lora", 3))
+    assert [(step.name, step.seed) for step in parse("opt+nf4+lora@3").steps] == [("nf4", None), ("lora", 3)]
     assert parse("opt+lora") != parse("opt+lora@0")
 
 
@@ -230,4 +230,4 @@ def test_too_wide_an_expansion_is_the_users_error():
 )
 def test_a_target_that_nothing_makes_is_explained(raw, target, problem):
     with pytest.raises(ConfigError, match=problem):
-        Plan(config.load(raw)).explain(target)
+        Plan(load.load(raw)).explain(target)

@@ -11,8 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from quantune.errors import ConfigError, QuantuneError
-from quantune.hashes import Hashes
+from quantune.artefacts.hashes import Hashes
+from quantune.core.errors import ConfigError, QuantuneError
 from tests.voices import gather, plan, release, row, sound
 
 SPLITS = {"train": "train", "test": "test"}
@@ -237,7 +237,7 @@ def test_a_changed_clip_changes_the_digest_and_nothing_is_read_twice(tmp_path, t
 
     before, read = digest(), []
     with monkeypatch.context() as patched:
-        patched.setattr("quantune.hashes.file_sha256", read.append)
+        patched.setattr("quantune.artefacts.hashes.file_sha256", read.append)
         assert digest() == before and read == []
     sound(talks / "en/clips/c0.wav", 0.5, pitch=440)
     changed = digest()

@@ -2,9 +2,9 @@
 
 import pytest
 
-from quantune import config
-from quantune.errors import ConfigError
-from quantune.recipe import NAME
+from quantune.core.errors import ConfigError
+from quantune.core.recipe import NAME
+from quantune.planning import load
 
 DROP = object()  # the key is removed
 INTERNALS = (
@@ -37,14 +37,14 @@ def change(raw: dict, edits: dict) -> dict:
 def problems(raw: dict) -> list[str]:
     """Return the lines of the error that a configuration raises, without its name before each."""
     with pytest.raises(ConfigError) as caught:
-        config.load(raw, "my.yaml")
+        load.load(raw, "my.yaml")
     lines = str(caught.value).split("\n")
     assert all(line.startswith("my.yaml: ") for line in lines)
     return [line.removeprefix("my.yaml: ") for line in lines]
 
 
 def test_a_valid_configuration_loads(raw):
-    loaded = config.load(raw)
+    loaded = load.load(raw)
     listed = ["opt+rtn-w4", "opt+rtn-w8", "opt+nf4+lora", "opt+lora+merge+rtn-w4"]
     assert [str(item) for item in loaded.listed] == listed
     assert [str(item) for item in loaded.evaluated] == [
@@ -205,7 +205,7 @@ def test_names_of_models_and_steps_must_differ(raw, section, name, taken):
 def test_names_of_datasets_and_evaluations_may_equal_those_of_steps(raw):
     raw["datasets"]["lora"] = raw["datasets"]["news"]
     raw["evaluations"]["opt"] = raw["evaluations"]["prompts"]
-    assert config.load(raw).listed
+    assert load.load(raw).listed
 
 
 @pytest.mark.parametrize("section", ["models", "quantizations", "finetunings"])
@@ -267,7 +267,7 @@ def test_an_unset_environment_variable_is_named(raw, monkeypatch, path):
 
 def test_environment_variables_in_paths_are_filled_in(raw, root, monkeypatch):
     monkeypatch.setenv("QUANTUNE_TEST", str(root / "assets"))
-    assert config.load(change(raw, {"models.opt.path": "${QUANTUNE_TEST}/models/opt-2m"})).listed
+    assert load.load(change(raw, {"models.opt.path": "${QUANTUNE_TEST}/models/opt-2m"})).listed
 
 
 @pytest.mark.parametrize("content", ['{"model_type": ', "[]"])
@@ -282,7 +282,7 @@ def test_a_group_size_must_divide_both_widths(raw, write_model):
     edits = {"models.opt.path": path, "variants": ["opt+rtn-w4"], "quantizations.rtn-w4.group_size": 64}
     (found,) = problems(change(raw, edits))
     assert "group_size: 64 does not divide the layers' input width 288; allowed: [32, 16, 8, 4] or null" in found
-    assert config.load(change(raw, {"quantizations.rtn-w4.group_size": None})).listed
+    assert load.load(change(raw, {"quantizations.rtn-w4.group_size": None})).listed
 
 
 def test_blocks_of_nf4_that_do_not_fit_name_no_key_that_nf4_lacks(raw, write_model):
@@ -323,5 +323,5 @@ def test_an_architecture_that_a_method_cannot_quantize_is_refused_before_any_job
     raw["quantizations"]["awq"] = {"method": "awq"} | calibrated
     raw["variants"] = [f"other+{method}"]
     with pytest.raises(ConfigError) as caught:
-        config.load(raw)
+        load.load(raw)
     assert f"quantizations.{method}: " in str(caught.value) and why in str(caught.value)

@@ -6,8 +6,8 @@ import json
 import pytest
 from huggingface_hub import constants
 
-from quantune import download
-from quantune.errors import ConfigError, QuantuneError
+from quantune.core.errors import ConfigError, QuantuneError
+from quantune.sources import download
 from tests.hub import BIG, model_order
 
 

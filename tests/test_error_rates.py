@@ -6,7 +6,7 @@ import jiwer
 import pandas
 import pytest
 
-from quantune import edits, normalizers, statistics
+from quantune.evaluations.metrics import edits, normalizers, rates, significance
 from tests.voices import WHISPER
 
 REFERENCES = ["The cat sat.", "on the mat", "all day long", "One"]
@@ -22,7 +22,7 @@ def items(references: list[str], hypotheses: list[str], normal=str) -> pandas.Da
             "hypothesis": hypotheses,
         }
     )
-    return statistics.with_edits(statistics.with_edits(found), normal)
+    return rates.with_edits(rates.with_edits(found), normal)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_everything_written_of_an_empty_reference_is_inserted(count):
 
 
 def test_rates_by_hand(english):
-    found = statistics.error_rates(items(REFERENCES, HYPOTHESES, english))
+    found = rates.error_rates(items(REFERENCES, HYPOTHESES, english))
     # normalized: 3 + 3 + 3 + 1 words; a for the, now inserted, long and One missing. Raw: The, sat. substituted too
     assert found["wer_length"] == 10 and found["wer"] == pytest.approx(4 / 10)
     counted = [found[f"wer_{name}"] for name in ("substitutions", "insertions", "deletions")]
@@ -54,25 +54,25 @@ def test_rates_by_hand(english):
 
 def test_rates_are_those_of_jiwer_over_the_corpus():
     table = items(REFERENCES, HYPOTHESES)
-    found = statistics.error_rates(table)
+    found = rates.error_rates(table)
     assert found["wer_raw"] == pytest.approx(jiwer.wer(REFERENCES, HYPOTHESES), abs=1e-12)
     assert found["cer_raw"] == pytest.approx(jiwer.cer(REFERENCES, HYPOTHESES), abs=1e-12)
 
 
 def test_the_change_is_paired():
     table, worse = items(["a b c d"] * 30, ["a b c d"] * 30), ["a b c x"] * 15 + ["a b c d"] * 15
-    found = statistics.error_rate_change(items(["a b c d"] * 30, worse), table, "wer")
+    found = significance.error_rate_change(items(["a b c d"] * 30, worse), table, "wer")
     assert found["change"] == pytest.approx(15 / 120)
     # each clip 0 or 1 more wrong of 4 words: standard error sqrt(30 * 0.25 * 30 / 29) / 120
-    margin = statistics.Z95 * math.sqrt(30 * 0.25 * 30 / 29) / 120
+    margin = significance.Z95 * math.sqrt(30 * 0.25 * 30 / 29) / 120
     assert (found["low"], found["high"]) == pytest.approx((15 / 120 - margin, 15 / 120 + margin))
     assert found["p_value"] < 0.001
-    assert statistics.error_rate_change(table, table, "wer")["p_value"] == 1.0
+    assert significance.error_rate_change(table, table, "wer")["p_value"] == 1.0
 
 
 def test_other_clips_are_not_compared():
     with pytest.raises(ValueError, match="not over the same clips"):
-        statistics.error_rate_change(items(["a"], ["a"]), items(["b"], ["a"]), "wer")
+        significance.error_rate_change(items(["a"], ["a"]), items(["b"], ["a"]), "wer")
 
 
 @pytest.mark.parametrize(

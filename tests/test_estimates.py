@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from quantune import estimates
-from quantune.forecast import LIBRARIES
-from quantune.lineage import read_lineage
+from quantune.artefacts.lineage import read_lineage
+from quantune.core.hardware import LIBRARIES
+from quantune.report import memory_check
 from tests.reports import Work, write
 
 
@@ -27,11 +27,11 @@ def test_each_job_is_compared_with_what_it_was_predicted_on_its_hardware(work, t
     ran(work, "m+tune", 2 * LIBRARIES, predicted={"weights": LIBRARIES})
     ran(work, "m", 5)
     gathered, html = write(work.order(), tmp_path / "report")
-    found = {Path(item.path).name: item for item in estimates.compare(gathered)}
+    found = {Path(item.path).name: item for item in memory_check.compare(gathered)}
     assert {name: item.ratio for name, item in found.items()} == pytest.approx(
         {"m+fine": 0.9, "m+rough": 1.5, "m+tune": 1.0}
     )
-    told = estimates.told(list(found.values()))
+    told = memory_check.told(list(found.values()))
     assert "On A GPU 2 jobs took 0.90 to 1.50 times, median 1.20, what was predicted" in told[0]
     assert "On a processor 1 job took" in told[1] and "50 % of it, at the median" in told[2] and len(told) == 3
     assert "Predicted and measured memory" in html and '<td data-value="1.5">1.50</td>' in html
@@ -39,7 +39,7 @@ def test_each_job_is_compared_with_what_it_was_predicted_on_its_hardware(work, t
 
 def test_nothing_is_compared_where_nothing_was_predicted(work, tmp_path):
     gathered, html = write(work.order(), tmp_path / "report")
-    assert estimates.compare(gathered) == [] and "Predicted and measured memory" not in html
+    assert memory_check.compare(gathered) == [] and "Predicted and measured memory" not in html
 
 
 def test_jobs_record_what_was_predicted(finished, monkeypatch):

@@ -4,9 +4,11 @@ import math
 
 import pytest
 
-from quantune import config, expected, report
-from quantune.errors import ConfigError
-from quantune.plan import Plan
+from quantune.core.errors import ConfigError
+from quantune.planning import load
+from quantune.planning.plan import Plan
+from quantune.report import gather
+from quantune.report import published as report_published
 from tests.reports import write
 
 PAPER = "A paper, table 3"
@@ -21,7 +23,7 @@ def published(raw):
 
 def test_ancestors_may_have_values_too(published):
     published["expected"][0]["values"]["opt+nf4"] = 22.0
-    assert config.load(published).expected[0].values["opt+nf4"] == 22.0
+    assert load.load(published).expected[0].values["opt+nf4"] == 22.0
 
 
 @pytest.mark.parametrize(
@@ -47,14 +49,14 @@ def test_ancestors_may_have_values_too(published):
 def test_what_is_wrong_is_named(published, key, value, message):
     published["expected"][0][key] = value
     with pytest.raises(ConfigError) as caught:
-        config.load(published)
+        load.load(published)
     assert message in str(caught.value)
 
 
 def test_only_the_report_depends_on_it(published):
-    before = Plan(config.load(published))
+    before = Plan(load.load(published))
     published["expected"][0]["values"]["opt"] = 21.0
-    after = Plan(config.load(published))
+    after = Plan(load.load(published))
     assert before.report().digest != after.report().digest
     assert before.evaluation("opt", "news").digest == after.evaluation("opt", "news").digest
 
@@ -66,20 +68,20 @@ def test_the_table(work, tmp_path):
         {"source": "Another <paper>", "evaluation": "away", "values": {"m": 2 * math.exp(5.5)}},
     ]
     gathered, html = write(work.order(), tmp_path / "report")
-    found = expected.comparisons(gathered)
+    found = report_published.comparisons(gathered)
     assert [item.difference for item in found] == pytest.approx([0.0, math.expm1(0.1), -0.5])
-    assert [expected.difference(item) for item in found] == ["+0.00 %", "+11 %", "−50 %"]
+    assert [report_published.difference(item) for item in found] == ["+0.00 %", "+11 %", "−50 %"]
     told = "1 of 3 published values came out within 1 %; furthest off is `m` on away, −50 %."
-    assert expected.summary(found) == told
+    assert report_published.summary(found) == told
     assert PAPER in html and "Another &lt;paper&gt;" in html and "148.413" in html and "−50 %" in html
 
 
 def test_a_broken_variant(work):
     work.perplexity("m+rough", "home", 20.0)
     work.expected = [{"source": PAPER, "evaluation": "home", "values": {"m+rough": 1300.0}}]
-    (item,) = expected.comparisons(report.gather(work.order()))
-    assert expected.difference(item) == "+3.7e+07 %"
-    assert expected.difference(expected.Comparison(PAPER, "home", "m", "p", 1.0, math.inf, 0.0)) == "∞"
+    (item,) = report_published.comparisons(gather.gather(work.order()))
+    assert report_published.difference(item) == "+3.7e+07 %"
+    assert report_published.difference(report_published.Comparison(PAPER, "home", "m", "p", 1.0, math.inf, 0.0)) == "∞"
 
 
 def test_without_published_values_nothing_is_shown(work, tmp_path):

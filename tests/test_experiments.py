@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 
-from quantune import text
+from quantune.data import text
 from tests.hub import BIG
 from tests.test_memory import opt
 from tests.workflow import Folder

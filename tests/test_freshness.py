@@ -6,9 +6,10 @@ import random
 import re
 import shutil
 
-from quantune import config, normalizers
-from quantune.hashes import file_sha256
-from quantune.plan import Plan
+from quantune.artefacts.hashes import file_sha256
+from quantune.evaluations.metrics import normalizers
+from quantune.planning import load
+from quantune.planning.plan import Plan
 from tests.voices import RELEASE, WHISPER
 from tests.workflow import Folder, weights
 
@@ -168,6 +169,6 @@ def test_another_normalizer_makes_the_report_again_and_nothing_else(tmp_path, mo
     digests = []
     for version in (1, 2):
         monkeypatch.setitem(normalizers.VERSIONS, "basic", version)
-        plan = Plan(config.load(folder.config))
+        plan = Plan(load.load(folder.config))
         digests.append((plan.evaluation("whisper", "talks").digest, plan.report().digest))
     assert digests[0][0] == digests[1][0] and digests[0][1] != digests[1][1]

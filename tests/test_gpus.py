@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from quantune import costs, forecast, hardware, turns
-from quantune.config import Config
-from quantune.plan import Plan
+from quantune.core import gpu_turns, hardware
+from quantune.planning import costs, resources
+from quantune.planning.config import Config
+from quantune.planning.plan import Plan
 from tests.conftest import ROOT
 from tests.workflow import CONFIG, Folder
 
@@ -57,10 +58,10 @@ def test_host_memory_is_that_of_where_the_model_is_computed(host, raw):
     plan = Plan(Config.model_validate(raw))
     wanted = plan.checkpoint("opt+lora")
     host("13.0")
-    on_gpu = forecast.host_bytes(plan, wanted)
+    on_gpu = resources.host_bytes(plan, wanted)
     host(None)
-    assert forecast.host_bytes(plan, wanted) == forecast.LIBRARIES + forecast.estimate(plan, wanted).total
-    assert on_gpu == forecast.LIBRARIES + forecast.DRIVER + forecast.weight_bytes(plan, "opt")
+    assert resources.host_bytes(plan, wanted) == hardware.LIBRARIES + resources.estimate(plan, wanted).total
+    assert on_gpu == hardware.LIBRARIES + hardware.DRIVER + resources.weight_bytes(plan, "opt")
 
 
 class Job:
@@ -93,21 +94,21 @@ def test_each_job_takes_a_free_gpu_and_waits_where_there_is_none(tmp_path):
 
 
 def test_the_others_are_hidden_unless_all_are_taken(tmp_path, monkeypatch):
-    monkeypatch.setattr(turns.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(turns, "_held", [])
+    monkeypatch.setattr(gpu_turns.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(gpu_turns, "_held", [])
     monkeypatch.setattr(hardware, "gpus", lambda: [{"uuid": "GPU-aa"}, {"uuid": "GPU-bb"}])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    assert turns.take() == ["GPU-aa"] and os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aa"
+    assert gpu_turns.take() == ["GPU-aa"] and os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aa"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    assert turns.take() == ["GPU-bb"]
-    while turns._held:
-        os.close(turns._held.pop())
+    assert gpu_turns.take() == ["GPU-bb"]
+    while gpu_turns._held:
+        os.close(gpu_turns._held.pop())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-cc")
-    assert turns.take() == [] and os.environ["CUDA_VISIBLE_DEVICES"] == "MIG-cc"
+    assert gpu_turns.take() == [] and os.environ["CUDA_VISIBLE_DEVICES"] == "MIG-cc"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    assert turns.take(everything=True) == ["GPU-aa", "GPU-bb"] and os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
-    while turns._held:
-        os.close(turns._held.pop())
+    assert gpu_turns.take(everything=True) == ["GPU-aa", "GPU-bb"] and os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+    while gpu_turns._held:
+        os.close(gpu_turns._held.pop())
 
 
 def test_a_run_starts_four_jobs_for_each_gpu_unless_it_says(tmp_path, host, monkeypatch):

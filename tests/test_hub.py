@@ -6,16 +6,17 @@ import json
 import pytest
 from huggingface_hub import constants
 
-from quantune import config, lock
-from quantune.errors import ConfigError
-from quantune.plan import Plan
+from quantune.core.errors import ConfigError
+from quantune.planning import load
+from quantune.planning.plan import Plan
+from quantune.sources import lock
 from tests.hub import BIG, model_order
 from tests.workflow import Folder, kill, processes, wait_for
 
 
 def test_a_model_is_locked_once_and_never_asked_for_again(hub, asked, monkeypatch, capsys):
     asked["models"]["other"] = {"hub": "a/not-there"}
-    loaded = config.load(asked)
+    loaded = load.load(asked)
     assert hub.requests == [], "reading a configuration asks nothing"
     artefact = Plan(loaded).checkpoint("opt+rtn-w4").parents["parent"]
     paths = [item[1] for item in hub.requests if "opt" in item[1] or "cdn" in item[1]]  # the library asks more
@@ -31,7 +32,7 @@ def test_a_model_is_locked_once_and_never_asked_for_again(hub, asked, monkeypatc
 
     hub.requests.clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert Plan(config.load(asked)).checkpoint("opt+rtn-w4").parents["parent"].digest == artefact.digest
+    assert Plan(load.load(asked)).checkpoint("opt+rtn-w4").parents["parent"].digest == artefact.digest
     assert hub.requests == []
 
 
@@ -39,13 +40,13 @@ def test_a_locked_model_is_checked_when_the_configuration_is_read(hub, asked):
     model_order(asked)
     asked["quantizations"]["rtn-w4"]["group_size"] = 96
     with pytest.raises(ConfigError, match="group_size: 96 does not divide the layers' input width 128"):
-        config.load(asked)
+        load.load(asked)
 
 
 def test_a_fitting_group_is_asked_of_a_model_that_is_not_locked_yet(hub, asked):
     asked["quantizations"]["rtn-w4"]["group_size"] = 96
     with pytest.raises(ConfigError, match="group_size: 96 does not divide the layers' input width 128"):
-        Plan(config.load(asked)).checkpoint("opt+rtn-w4")
+        Plan(load.load(asked)).checkpoint("opt+rtn-w4")
 
 
 def test_offline_and_not_locked(hub, asked, monkeypatch):
@@ -59,7 +60,7 @@ def test_offline_and_not_locked(hub, asked, monkeypatch):
 def test_an_evaluation_of_another_track_is_refused_once_the_model_is_known(hub, asked):
     path = hub.repositories["models/a/opt"] / "config.json"
     path.write_text(json.dumps({"model_type": "whisper", "d_model": 128}))
-    plan = Plan(config.load(asked))
+    plan = Plan(load.load(asked))
     with pytest.raises(ConfigError, match="'generation' is a text evaluation, and the model 'opt' is a speech model"):
         plan.evaluation("opt", "prompts")
 
@@ -67,7 +68,7 @@ def test_an_evaluation_of_another_track_is_refused_once_the_model_is_known(hub, 
 def test_a_broken_lock_file(hub, asked, tmp_path):
     (tmp_path / "sources.lock.json").write_text("<<<<<<< HEAD\n")
     with pytest.raises(ConfigError, match=r"lock: 'sources.lock.json' is not a lock file \(.*\); restore it from"):
-        config.load(asked)
+        load.load(asked)
 
 
 def test_only_pickled_weights_are_refused_before_any_job(hub, asked, tmp_path):
@@ -109,15 +110,15 @@ def test_a_server_that_never_stops_limiting(hub, asked, no_waiting):
 
 
 def test_only_the_files_of_the_splits_are_locked(hub, asked):
-    found = Plan(config.load(asked)).dataset("news")
+    found = Plan(load.load(asked)).dataset("news")
     assert found.options["files"] == {"train": ["train-0.txt", "train-1.txt"], "test": ["test.txt"]}
     assert sorted(found.sources) == ["test.txt", "train-0.txt", "train-1.txt"]
     (hub.repositories["datasets/a/text"] / "README.md").write_text("A new commit of the card.")
     asked["datasets"]["news"]["splits"]["old"] = "**/train-9.txt"
     with pytest.raises(ConfigError, match="there is no such revision"):  # looked up at the locked commit, now gone
-        Plan(config.load(asked)).dataset("news")
+        Plan(load.load(asked)).dataset("news")
     (hub.repositories["datasets/a/text"] / "README.md").write_text("About.")
-    found = Plan(config.load(asked)).dataset("news")
+    found = Plan(load.load(asked)).dataset("news")
     assert found.options["files"]["old"] == ["old/train-9.txt"]
 
 
@@ -134,20 +135,20 @@ def test_only_the_files_of_the_splits_are_locked(hub, asked):
 def test_splits_that_match_nothing_or_too_much(hub, asked, splits, message):
     asked["datasets"]["news"]["splits"] = splits
     with pytest.raises(ConfigError) as caught:
-        Plan(config.load(asked)).dataset("news")
+        Plan(load.load(asked)).dataset("news")
     assert message in str(caught.value)
 
 
 def test_a_dataset_by_shares_is_all_its_data(hub, asked):
     (hub.repositories["datasets/a/text"] / "old/train-9.txt").unlink()
     asked["datasets"]["news"]["splits"] = {"train": 0.5, "test": 0.5}
-    found = Plan(config.load(asked)).dataset("news")
+    found = Plan(load.load(asked)).dataset("news")
     assert found.options["files"] == {"": ["test.txt", "train-0.txt", "train-1.txt"]}
 
 
 def test_an_update_moves_the_lock_on_and_prints_what_changed(hub, asked, capsys):
     model_order(asked)
-    Plan(config.load(asked)).dataset("news")
+    Plan(load.load(asked)).dataset("news")
     before = hub.commit("models/a/opt")
     (hub.repositories["models/a/opt"] / "tokenizer.json").write_text("[]")
     (hub.repositories["datasets/a/text"] / "train-2.txt").write_text("New.\n")

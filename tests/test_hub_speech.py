@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from quantune import prepared
+from quantune.data import clips as data_clips
 from tests.voices import WHISPER, sound
 from tests.workflow import Folder
 
@@ -71,7 +71,7 @@ def test_recordings_from_the_hub(hub, talks, tmp_path, monkeypatch):
     assert facts["source"]["commit"] == hub.commit("datasets/a/talks") and facts["source"]["licence"] == "mit"
     assert facts["personal_columns_dropped"] == ["client_id"]
     assert facts["splits"]["train"]["dropped"]["broken"] == 1 and len(facts["broken_files"]) == 1
-    clips = prepared.Clips(folder.work / "prepared/talks/whisper", "train")
+    clips = data_clips.Clips(folder.work / "prepared/talks/whisper", "train")
     assert clips.column("text") == ["Stereo.", "Compressed.", "Slow.", "Other."]
     shards = ("coast/train/0000.parquet", "inland/train/0000.parquet")
     rows = (f"{shards[0]}:0:0", f"{shards[0]}:0:1", f"{shards[0]}:1:0", f"{shards[1]}:0:0")

@@ -8,8 +8,11 @@ import numpy
 import pytest
 import soundfile
 
-from quantune import audio, loading, longform, normalizers, speech
-from quantune.errors import QuantuneError
+from quantune.core.errors import QuantuneError
+from quantune.data import longform, speech
+from quantune.evaluations.metrics import normalizers
+from quantune.models import loading
+from quantune.sources import audio
 from tests.voices import WHISPER, sound
 from tests.workflow import Folder
 

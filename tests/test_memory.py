@@ -8,17 +8,23 @@ import sys
 import numpy
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, WhisperForConditionalGeneration
 
-from quantune import architecture, calibration, costs, decoding, forecast, layerwise, loading, memory
-from quantune.activations import Pass
-from quantune.artefacts import roles
-from quantune.config import Config
-from quantune.errors import QuantuneError
+from quantune.artefacts.record import roles
+from quantune.core import hardware, units
+from quantune.core.errors import QuantuneError
+from quantune.core.workload import Inference
+from quantune.data.batches import BATCH_TOKENS
 from quantune.finetunings.lora import LoRA
-from quantune.plan import Plan
-from quantune.quantizations import awq, methods
+from quantune.models import architecture, decoding, loading
+from quantune.planning import costs, memory
+from quantune.planning.activations import Pass
+from quantune.planning.config import AnyFinetuning, AnyQuantization, Config
+from quantune.planning.plan import Plan
+from quantune.quantizations import methods
+from quantune.quantizations.arithmetic import layerwise
 from tests.conftest import OPT, ROOT
 
 METHODS = {recipe.model_fields["method"].annotation.__args__[0]: recipe for recipe in methods()}
@@ -93,15 +99,15 @@ def test_parameters_are_counted_exactly(name):
 
 def test_published_counts():
     assert sum(architecture.read(MODELS["opt-6.7b"]).parameters().values()) == 6_658_473_984
-    assert memory.trainable(architecture.read(MODELS["opt-6.7b"]), lora(rank=16)) == 8_388_608
-    assert memory.trainable(architecture.read(MODELS["whisper-large-v2"]), lora(rank=32)) == 15_728_640
+    assert lora(rank=16).trained(architecture.read(MODELS["opt-6.7b"])) == 8_388_608
+    assert lora(rank=32).trained(architecture.read(MODELS["whisper-large-v2"])) == 15_728_640
 
 
 def test_adapters_are_counted_as_peft_makes_them():
     for targets in (["q_proj", "v_proj"], "all-linear"):
         recipe = lora(rank=3, target_modules=targets)
         model = recipe.prepare(built(SMALL["grouped"]), 0)
-        assert memory.trainable(architecture.read(SMALL["grouped"]), recipe) == model.get_nb_trainable_parameters()[0]
+        assert recipe.trained(architecture.read(SMALL["grouped"])) == model.get_nb_trainable_parameters()[0]
 
 
 def test_an_unknown_family_is_named():
@@ -241,7 +247,7 @@ def test_the_peak_of_inference_is_predicted(name, vocabulary):
         model(input_ids=tokens, use_cache=False)
 
     forward()
-    terms = memory.inference(config, [], "float32", 4, 128).terms
+    terms = memory.inference(config, [], Inference("float32", 4, 128)).terms
     assert terms.get("logits", terms.get("one layer")) == pytest.approx(peak(forward), rel=0.05)
 
 
@@ -253,7 +259,7 @@ def test_the_peak_of_transcribing_is_predicted(frames, layers, most):
     config = {"model_type": "whisper", **sizes, **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)}
     model = built(config).eval()
     windows = decoding.Windows(torch.randn(2, 80, 2 * frames), torch.ones(2, 4, dtype=torch.long))
-    terms = memory.inference(config, [], "float32", 2, 12, cache=True, logits=1).terms
+    terms = memory.inference(config, [], Inference("float32", 2, 12, cache=True, logits=1)).terms
     assert max((name for name in terms if name not in ("weights", "workspace")), key=terms.get) == most
 
     @torch.no_grad()
@@ -286,7 +292,7 @@ def test_an_estimate_shows_its_terms():
 
 
 def test_estimating_needs_no_torch():
-    program = "import sys; from quantune import costs, memory; sys.exit('torch' in sys.modules)"
+    program = "import sys; from quantune.planning import costs, memory; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
 
 
@@ -309,7 +315,7 @@ def test_a_model_of_an_unknown_shape_is_planned_by_its_weights(raw, write_model)
     plan = Plan(Config.model_validate(raw))
     for item in costs.of_plan(plan):
         assert item.device is None
-        assert item.host is None or item.host >= forecast.LIBRARIES
+        assert item.host is None or item.host >= hardware.LIBRARIES
 
 
 def test_the_times_are_those_of_earlier_runs_alike(raw):
@@ -331,13 +337,13 @@ def test_the_times_are_those_of_earlier_runs_alike(raw):
 
 
 def test_units_are_for_reading():
-    assert [costs.size(value) for value in (None, 900, 1_500_000, 13_500_000_000)] == [
+    assert [units.size(value) for value in (None, 900, 1_500_000, 13_500_000_000)] == [
         "–",
-        "0.9 kB",
-        "1.5 MB",
+        "900 bytes",
+        "1.50 MB",
         "13.5 GB",
     ]
-    assert [costs.clock(value) for value in (None, 5.4, 90, 3900)] == ["–", "5 s", "1 min 30 s", "1 h 05 min"]
+    assert [units.duration(value) for value in (None, 5.4, 90, 3900)] == ["–", "5.4 s", "1 min 30 s", "1 h 05 min"]
 
 
 def test_the_plan_is_printed_and_nothing_is_made(project):
@@ -355,14 +361,21 @@ def test_the_plan_is_printed_and_nothing_is_made(project):
     assert json.loads((project.work / "checkpoints/opt+rtn-a/provenance.json").read_text())["recipe"]["bits"] == 8
 
 
-def test_a_trained_checkpoint_records_its_estimate_and_its_recipes(finished, monkeypatch):
+def test_a_trained_checkpoint_records_its_estimate(finished, monkeypatch):
     monkeypatch.chdir(finished.path)
     folder = finished.work / "checkpoints/opt+nf4+lora"
-    base, adapter = forecast.recipes_of(folder)
+    provenance = {
+        name: json.loads((folder.parent / name / "provenance.json").read_text()) for name in ("opt+nf4", folder.name)
+    }
+    base, adapter = (
+        TypeAdapter(kind).validate_python(
+            {key: value for key, value in provenance[name]["recipe"].items() if key != "seed"}
+        )
+        for kind, name in ((AnyQuantization, "opt+nf4"), (AnyFinetuning, folder.name))
+    )
     config = json.loads((folder.parent / "opt/config.json").read_text())
-    facts = json.loads((folder / "provenance.json").read_text())["facts"]
+    facts = provenance[folder.name]["facts"]
     assert facts["estimated_bytes"] == memory.training(config, [base], adapter).total
-    assert forecast.recipes_of(folder.parent / "opt+lora+merge") == []
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])
@@ -370,13 +383,12 @@ def test_a_trained_checkpoint_records_its_estimate_and_its_recipes(finished, mon
 def test_the_peak_of_calibrating_is_predicted(method, samples, term):
     recipe = METHODS[method](method=method, dataset="any", samples=samples, length=128)
     blocks = torch.from_numpy(numpy.random.default_rng(0).integers(3, 512, (samples, 128)))
-    batches = [{"input_ids": part} for part in blocks.split(calibration.BATCH_TOKENS // 128)]
+    batches = [{"input_ids": part} for part in blocks.split(BATCH_TOKENS // 128)]
 
     def calibrate():
         model = built(SMALL["opt"]).eval()
-        mappings = [awq.known_mappings(model.config)] if method == "awq" else []
-        layerwise.stream(model, batches, recipe.visitor({}, {}, *mappings), recipe.requantized)
+        layerwise.stream(model, batches, recipe.visitor(model, {}, {}), recipe.requantized)
 
-    estimate = memory.calibration(SMALL["opt"], recipe, "float32")
+    estimate = memory.calibration(SMALL["opt"], recipe.workload(), "float32")
     assert term in estimate.terms
     assert estimate.total - estimate.terms["workspace"] == pytest.approx(peak(calibrate), rel=0.15)

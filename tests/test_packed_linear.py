@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
-from quantune import checkpoints, loading
 from quantune.finetunings.lora import LoRA
-from quantune.meters import tensor_bytes
-from quantune.packed_linear import PackedLinear, dense_parameters, keep_packed
+from quantune.models import loading, probes
+from quantune.models.meters import tensor_bytes
+from quantune.models.packed_linear import PackedLinear, dense_parameters, keep_packed
 from quantune.quantizations.rtn import RoundToNearest
 
 PARENT = Path(__file__).parent.parent / "assets/models/opt-2m"
@@ -38,7 +38,7 @@ def test_packed_layers_compute_the_same_to_the_bit(quantized, dtype):
     dense, packed = dense_model(quantized, getattr(torch, dtype)), loading.model([quantized], dtype)
     layers = [module for module in packed.modules() if isinstance(module, PackedLinear)]
     assert len(layers) == 24
-    tokens = checkpoints.probe_tokens(packed.config.vocab_size)
+    tokens = probes.probe_tokens(packed.config.vocab_size)
     with torch.no_grad():
         assert torch.equal(packed(input_ids=tokens).logits, dense(input_ids=tokens).logits)
     assert torch.equal(packed(input_ids=tokens).logits, dense(input_ids=tokens).logits)
@@ -50,7 +50,7 @@ def test_what_is_in_memory_after_a_forward_pass_is_what_is_on_disk(quantized):
     model = loading.model([quantized], "float16")
     before = tensor_bytes(model)
     with torch.no_grad():
-        model(input_ids=checkpoints.probe_tokens(12288))
+        model(input_ids=probes.probe_tokens(12288))
     written = sum(path.stat().st_size for path in quantized.glob("*.safetensors"))
     assert tensor_bytes(model) == before == pytest.approx(written, rel=0.02)
 
@@ -69,7 +69,7 @@ def test_an_adapter_gets_the_same_gradients(quantized):
     recipe = LoRA(method="lora", dataset="any", steps=1, target_modules="all-linear")
     dense = recipe.prepare(dense_model(quantized, torch.float32), seed=0)
     packed = recipe.prepare(loading.model([quantized], "float32"), seed=0)
-    tokens = checkpoints.probe_tokens(12288)
+    tokens = probes.probe_tokens(12288)
     gradients = []
     for model in (dense, packed):
         for name, value in model.named_parameters():

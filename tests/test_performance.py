@@ -9,11 +9,11 @@ from pathlib import Path
 import pandas
 import pytest
 
-from quantune import page, report, table
-from quantune.benchmarking import COLUMNS
-from quantune.errors import QuantuneError
-from quantune.performance import Speed
-from quantune.performance_words import faster
+from quantune.core.errors import QuantuneError
+from quantune.evaluations.benchmark import COLUMNS
+from quantune.report import gather, page, table
+from quantune.report.speed import Speed
+from quantune.report.speed_wording import faster
 from tests.reports import Work, write
 from tests.spoken import speech
 
@@ -100,7 +100,7 @@ def test_unsteady_repeats_are_not_compared():
 def test_a_small_lead_is_no_lead(work):
     benchmark(work, "m", 100, 1000)
     benchmark(work, "m+rough", 101, 1000)
-    told = " ".join(page.performance_words.findings(report.gather(measured(work)))[0].sentences)
+    told = " ".join(page.performance_words.findings(gather.gather(measured(work)))[0].sentences)
     assert "no variant is faster in every repeat" in told and "no variant takes less" in told
 
 
@@ -108,7 +108,7 @@ def test_machines_are_never_mixed(work):
     benchmark(work, "m", 100, 1000)
     benchmark(work, "m+fine", 100, 1000, device="Another processor")
     with pytest.raises(QuantuneError, match="different machines"):
-        report.gather(measured(work))
+        gather.gather(measured(work))
 
 
 @pytest.mark.parametrize("unfit", ["m", "m+fine"])

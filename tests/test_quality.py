@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantune import checkpoints, loading, quality
-from quantune.errors import QuantuneError
+from quantune.core.errors import QuantuneError
+from quantune.models import checkpoints, loading
+from quantune.quantizations.arithmetic import quality
 from quantune.quantizations.rtn import RoundToNearest
 from tests.conftest import ROOT
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantune import checkpoints, loading
-from quantune.errors import QuantuneError
+from quantune.core.errors import QuantuneError
+from quantune.models import loading, probes
 from quantune.quantizations import methods
 
 PARENT = Path(__file__).parent.parent / "assets/models/opt-2m"
@@ -133,7 +133,7 @@ def retype(tensors, name):
         ("rtn", drop, "weight_packed", "'weight_packed' is missing"),
         ("rtn", poison, "weight_scale", "NaN or infinity"),
         ("rtn", shorten, "weight_packed", "has shape"),
-        ("rtn", retype, "weight_packed", "not packed torch.int32"),
+        ("rtn", retype, "weight_packed", "is int64, not int32"),
         ("nf4", drop, "weight.absmax", "'weight.absmax' is missing"),
         ("nf4", poison, "weight.absmax", "NaN or infinity"),
         ("int8", poison, "SCB", "NaN or infinity"),
@@ -161,12 +161,12 @@ def test_an_unquantized_layer_is_found(tmp_path):
 
 def test_a_changed_bit_is_no_exact_reload(tmp_path):
     make(tmp_path, method="rtn")
-    expected = checkpoints.probe_logits(loading.model([tmp_path], "float32"))
-    checkpoints.require_identical_reload(expected, tmp_path, "float32")
+    expected = probes.probe_logits(loading.model([tmp_path], "float32"))
+    probes.require_identical_reload(expected, tmp_path, "float32")
     changed = tmp_path / "changed"
     shutil.copytree(tmp_path, changed, ignore=shutil.ignore_patterns("changed"))
     tensors = load_file(changed / "model.safetensors")
     tensors[f"{LAYER}.weight_packed"].view(-1)[0] ^= 1
     save_file(tensors, changed / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(QuantuneError, match="does not reload to the same model"):
-        checkpoints.require_identical_reload(expected, changed, "float32")
+        probes.require_identical_reload(expected, changed, "float32")

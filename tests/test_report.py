@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from quantune import page, report, table, tradeoffs, words
+from quantune.report import gather, page, table, wording
+from quantune.report.figures import tradeoffs
 from tests.reports import SHA, TOKENS, WINDOWS, Work, write
 
 
-def told(gathered: report.Report) -> dict[str, str]:
-    return {finding.heading: " ".join(finding.sentences) for finding in words.findings(gathered)}
+def told(gathered: gather.Report) -> dict[str, str]:
+    return {finding.heading: " ".join(finding.sentences) for finding in wording.findings(gathered)}
 
 
 def test_changes_are_paired(work):
-    change = report.gather(work.order()).variants["m+rough"].scores["home"].from_root
+    change = gather.gather(work.order()).variants["m+rough"].scores["home"].from_root
     error = math.sqrt(WINDOWS / (WINDOWS - 1) * WINDOWS) / (WINDOWS * TOKENS)  # residuals of 1 nat a window
     assert change.change == pytest.approx(math.expm1(0.2))
     assert change.low == pytest.approx(math.expm1(0.2 - 1.959964 * error), rel=1e-6)
@@ -26,7 +27,7 @@ def test_changes_are_paired(work):
 
 
 def test_each_step_is_compared_with_its_parent(work):
-    variants = report.gather(work.order()).variants
+    variants = gather.gather(work.order()).variants
     score = variants["m+fine+tune"].scores["home"]
     assert score.from_parent.against == "m+fine" and score.from_root.against == "m"
     assert score.from_parent.change == pytest.approx(math.expm1(4.55 - 5.0001))
@@ -36,19 +37,19 @@ def test_each_step_is_compared_with_its_parent(work):
 
 
 def test_size_is_what_must_be_loaded(work):
-    sizes = {name: variant.size_bytes for name, variant in report.gather(work.order()).variants.items()}
+    sizes = {name: variant.size_bytes for name, variant in gather.gather(work.order()).variants.items()}
     assert sizes["m"] == 1000  # the tokenizer is no weight
     assert sizes["m+tune"] == 1050 and sizes["m+fine+tune"] == 450  # an adapter with its base
     assert sizes["m+tune+merge"] == 1000
 
 
 def test_bits_are_those_of_the_quantization_in_force(work):
-    bits = {name: variant.bits_per_weight for name, variant in report.gather(work.order()).variants.items()}
+    bits = {name: variant.bits_per_weight for name, variant in gather.gather(work.order()).variants.items()}
     assert bits == {"m": None, "m+fine": 4.5, "m+rough": 2.5, "m+tune": None, "m+fine+tune": 4.5, "m+tune+merge": None}
 
 
 def test_findings_say_what_the_numbers_say(work):
-    found = told(report.gather(work.order()))
+    found = told(gather.gather(work.order()))
     assert found["Compared"].startswith("5 variants of `m` (and 1 ancestor, to measure each step against)")
     smallest = found["Smallest without a significant loss against `m` (1.00 kB)"]
     assert "On every evaluation, `m+fine` (400 bytes, 60 % smaller)." in smallest
@@ -66,7 +67,7 @@ def test_a_loss_everywhere_is_said(tmp_path):
     work.checkpoint("m+rough", "quantize/rtn", {"model.safetensors": 300}, parents={"parent": model})
     work.perplexity("m", "home", 5.0)
     work.perplexity("m+rough", "home", 5.2, 1.0)
-    found = told(report.gather(work.order()))
+    found = told(gather.gather(work.order()))
     assert (
         "On home, none of the smaller variants." in found["Smallest without a significant loss against `m` (1.00 kB)"]
     )
@@ -124,7 +125,7 @@ def test_table_is_unrounded(work, tmp_path):
 
 
 def test_metrics_are_flat(work):
-    metrics = table.metrics(report.gather(work.order()))
+    metrics = table.metrics(gather.gather(work.order()))
     assert metrics["m"]["size_bytes"] == 1000
     assert metrics["m"]["away.bits_per_byte"] == pytest.approx(5.5 * TOKENS / 400 / math.log(2))
 

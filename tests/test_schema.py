@@ -7,7 +7,9 @@ import jsonschema
 import pytest
 import yaml
 
-from quantune import benchmarking, config, evaluations, expected, finetunings, quantizations
+from quantune import evaluations, finetunings, quantizations
+from quantune.evaluations import benchmark
+from quantune.planning import config, load
 
 ENTRIES = [
     config.Config,
@@ -15,8 +17,8 @@ ENTRIES = [
     config.Text,
     config.Speech,
     config.Recording,
-    benchmarking.Benchmark,
-    expected.Expected,
+    benchmark.Benchmark,
+    config.Expected,
     *quantizations.methods(),
     *finetunings.methods(),
     *evaluations.kinds(),
@@ -27,21 +29,21 @@ EXPERIMENTS = os.path.join(os.path.dirname(__file__), "..", "experiments")
 
 @pytest.fixture(scope="module")
 def validator():
-    return jsonschema.Draft202012Validator(config.schema())
+    return jsonschema.Draft202012Validator(load.schema())
 
 
 def test_the_schema_in_the_repository_is_that_of_the_typed_models(root):
     written = json.loads((root / "schemas/config.schema.json").read_text())
-    assert written == json.loads(json.dumps(config.schema())), "run `make schema`"
+    assert written == json.loads(json.dumps(load.schema())), "run `make schema`"
 
 
 def test_the_file_is_what_make_schema_writes(root, tmp_path):
-    config.write_schema(tmp_path / "new.json")
+    load.write_schema(tmp_path / "new.json")
     assert (tmp_path / "new.json").read_text() == (root / "schemas/config.schema.json").read_text()
 
 
 def test_the_schema_is_a_schema():
-    jsonschema.Draft202012Validator.check_schema(config.schema())
+    jsonschema.Draft202012Validator.check_schema(load.schema())
 
 
 @pytest.mark.parametrize(("entry", "name"), FIELDS, ids=[f"{entry.__name__}.{name}" for entry, name in FIELDS])
@@ -87,7 +89,7 @@ def test_the_repositorys_own_configuration(root, monkeypatch, validator):
     monkeypatch.chdir(root)
     raw = yaml.safe_load((root / "config.yaml").read_text())
     assert [error.message for error in validator.iter_errors(raw)] == []
-    loaded = config.load(raw, "config.yaml")
+    loaded = load.load(raw, "config.yaml")
     assert len(loaded.listed) > 1 and len(loaded.evaluations) > 0
     assert all(variant in loaded.evaluated for variant in loaded.listed)
 
@@ -107,5 +109,5 @@ def test_the_ready_experiments(root, tmp_path, monkeypatch, validator, name):
     (tmp_path / "release.tar.gz").touch()
     monkeypatch.setenv("COMMON_VOICE", str(tmp_path / "release.tar.gz"))
     monkeypatch.chdir(root)
-    loaded = config.load(raw, name)
+    loaded = load.load(raw, name)
     assert loaded.variants and loaded.work not in ("work", ""), "an experiment names its own work folder"

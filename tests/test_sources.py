@@ -9,10 +9,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from quantune import sources
-from quantune.artefacts import sha256
-from quantune.errors import ConfigError, QuantuneError
-from quantune.hashes import Hashes
+from quantune.artefacts.hashes import Hashes
+from quantune.artefacts.record import sha256
+from quantune.core.errors import ConfigError, QuantuneError
+from quantune.sources import documents as sources_documents
+from quantune.sources import selection
 
 TEXT = "One\ntwo.\n\nThree.\n\n\nFour, \u201cquoted\u201d.\n"
 ROWS = [{"quote": "One,\ntwo", "author": "A"}, {"quote": 'Say "three"', "author": "B"}, {"quote": "四", "author": None}]
@@ -21,7 +22,7 @@ TEXTS = ["One,\ntwo", 'Say "three"', "四"]
 
 def documents(path, column="text", document="paragraph", format=None, first=None, join=None) -> list[str]:
     recipe = {"column": column, "document": document, "format": format, "first": first, "join": join}
-    return sources.documents(path, recipe)
+    return sources_documents.documents(path, recipe)
 
 
 @pytest.fixture
@@ -192,13 +193,13 @@ def folder(tmp_path):
     ],
 )
 def test_files_of_splits(folder, splits, expected):
-    found = sources.split_files(folder, splits, "datasets.any")
+    found = selection.split_files(folder, splits, "datasets.any")
     assert {split: [str(path.relative_to(folder)) for path in paths] for split, paths in found.items()} == expected
 
 
 def test_a_file_of_its_own_is_divided_or_whole(folder):
     for splits in ({}, {"train": 0.5, "test": 0.5}):
-        assert sources.split_files(folder / "test.txt", splits, "any") == {"": [folder / "test.txt"]}
+        assert selection.split_files(folder / "test.txt", splits, "any") == {"": [folder / "test.txt"]}
 
 
 @pytest.mark.parametrize(
@@ -214,22 +215,28 @@ def test_wrong_splits_name_their_key(folder, where, splits, problem):
     (folder / "empty").mkdir()
     path = type(folder)(f"{folder}{where}")
     with pytest.raises(ConfigError) as caught:
-        sources.split_files(path, splits, "datasets.any")
+        selection.split_files(path, splits, "datasets.any")
     assert str(caught.value).startswith("datasets.any" + problem.format(path))
 
 
 def test_shares_give_one_order_for_ever():
     """The order is that of SHA-256 over "seed:position": no library's generator can change it."""
     texts = list("abcdefghij")
-    assert sources.divide(texts, {"train": 0.7, "test": 0.3}, 0) == {"train": list("cdeghij"), "test": list("abf")}
-    assert sources.divide(texts, {"train": 0.7, "test": 0.3}, 1) == {"train": list("cdefghi"), "test": list("abj")}
+    assert sources_documents.divide(texts, {"train": 0.7, "test": 0.3}, 0) == {
+        "train": list("cdeghij"),
+        "test": list("abf"),
+    }
+    assert sources_documents.divide(texts, {"train": 0.7, "test": 0.3}, 1) == {
+        "train": list("cdefghi"),
+        "test": list("abj"),
+    }
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 100, 101])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_shares_are_disjoint_and_complete(count, seed):
     texts = [f"document {number}" for number in range(count)]
-    parts = sources.divide(texts, {"train": 0.85, "validation": 0.05, "test": 0.1}, seed)
+    parts = sources_documents.divide(texts, {"train": 0.85, "validation": 0.05, "test": 0.1}, seed)
     assert list(parts) == ["train", "validation", "test"]
     assert sorted(text for part in parts.values() for text in part) == sorted(texts)
     assert [len(part) for part in parts.values()] == [
@@ -241,7 +248,7 @@ def test_shares_are_disjoint_and_complete(count, seed):
 
 
 def test_shares_may_leave_documents_out():
-    parts = sources.divide(list("abcdefghij"), {"train": 0.2, "test": 0.3}, 0)
+    parts = sources_documents.divide(list("abcdefghij"), {"train": 0.2, "test": 0.3}, 0)
     assert [len(part) for part in parts.values()] == [2, 3]
     assert not set(parts["train"]) & set(parts["test"])
 
@@ -249,10 +256,10 @@ def test_shares_may_leave_documents_out():
 def test_the_files_of_a_model_are_its_own_and_no_pickles(tmp_path):
     for name in ("config.json", "model.safetensors", "tokenizer.json", "merges.txt", "pytorch_model.bin", "run.py"):
         (tmp_path / name).write_text(name)
-    files = sources.model_files(tmp_path, "models.any")
+    files = selection.model_files(tmp_path, "models.any")
     assert sorted(files) == ["config.json", "merges.txt", "model.safetensors", "tokenizer.json"]
     (tmp_path / "copy").mkdir()
-    sources.copy_model(list(files.values()), tmp_path / "copy")
+    selection.copy_model(list(files.values()), tmp_path / "copy")
     assert {path.name: path.read_text() for path in (tmp_path / "copy").iterdir()} == {name: name for name in files}
 
 
@@ -272,7 +279,7 @@ def test_hashes_are_remembered_until_the_file_changes(old_file, tmp_path, monkey
     memory, date = tmp_path / "work/.hashes.json", os.stat(old_file).st_mtime_ns
     assert Hashes(memory).file(old_file) == ABC
     with monkeypatch.context() as patched:
-        patched.setattr("quantune.hashes.file_sha256", None)
+        patched.setattr("quantune.artefacts.hashes.file_sha256", None)
         assert Hashes(memory).file(old_file) == ABC, "not read again"
     old_file.write_text("abd")
     os.utime(old_file, ns=(date, date))

@@ -9,10 +9,16 @@ import numpy
 import pytest
 import torch
 
-from quantune import audio, checkpoints, layerwise, loading, speech, tracks, training
-from quantune.errors import QuantuneError
+from quantune.core.errors import QuantuneError
+from quantune.data import speech
+from quantune.data.batches import IGNORED
+from quantune.data.examples import read
 from quantune.finetunings.lora import LoRA
+from quantune.finetunings.training import loop
+from quantune.models import checkpoints, loading
 from quantune.quantizations import methods
+from quantune.quantizations.arithmetic import layerwise
+from quantune.sources import audio
 from tests.voices import WHISPER, gather, sound
 
 METHODS = {recipe.model_fields["method"].annotation.__args__[0]: recipe for recipe in methods()}
@@ -56,7 +62,7 @@ def test_transcripts_begin_with_language_and_task_and_labels_leave_out_the_start
     start = tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
     assert made.shape == (2, len(encoded[0]) - 1) and not (made == start).any()
     short = len(encoded[1]) - 1
-    assert made[1, :short].tolist() == encoded[1][1:] and (made[1, short:] == speech.IGNORED).all()
+    assert made[1, :short].tolist() == encoded[1][1:] and (made[1, short:] == IGNORED).all()
 
 
 def test_an_english_only_model_is_trained_on_the_prompt_that_it_is_decoded_with(tmp_path, prepared, processor):
@@ -67,7 +73,7 @@ def test_an_english_only_model_is_trained_on_the_prompt_that_it_is_decoded_with(
     settings = {key: value for key, value in settings.items() if key not in ("lang_to_id", "task_to_id")}
     (folder / "generation_config.json").write_text(json.dumps(settings))
     speech.encode(["Hello."], ["en"], "transcribe", processor.tokenizer)  # what was set before must not remain
-    examples = tracks.samples(METHODS["gptq"](method="gptq", dataset="talks"), prepared, folder)
+    examples = read(prepared, "train", folder, 512)
     model = loading.model([folder], "float32")
     (inputs,) = examples.inputs([0])
     prompts, decoder = [], model.get_decoder()
@@ -93,10 +99,10 @@ def test_padding_does_not_change_the_loss(prepared, processor):
 
 def test_each_epoch_is_a_permutation_with_batches_of_similar_length():
     lengths = numpy.random.default_rng(0).integers(5, 60, 203).tolist()
-    order = training.Order(203, 3, lengths, 4)
+    order = loop.Order(203, 3, lengths, 4)
     epochs = [[order.example(epoch * 203 + place) for place in range(203)] for epoch in range(2)]
     assert all(sorted(epoch) == list(range(203)) for epoch in epochs) and epochs[0] != epochs[1]
-    again = training.Order(203, 3, lengths, 4)
+    again = loop.Order(203, 3, lengths, 4)
     assert [again.example(203 + place) for place in range(203)] == epochs[1], "a resumed run goes on in it"
 
     def padding(epoch: list[int]) -> int:
@@ -109,7 +115,7 @@ def test_each_epoch_is_a_permutation_with_batches_of_similar_length():
 def test_calibration_goes_through_encoder_and_decoder(prepared):
     model = layerwise.load(WHISPER)
     recipe = METHODS["gptq"](method="gptq", dataset="talks", bits=4, group_size=32, samples=4)
-    samples = tracks.samples(recipe, prepared, WHISPER)
+    samples = read(prepared, recipe.split, WHISPER, recipe.length)
     visited = {}
     layerwise.stream(
         model,
@@ -157,7 +163,7 @@ def test_transcripts_keep_their_order_and_repeat_no_warning(heard, processor, ca
 def test_lora_on_whisper_learns_and_goes_on_where_it_was_cut_off(tmp_path, prepared, processor):
     keys = {"method": "lora", "dataset": "talks", "rank": 4, "learning_rate": 3e-3, "batch_size": 2}
     recipe = LoRA(**keys, steps=4, evaluate_every=4, save_every=2)
-    examples = tracks.examples(recipe, prepared, "train", WHISPER)
+    examples = read(prepared, "train", WHISPER, recipe.length, recipe.task)
 
     def trained(folder, stop: int | None = None):
         folder.mkdir(exist_ok=True)
@@ -166,7 +172,7 @@ def test_lora_on_whisper_learns_and_goes_on_where_it_was_cut_off(tmp_path, prepa
         if stop:
             data.batch = cut_off(examples.batch, stop)
         held_out = None if stop else examples
-        return model, training.train(model, recipe, 0, data, held_out, folder, folder)
+        return model, loop.train(model, recipe, 0, data, held_out, folder, folder)
 
     whole, facts = trained(tmp_path / "whole")
     with pytest.raises(InterruptedError):

@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 
-from quantune import checkpoints, loading, tracks, training
+from quantune.data.examples import read
 from quantune.evaluations.transcription import Transcription
 from quantune.finetunings.lora import LoRA
+from quantune.finetunings.training import loop
+from quantune.models import adapters, checkpoints, loading
 from tests.test_speech import METHODS
 from tests.voices import WHISPER
 
@@ -25,20 +27,20 @@ def test_lora_on_quantized_whisper_learns_and_transcribes(tmp_path, prepared, me
 
     keys = {"dataset": "talks", "rank": 4, "learning_rate": 1e-2, "batch_size": 4}
     recipe = LoRA(method="lora", **keys, steps=6, evaluate_every=6)
-    examples = tracks.examples(recipe, prepared, "train", base)
+    examples = read(prepared, "train", base, recipe.length, recipe.task)
     few = copy.copy(examples)
     few.numbers = examples.numbers[:8]
     model = recipe.prepare(loading.model([base], recipe.precision), 0)
     frozen = {name: value.clone() for name, value in model.state_dict().items() if "lora_" not in name}
-    training.train(model, recipe, 0, few, few, adapter, tmp_path)
+    loop.train(model, recipe, 0, few, few, adapter, tmp_path)
     losses = [float(line.split(",")[-1]) for line in (adapter / "curves.csv").read_text().splitlines()[1:]]
     assert losses[-1] < losses[0]
     kept = model.state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in frozen.items()), "only the adapter is trained"
 
-    checkpoints.save_adapter(model, adapter)
+    adapters.save_adapter(model, adapter)
     again = loading.model([base, adapter], recipe.precision)
-    assert training.mean_loss(again, few, recipe) == pytest.approx(losses[-1], rel=1e-5)
+    assert loop.mean_loss(again, few, recipe) == pytest.approx(losses[-1], rel=1e-5)
     evaluation = Transcription(kind="transcription", dataset="talks", max_clips=4, max_new_tokens=30)
-    found = evaluation.evaluate(loading.Variant([base, adapter]), prepared, made)
+    found = evaluation.evaluate(loading.VariantFolder([base, adapter]), prepared, made)
     assert found["clips"] == 4 and found["language"] == "en" and found["cer_raw"] < 0.5

@@ -9,19 +9,21 @@ import re
 
 import pytest
 
-from quantune import edits, listening, page, report, table, words
-from quantune.edits import Piece
-from quantune.scores import ERROR_RATES, Change
+from quantune.core import units
+from quantune.evaluations.metrics import edits
+from quantune.evaluations.metrics.edits import Piece
+from quantune.report import gather, listening, page, table, wording
+from quantune.report.scores import ERROR_RATES, Change
 from tests.reports import write
 from tests.spoken import COUNT, RATE, SECONDS, first_wrong, speech, transcription
 
 
-def told(gathered: report.Report) -> dict[str, str]:
-    return {finding.heading: " ".join(finding.sentences) for finding in words.findings(gathered)}
+def told(gathered: gather.Report) -> dict[str, str]:
+    return {finding.heading: " ".join(finding.sentences) for finding in wording.findings(gathered)}
 
 
 def test_error_rates_change_in_points(spoken):
-    score = report.gather(spoken.order()).variants["w+fine"].scores["radio"]
+    score = gather.gather(spoken.order()).variants["w+fine"].scores["radio"]
     assert score.numbers["wer"] == 17 / (4 * COUNT) and score.measure.label == "WER"
     change = score.from_root
     error = math.sqrt(COUNT / (COUNT - 1) * ((1 - 4 / 160) ** 2 + 39 * (4 / 160) ** 2)) / 160  # one more wrong word
@@ -32,18 +34,18 @@ def test_error_rates_change_in_points(spoken):
 
 def test_points_in_words():
     change = Change("w", 0.032, 0.011, 0.053, 0.001, ERROR_RATES["wer"])
-    assert words.evidence(change) == "+3.2 points (95 % interval +1.1 to +5.3 points)"
+    assert wording.evidence(change) == "+3.2 points (95 % interval +1.1 to +5.3 points)"
     alone = Change("w", -0.032, math.nan, math.nan, math.nan, ERROR_RATES["cer"])
-    assert words.evidence(alone) == "−3.200 points (only one clip: no interval)"
+    assert wording.evidence(alone) == "−3.200 points (only one clip: no interval)"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(2.5, "2.5 s"), (134.0, "2.23 min"), (7200, "2 h")])
 def test_durations_in_words(seconds, text):
-    assert words.duration(seconds) == text
+    assert units.duration(seconds) == text
 
 
 def test_findings_say_what_the_numbers_say(spoken):
-    found = told(report.gather(spoken.order()))
+    found = told(gather.gather(spoken.order()))
     assert found["Compared"] == (
         "4 variants of `w`, by how well each writes down radio (40 clips in 20 s) and street (40 clips in 20 s, general"
         " speech). WER, in per cent of what was said: lower is better; changes are in points."
@@ -69,7 +71,7 @@ def test_table_counts_the_errors_by_kind(spoken, tmp_path):
 
 
 def test_clips_that_tell_variants_apart_are_played(spoken):
-    gathered = report.gather(spoken.order())
+    gathered = gather.gather(spoken.order())
     clips = listening.played(gathered)
     # In odd clips below 16 three texts differ, in clip 0 too; the first three of equals are the first by name.
     assert [clip.name for clip in clips["radio"]] == ["clip-00", "clip-01", "clip-03", "clip-05"]
@@ -86,32 +88,32 @@ def test_clips_that_tell_variants_apart_are_played(spoken):
 
 def test_audio_is_the_clip(spoken):
     soundfile = pytest.importorskip("soundfile")
-    clip = listening.played(report.gather(spoken.order()))["radio"][0]
+    clip = listening.played(gather.gather(spoken.order()))["radio"][0]
     samples, rate = soundfile.read(io.BytesIO(base64.b64decode(clip.audio.partition(",")[2])))
     assert rate == RATE and len(samples) / rate == pytest.approx(SECONDS, abs=0.1)
     assert 0.3 < abs(samples).max() < 0.7
 
 
 def test_audio_stays_within_its_room(spoken, monkeypatch):
-    gathered = report.gather(spoken.order())
+    gathered = gather.gather(spoken.order())
     largest = max(len(clip.audio) for clip in listening.played(gathered)["radio"])
     monkeypatch.setattr(listening, "BYTES", 2 * 2 * largest * 3 // 4)  # two clips for each of two evaluations
     assert [len(clips) for clips in listening.played(gathered).values()] == [2, 2]
 
 
 def test_worst_transcripts(spoken):
-    score = report.gather(spoken.order()).variants["w+rough"].scores["radio"]
+    score = gather.gather(spoken.order()).variants["w+rough"].scores["radio"]
     failures = listening.worst(score)
     assert [(item.name, item.wrong, item.length) for item in failures] == [
         ("clip-00", 1, 4),
         ("clip-01", 1, 4),
         ("clip-03", 1, 4),
     ]
-    assert listening.worst(report.gather(spoken.order()).variants["w+tune"].scores["radio"]) == []
+    assert listening.worst(gather.gather(spoken.order()).variants["w+tune"].scores["radio"]) == []
 
 
 def test_recordings_are_told(spoken):
-    rows = listening.durations(report.gather(spoken.order()))
+    rows = listening.durations(gather.gather(spoken.order()))
     assert [(row["dataset"], row["clips"], row["speakers"]) for row in rows] == [
         ("radio", COUNT, 3),
         ("street", COUNT, 3),
@@ -122,7 +124,7 @@ def test_recordings_are_told(spoken):
 def test_characters_lead_where_words_are_not_told_apart(spoken):
     for name in ("w", "w+fine", "w+rough", "w+tune"):
         transcription(spoken, name, "street", first_wrong(8 if name == "w" else 9), language="zh")
-    gathered = report.gather(spoken.order())
+    gathered = gather.gather(spoken.order())
     assert gathered.variants["w+fine"].scores["street"].from_root.measure.label == "CER"
     assert "WER and CER, in per cent of what was said" in told(gathered)["Compared"]
     assert "WER −10.0 points" in told(gathered)["What fine-tuning changed"]

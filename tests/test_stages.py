@@ -1,6 +1,6 @@
 """A stage whose source changed either still means the same, and is recorded so, or has its version raised.
 
-After a change: raise the version (quantune/plan.py, or `version` of the recipe class) if the same recipe now makes
+After a change: raise the version (quantune/planning/plan.py, or `version` of the recipe class) if the same recipe now makes
 something else; then `make stages` records the sources anew. The record is part of the change that reviewers see.
 """
 
@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from quantune import evaluations, finetunings, plan, quantizations
-from quantune.benchmarking import Benchmark
+from quantune import evaluations, finetunings, quantizations
+from quantune.evaluations.benchmark import Benchmark
+from quantune.planning import plan
 
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "tests/stages.json"
-LOADING = ["quantune/loading.py", "quantune/checkpoints.py"]
+LOADING = ["quantune/models/loading.py", "quantune/models/checkpoints.py"]
 TRAINING = [f"quantune/{name}.py" for name in ("training", "tracks", "speech")]
 REPORT = (
     "report",
@@ -40,15 +41,20 @@ REPORT = (
     "statistics",
 )
 READS = {
-    "text": ["quantune/text.py"],
+    "text": ["quantune/data/text.py"],
     "speech": [f"quantune/{name}.py" for name in ("audio", "edits", "prepared", "speech", "statistics")],
 }
 OWN = {
     "model": ["scripts/model.py"],
-    "dataset": ["scripts/dataset.py", "quantune/sources.py"],
-    "tokenize": ["scripts/tokenize.py", "quantune/text.py"],
+    "dataset": ["scripts/dataset.py", "quantune/sources/documents.py"],
+    "tokenize": ["scripts/tokenize.py", "quantune/data/text.py"],
     "clips": ["scripts/clips.py", *(f"quantune/{name}.py" for name in ("archives", "audio", "clips", "recordings"))],
-    "resample": ["scripts/resample.py", "quantune/audio.py", "quantune/speech.py", "quantune/prepared.py"],
+    "resample": [
+        "scripts/resample.py",
+        "quantune/sources/audio.py",
+        "quantune/data/speech.py",
+        "quantune/data/clips.py",
+    ],
     "transcribe": [
         "scripts/transcribe.py",
         *(f"quantune/{name}.py" for name in ("audio", "longform", "speech")),
@@ -72,7 +78,12 @@ def stages() -> dict[str, tuple[int, list[str]]]:
     versions = plan.VERSIONS | {"benchmark": Benchmark.version}
     found = {name: (versions[name], files) for name, files in OWN.items()}
     for kind, package, recipes, shared in (
-        ("quantize", quantizations, quantizations.methods(), ["scripts/quantize.py", "quantune/quality.py", *LOADING]),
+        (
+            "quantize",
+            quantizations,
+            quantizations.methods(),
+            ["scripts/quantize.py", "quantune/quantizations/arithmetic/quality.py", *LOADING],
+        ),
         ("train", finetunings, finetunings.methods(), ["scripts/train.py", *TRAINING, *LOADING]),
         ("evaluate", evaluations, evaluations.kinds(), ["scripts/evaluate.py", *LOADING]),
     ):

@@ -7,9 +7,10 @@ import numpy
 import pyarrow
 import pytest
 
-from quantune import sources, text
-from quantune.errors import QuantuneError
+from quantune.core.errors import QuantuneError
+from quantune.data import text
 from quantune.evaluations.perplexity import Perplexity
+from quantune.sources import documents as sources_documents
 
 NASTY = [
     "",
@@ -200,7 +201,7 @@ LEAKS = {
 )
 def test_leaks_are_dropped_and_the_unrelated_kept(how, dropped):
     splits = {"train": TRAIN, "validation": ["Unrelated."], "test": list(LEAKS.values())}
-    kept, counts = sources.without_leaks(splits, how)
+    kept, counts = sources_documents.without_leaks(splits, how)
     assert kept["train"] == TRAIN
     assert kept["validation"] == ["Unrelated."]
     assert kept["test"] == [text for name, text in LEAKS.items() if name not in dropped]
@@ -210,18 +211,18 @@ def test_leaks_are_dropped_and_the_unrelated_kept(how, dropped):
 def test_runs_of_different_training_documents_do_not_add_up():
     """Half of the runs must come from one training document."""
     train = ["one two three four", "five six seven eight", "nine ten eleven twelve"]
-    kept, _ = sources.without_leaks({"train": train, "test": [" ".join(train)]}, "near")
+    kept, _ = sources_documents.without_leaks({"train": train, "test": [" ".join(train)]}, "near")
     assert kept["test"] == [" ".join(train)]
 
 
 def test_a_training_document_repeated_in_training_is_kept():
-    kept, counts = sources.without_leaks({"train": ["Same.", "Same."], "test": ["Other."]}, "near")
+    kept, counts = sources_documents.without_leaks({"train": ["Same.", "Same."], "test": ["Other."]}, "near")
     assert kept == {"train": ["Same.", "Same."], "test": ["Other."]} and counts == {"test": 0}
 
 
 @pytest.mark.parametrize("how", ["exact", "near"])
 def test_different_texts_without_letters_are_no_leaks(how):
-    assert sources.without_leaks({"train": ["🙂"], "test": ["🙃 !", "…"]}, how)[0]["test"] == ["🙃 !", "…"]
+    assert sources_documents.without_leaks({"train": ["🙂"], "test": ["🙃 !", "…"]}, how)[0]["test"] == ["🙃 !", "…"]
 
 
 def perplexity(length: int, stride: int | None, **more) -> Perplexity:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from quantune import config
-from quantune.errors import ConfigError
-from quantune.plan import Plan
+from quantune.core.errors import ConfigError
+from quantune.planning import load
+from quantune.planning.plan import Plan
 from tests.voices import ROOT, WHISPER
 
 TALKS = {"layout": "common-voice", "path": str(ROOT / "assets/speech/cv-corpus-saltmere-1.0")}
@@ -26,12 +26,12 @@ def both(raw) -> dict:
 
 def problems(raw: dict) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        config.load(raw, "c")
+        load.load(raw, "c")
     return [line.removeprefix("c: ") for line in str(caught.value).splitlines()]
 
 
 def test_each_model_has_the_evaluations_of_its_track(both):
-    loaded = config.load(both)
+    loaded = load.load(both)
     assert loaded.evaluations_of("whisper") == ["talks"]
     assert loaded.evaluations_of("opt") == ["harbour", "news", "prompts"]
     stages = {artefact.stage for artefact in Plan(loaded).report().parents["evaluations"]}
@@ -138,7 +138,7 @@ def test_a_recording_that_cannot_be_transcribed(both, entry, problem):
 
 def test_a_recording_needs_a_speech_model(both):
     both["recordings"] = {"talk": {"path": __file__, "language": "en"}}
-    loaded = config.load(both)
+    loaded = load.load(both)
     assert [variant for variant, _ in loaded.transcribed] == [
         "whisper+rtn-w4",
         "whisper+lora-talks",

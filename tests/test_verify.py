@@ -7,8 +7,8 @@ import numpy
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from quantune import likeness
-from quantune.hashes import file_sha256
+from quantune.artefacts import likeness
+from quantune.artefacts.hashes import file_sha256
 from tests.workflow import Folder, processes, wait_for, weights
 
 BRANCH = ("checkpoints/opt+rtn-a", "evaluations/opt+rtn-a/log", "evaluations/opt+rtn-a/general")
@@ -32,7 +32,7 @@ def test_what_is_made_again_is_the_same_to_the_bit(pulled):
 
 
 def test_a_terminated_verification_ends_its_jobs(pulled):
-    verifying = pulled.begin("python", "-c", "from quantune.verify import verify; verify()")
+    verifying = pulled.begin("python", "-c", "from quantune.upkeep.verify import verify; verify()")
     wait_for(lambda: any(pulled.work.glob("tmp/verify-*/work/tmp/*.lock")))
     (scratch,) = (path for path in pulled.work.glob("tmp/verify-*") if path.is_dir())
     verifying.terminate()

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from quantune import report, words
-from quantune.scores import Change
+from quantune.core import units
+from quantune.report import gather, wording
+from quantune.report.scores import Change
 from tests.reports import Work
 
 
@@ -21,14 +22,14 @@ from tests.reports import Work
     ],
 )
 def test_numbers_show_the_digits_they_deserve(value, error, text):
-    assert words.measured(value, error) == text
+    assert wording.measured(value, error) == text
 
 
 def test_changes_in_words():
-    assert words.evidence(Change("m", 0.019, 0.0086, 0.0294, 0.001)) == "+1.9 % (95 % interval +0.9 to +2.9 %)"
-    assert words.evidence(Change("m", 0.0, 0.0, 0.0, 1.0)) == "+0.0 % (the same in every window)"
+    assert wording.evidence(Change("m", 0.019, 0.0086, 0.0294, 0.001)) == "+1.9 % (95 % interval +0.9 to +2.9 %)"
+    assert wording.evidence(Change("m", 0.0, 0.0, 0.0, 1.0)) == "+0.0 % (the same in every window)"
     alone = Change("m", 0.019, math.nan, math.nan, math.nan)
-    assert words.evidence(alone) == "+1.900 % (only one window: no interval)" and alone.verdict == "unclear"
+    assert wording.evidence(alone) == "+1.900 % (only one window: no interval)" and alone.verdict == "unclear"
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_changes_in_words():
     [(7, "7 bytes"), (1000, "1.00 kB"), (5_002_560, "5.00 MB"), (13_476_000_000, "13.5 GB"), (5e15, "5000 TB")],
 )
 def test_sizes_in_words(count, text):
-    assert words.size(count) == text
+    assert units.size(count) == text
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_sizes_in_words(count, text):
     ],
 )
 def test_command_keeps_the_configuration(command, again):
-    assert words.again("work/report", command) == again
+    assert wording.again("work/report", command) == again
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def calibrated(tmp_path):
         work.checkpoint(name, f"quantize/{method}", files, parents={"parent": model}, recipe=recipe, facts=facts)
     for name, loss in {"m": 5.0, "m+near": 5.2, "m+second": 5.1, "m+other": 5.05}.items():
         work.perplexity(name, "home", loss, 0.0 if name == "m" else 1.0)
-    return report.gather(work.order())
+    return gather.gather(work.order())
 
 
 def test_calibration_is_compared_with_rounding_on_the_same_grid(calibrated):
@@ -77,13 +78,13 @@ def test_calibration_is_compared_with_rounding_on_the_same_grid(calibrated):
     assert change.against == "m+near" and change.change == pytest.approx(math.expm1(-0.1))
     assert calibrated.variants["m+other"].scores["home"].from_rounding is None
     assert calibrated.variants["m+near"].scores["home"].from_rounding is None
-    (found,) = [item for item in words.findings(calibrated) if item.heading == "What calibrating changed"]
+    (found,) = [item for item in wording.findings(calibrated) if item.heading == "What calibrating changed"]
     (sentence,) = found.sentences
     assert sentence.startswith("On home, perplexity −9.5") and "`m+second` instead of `m+near`" in sentence
 
 
 def test_calibration_warnings_are_repeated_and_short_samples_told(calibrated):
-    (found,) = [item for item in words.findings(calibrated) if item.heading == "Warnings"]
+    (found,) = [item for item in wording.findings(calibrated) if item.heading == "Warnings"]
     assert found.sentences == [
         "`m+second` and `m+other`: calibrated on 16 samples; fewer than 128 can harm the model.",
         "`m+second`: calibrated on samples of 25 tokens, read in windows of 101 on home; short samples calibrate for"

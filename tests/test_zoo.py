@@ -13,24 +13,18 @@ import pyarrow
 import pytest
 import torch
 
-from quantune import (
-    activation_aware,
-    audio,
-    calibration,
-    checkpoints,
-    layerwise,
-    loading,
-    prepared,
-    text,
-    tracks,
-    training,
-)
-from quantune.errors import QuantuneError
+from quantune.core.errors import QuantuneError
+from quantune.data import clips, text
+from quantune.data.examples import read
 from quantune.evaluations.perplexity import Perplexity
 from quantune.evaluations.transcription import Transcription
 from quantune.finetunings.lora import LoRA
-from quantune.quantizations import methods
+from quantune.finetunings.training import loop
+from quantune.models import adapters, checkpoints, loading, probes
+from quantune.quantizations import calibration, methods
+from quantune.quantizations.arithmetic import awq, layerwise
 from quantune.quantizations.awq import known_mappings
+from quantune.sources import audio
 from tests.voices import stage
 from tests.zoo import LAYERS, MODELS, ROOT, build
 
@@ -72,7 +66,7 @@ def talks(tmp_path_factory) -> Path:
         row = {"id": f"clip-{number}", "text": f"Alpha {number}.", "translation": None, "language": "en"}
         rows.append(row | {"seconds": 1.0, "samples": audio.to_pcm(0.5 * tone).tobytes()})
     for split in ("train", "test"):
-        write(folder / f"{split}.arrow", pyarrow.Table.from_pylist(rows, prepared.SCHEMA))
+        write(folder / f"{split}.arrow", pyarrow.Table.from_pylist(rows, clips.SCHEMA))
     return folder
 
 
@@ -129,17 +123,17 @@ def test_layers_are_called_as_the_model_calls_them_and_keep_their_function(texts
                 arguments.states = arguments(layer, index)
             assert torch.equal(arguments.states, output[0] if isinstance(output, tuple) else output)
 
-    before, moved, mappings = checkpoints.probe_logits(model), set(), known_mappings(model.config)
+    before, moved, mappings = probes.probe_logits(model), set(), known_mappings(model.config)
 
     def visit(name, layer, inputs):
         there = dict(layer.named_modules())
         fitting = [item for item in mappings if item.before in there]
-        scales = activation_aware.rescale(name, layer, inputs, fitting, recipe.grid)
+        scales = awq.rescale(name, layer, inputs, fitting, recipe.grid)
         moved.update(LAYER.split(part)[-1] for part, scale in scales.items() if scale.std() > 0)
 
     layerwise.stream(model, batches, visit, requantized=False)
     assert mappings == [] or moved
-    assert checkpoints.relative_distance(checkpoints.probe_logits(model), before) < 1e-4
+    assert probes.relative_distance(probes.probe_logits(model), before) < 1e-4
 
 
 def quantize(parent: Path, method: str, data: Path, folder: Path) -> None:
@@ -170,11 +164,13 @@ def evaluate(folder: Path, data: Path) -> float:
     """
     if not loading.is_speech(folder):
         recipe = Perplexity(kind="perplexity", dataset="data", length=LENGTH, batch_size=2, max_windows=4)
-        return recipe.evaluate(loading.Variant([folder]), data, folder)["token_perplexity"]
+        return recipe.evaluate(loading.VariantFolder([folder]), data, folder)["token_perplexity"]
     transcription = Transcription(kind="transcription", dataset="data", max_clips=2, max_new_tokens=4)
-    assert transcription.evaluate(loading.Variant([folder]), data, folder)["clips"] == 2
+    assert transcription.evaluate(loading.VariantFolder([folder]), data, folder)["clips"] == 2
     recipe = lora()
-    return training.mean_loss(loading.model([folder], "float32"), tracks.examples(recipe, data, "test", folder), recipe)
+    return loop.mean_loss(
+        loading.model([folder], "float32"), read(data, "test", folder, recipe.length, recipe.task), recipe
+    )
 
 
 def lora() -> LoRA:
@@ -187,15 +183,15 @@ def adapt(quantized: Path, data: Path, folder: Path) -> None:
     """Do what scripts/train.py does: every linear layer that was quantized gets an adapter, and each of them learns."""
     folder.mkdir()
     recipe = lora()
-    examples = tracks.examples(recipe, data, recipe.train_split, quantized)
+    examples = read(data, recipe.train_split, quantized, recipe.length, recipe.task)
     model = loading.model([quantized], recipe.precision)
     model.config.use_cache = False
     model = recipe.prepare(model, 0)
-    facts = training.train(model, recipe, 0, examples, None, folder, folder)
+    facts = loop.train(model, recipe, 0, examples, None, folder, folder)
     assert math.isfinite(facts["train_loss"])
     updates = [value for name, value in model.named_parameters() if "lora_B" in name]
     assert updates and all(value.abs().sum() > 0 for value in updates)
-    checkpoints.save_adapter(model, folder)
+    adapters.save_adapter(model, folder)
     checkpoints.copy_tokenizer(quantized, folder)
 
 

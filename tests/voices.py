@@ -8,8 +8,8 @@ import numpy
 import pytest
 import soundfile
 
-from quantune import config
-from quantune.plan import Plan
+from quantune.planning import load
+from quantune.planning.plan import Plan
 
 ROOT = Path(__file__).parent.parent
 RELEASE = ROOT / "assets/speech/cv-corpus-everyday-1.0"
@@ -45,7 +45,7 @@ def release(folder: Path, splits: dict[str, list[dict[str, str]]], locale: str =
 def plan(work: Path, **entry) -> Plan:
     """Return the plan of a configuration with one dataset, `talks`."""
     return Plan(
-        config.load(
+        load.load(
             {
                 "work": str(work),
                 "models": {"whisper": {"path": str(WHISPER)}},
@@ -59,7 +59,7 @@ def plan(work: Path, **entry) -> Plan:
 def stage(script: str):
     """Return the body of a stage's script."""
     found = []
-    with patch("quantune.job.run", lambda snakemake, body, **_: found.append(body)):
+    with patch("quantune.artefacts.job.run", lambda snakemake, body, **_: found.append(body)):
         runpy.run_path(str(ROOT / "scripts" / script), {"snakemake": None})
     return found[0]
 
@@ -75,7 +75,7 @@ def gather(work: Path, **entry) -> tuple[Path, dict]:
 
 @pytest.fixture(scope="session")
 def processor():
-    from quantune import loading
+    from quantune.models import loading
 
     return loading.processor(WHISPER)
 
@@ -93,7 +93,7 @@ def prepared(tmp_path_factory):
 @pytest.fixture(scope="session")
 def heard(prepared, processor) -> tuple[list[numpy.ndarray], list[str]]:
     """The first eight clips of the test split, and what is said in them."""
-    from quantune import speech
+    from quantune.data import speech
 
     clips = speech.Clips(prepared, "test")
     return [clips[number] for number in range(8)], clips.column("text")[:8]

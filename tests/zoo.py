@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from quantune import checkpoints
+from quantune.models import checkpoints
 
 ROOT = Path(__file__).parent.parent
 OPT = ROOT / "assets/models/opt-2m"

@@ -1,20 +1,19 @@
 """Evaluations: every module in this folder is one kind, found by being here.
 
 A module defines an `Evaluation` recipe. What it measures is kept raw, item by item; every number shown is derived from
-the raw items by `quantune.statistics`, so that a change of protocol needs no GPU.
+the raw items by `quantune.evaluations.metrics.rates`, so that a change of protocol needs no GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from quantune.memory import Estimate
-from quantune.recipe import Recipe, subclasses
+from quantune.core.recipe import Recipe, subclasses
+from quantune.core.workload import Inference
 
 if TYPE_CHECKING:
-    from quantune.loading import Variant
+    from quantune.models.loading import VariantFolder
 
 
 class Evaluation(Recipe):
@@ -22,7 +21,7 @@ class Evaluation(Recipe):
 
     track: ClassVar[Literal["text", "speech"]] = "text"
 
-    def evaluate(self, variant: Variant, data: Path | None, folder: Path) -> dict[str, Any]:
+    def evaluate(self, variant: VariantFolder, data: Path | None, folder: Path) -> dict[str, Any]:
         """Evaluate a variant; write the raw items into `folder`; return the result.
 
         Args:
@@ -32,8 +31,8 @@ class Evaluation(Recipe):
         """
         raise NotImplementedError
 
-    def memory(self, config: dict[str, Any], steps: Sequence[Recipe]) -> Estimate:
-        """Estimate the peak of `evaluate` from config.json and the recipes in effect (see `quantune.memory`)."""
+    def workload(self, config: dict[str, Any]) -> Inference:
+        """Return what `evaluate` does with a model of this config.json, for estimates of memory."""
         raise NotImplementedError
 
 

@@ -1,15 +1,14 @@
 """Generations from fixed prompts, greedy, so that two variants can be read side by side."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from quantune.core.recipe import Dtype
+from quantune.core.workload import Inference
 from quantune.evaluations import Evaluation
-from quantune.memory import Estimate, inference
-from quantune.recipe import Dtype, Recipe
 
 
 class Generation(Evaluation):
@@ -29,7 +28,7 @@ class Generation(Evaluation):
         import torch
         from tqdm import tqdm
 
-        from quantune import loading
+        from quantune.models import loading
 
         tokenizer, loaded = loading.tokenizer(variant.base), variant.model(self.dtype)
         with (folder / "items.jsonl").open("w", encoding="utf-8") as file:
@@ -42,7 +41,7 @@ class Generation(Evaluation):
                 file.write(json.dumps(item, ensure_ascii=False) + "\n")
         return {"kind": self.kind, "prompts": len(self.prompts)}
 
-    def memory(self, config: dict[str, Any], steps: Sequence[Recipe]) -> Estimate:
+    def workload(self, config: dict[str, Any]) -> Inference:
         """One prompt at a time; a token is at least one character."""
         length = max(map(len, self.prompts)) + self.max_new_tokens
-        return inference(config, steps, self.dtype, 1, length, cache=True, logits=1)
+        return Inference(self.dtype, 1, length, cache=True, logits=1)

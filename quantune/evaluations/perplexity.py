@@ -7,15 +7,15 @@ With a stride, windows overlap and only the last `stride` tokens of each are sco
 (https://huggingface.co/docs/transformers/perplexity).
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from quantune.core.recipe import Dtype
+from quantune.core.units import BYTES
+from quantune.core.workload import Inference
 from quantune.evaluations import Evaluation
-from quantune.memory import BYTES, Estimate, inference
-from quantune.recipe import Dtype, Recipe
 
 
 class Perplexity(Evaluation):
@@ -72,8 +72,10 @@ class Perplexity(Evaluation):
         """
         import pandas
 
-        from quantune import loading, statistics, text
-        from quantune.errors import QuantuneError
+        from quantune.core.errors import QuantuneError
+        from quantune.data import text
+        from quantune.evaluations.metrics import rates
+        from quantune.models import loading
 
         stream = text.stream(data, self.split, loading.tokenizer(variant.base), self.separator)
         spans = self.windows(len(stream))
@@ -94,7 +96,7 @@ class Perplexity(Evaluation):
             }
         )
         items.to_parquet(folder / "items.parquet", index=False)
-        return {"kind": self.kind, "tokens_in_split": len(stream), **statistics.perplexity(items)}
+        return {"kind": self.kind, "tokens_in_split": len(stream), **rates.perplexity(items)}
 
     def _losses(self, model, ids, spans: list[tuple[int, int, int]]) -> list[float]:
         """Return each window's summed negative log-likelihood in nats, computed from float32 logits."""
@@ -117,10 +119,9 @@ class Perplexity(Evaluation):
                 losses.append(float(nll.double().sum()))
         return losses
 
-    def memory(self, config: dict[str, Any], steps: Sequence[Recipe]) -> Estimate:
+    def workload(self, config: dict[str, Any]) -> Inference:
         """A forward pass while the last batch's logits are there, or its scoring: log-probabilities of one window."""
-        forward = inference(config, steps, self.dtype, self.batch_size, self.length)
         logits = self.batch_size * self.length * config["vocab_size"] * BYTES[self.dtype]
         window = self.length * config["vocab_size"] * BYTES["float32"]
         copied = 0 if self.dtype == "float32" else window
-        return Estimate(forward.terms | {"scoring": copied + max(logits, window)})
+        return Inference(self.dtype, self.batch_size, self.length, extra={"scoring": copied + max(logits, window)})

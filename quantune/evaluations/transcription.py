@@ -1,20 +1,19 @@
 """Transcripts of a split, every hypothesis kept beside its reference, with the edits between them as they are.
 
 Clips that fit into the model's window are transcribed in batches, greedily or with beams. What does not count is
-decided when the report is written (`quantune.normalizers`): another normalizer transcribes nothing again.
+decided when the report is written (`quantune.evaluations.metrics.normalizers`): another normalizer transcribes nothing again.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from quantune import normalizers
-from quantune.entries import Language
+from quantune.core.recipe import Dtype
+from quantune.core.workload import Inference
 from quantune.evaluations import Evaluation
-from quantune.memory import Estimate, inference
-from quantune.recipe import Dtype, Recipe
+from quantune.evaluations.metrics import normalizers
+from quantune.sources.entries import Language
 
 
 class Transcription(Evaluation):
@@ -60,7 +59,9 @@ class Transcription(Evaluation):
 
         import pandas
 
-        from quantune import loading, speech, statistics
+        from quantune.data import speech
+        from quantune.evaluations.metrics import rates
+        from quantune.models import loading
 
         clips = speech.Clips(data, self.split)
         count = min(len(clips), self.max_clips or len(clips))
@@ -81,16 +82,16 @@ class Transcription(Evaluation):
                 "hypothesis": hypotheses,
             }
         )
-        items = statistics.with_edits(items)
+        items = rates.with_edits(items)
         items.to_parquet(folder / "items.parquet", index=False)
         return {
             "kind": self.kind,
             "language": spoken,
-            **statistics.error_rates(items, statistics.RAW_RATES),
+            **rates.error_rates(items, rates.RAW_RATES),
             "run": {"real_time_factor": spent / sum(seconds), "audio_seconds": round(sum(seconds), 3)},
         }
 
-    def memory(self, config: dict[str, Any], steps: Sequence[Recipe]) -> Estimate:
+    def workload(self, config: dict[str, Any]) -> Inference:
         """A batch of clips and its beams."""
         batch = self.batch_size * self.beams
-        return inference(config, steps, self.dtype, batch, self.max_new_tokens + 4, cache=True, logits=1)
+        return Inference(self.dtype, batch, self.max_new_tokens + 4, cache=True, logits=1)

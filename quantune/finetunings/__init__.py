@@ -1,19 +1,28 @@
 """Fine-tuning methods: every module in this folder is one, found by being here.
 
 A method module defines one or more `Finetuning` recipes. To add a method, add a module and its test. The training loop
-itself (`quantune.training`) is the same for all.
+itself (`quantune.finetunings.training.loop`) is the same for all.
 """
 
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from quantune.recipe import Recipe, subclasses
+from quantune.core.recipe import Recipe, subclasses
+from quantune.core.workload import Training
+from quantune.models.architecture import Architecture
 
 
 class Finetuning(Recipe):
     """How a checkpoint is trained: data, optimization and precision. Subclasses add `method` and what is trained."""
 
+    leaves: ClassVar[Literal["adapter", "model"]] = "adapter"
+    """What lies on disk afterwards: an adapter, to be loaded on top of its base, or a whole model."""
+    trains_on_quantized: ClassVar[bool] = True
+    """Whether the base may be quantized."""
+    mergeable: ClassVar[bool] = True
+    """Whether what was trained can be added to the weights of the base."""
     version: ClassVar[int] = 2
     seeded: ClassVar[bool] = True
     settings: ClassVar[frozenset[str]] = frozenset({"save_every"})
@@ -62,17 +71,42 @@ class Finetuning(Recipe):
             raise ValueError("give either 'steps' or 'epochs', not both and not neither")
         return self
 
+    def unsuitable(self, config: dict[str, Any]) -> str | None:
+        """Return why a model with this config.json cannot be trained so (".key: why", or ": why"), or None."""
+        return None
+
     def prepare(self, model, seed: int):
         """Return the model with what is to be trained requiring gradients, and everything else frozen."""
         raise NotImplementedError
 
-    def targets(self, layer: str) -> bool:
-        """Return whether a linear layer with this name (`q_proj`), other than the output embedding, is adapted."""
+    def save(self, model, parent: Path, folder: Path) -> None:
+        """Save what was trained on the checkpoint in `parent`, as PEFT loads it."""
+        from quantune.models import adapters, checkpoints
+
+        adapters.save_adapter(model, folder)
+        checkpoints.copy_tokenizer(parent, folder)
+
+    def trained(self, shape: Architecture) -> int:
+        """Return the number of parameters that are trained in a model of this shape."""
         raise NotImplementedError
 
-    def layer_parameters(self, rows: int, columns: int) -> int:
-        """Return the number of parameters trained beside an adapted layer (outputs, inputs)."""
-        raise NotImplementedError
+    def adapts(self, layer: str) -> bool:
+        """Return whether a linear layer with this name (`q_proj`) gets matrices of its own beside the frozen ones."""
+        return False
+
+    @property
+    def bottleneck(self) -> int:
+        """Values a token between the two matrices beside an adapted layer."""
+        return 0
+
+    @property
+    def dropped(self) -> float:
+        """Dropout on the input of the matrices beside an adapted layer."""
+        return 0.0
+
+    def workload(self) -> Training:
+        """Return what training does with a model, for estimates of memory."""
+        return Training(self.precision, self.batch_size, self.length, self.gradient_checkpointing)
 
 
 def methods() -> list[type[Finetuning]]:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from quantune.finetunings import Finetuning
+from quantune.models.architecture import Architecture
 
 
 class LoRA(Finetuning):
@@ -38,10 +39,23 @@ class LoRA(Finetuning):
         )
         return get_peft_model(model, config)
 
-    def targets(self, layer: str) -> bool:
+    def trained(self, shape: Architecture) -> int:
+        """Two matrices beside each adapted layer: (rank, inputs) and (outputs, rank)."""
+        sizes = (
+            (count, linear.inputs + linear.outputs) for count, linear in shape.linears() if self.adapts(linear.name)
+        )
+        return sum(count * self.rank * size for count, size in sizes)
+
+    def adapts(self, layer: str) -> bool:
         """Return whether a linear layer with this name gets an adapter."""
         return self.target_modules == "all-linear" or layer in self.target_modules
 
-    def layer_parameters(self, rows: int, columns: int) -> int:
-        """Two matrices: (rank, columns) and (rows, rank)."""
-        return self.rank * (rows + columns)
+    @property
+    def bottleneck(self) -> int:
+        """Values a token between the two matrices."""
+        return self.rank
+
+    @property
+    def dropped(self) -> float:
+        """Dropout on the adapter's input."""
+        return self.dropout

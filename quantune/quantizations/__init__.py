@@ -3,16 +3,20 @@
 A method module defines one or more `Quantization` recipes. To add a method, add a module and its test.
 """
 
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from quantune.recipe import Recipe, subclasses
+from quantune.core.recipe import Recipe, subclasses
+from quantune.core.units import BYTES
 
 LEFT_DENSE = {
     "gpt2": "their weights are in Conv1D modules instead of linear layers",
     "falcon": "their layers are FalconLinear modules instead of linear layers",
 }
 """`model_type` of config.json -> why no method quantizes such models."""
+PROBE_TOKENS = 512
+"""Tokens of the probe text that a quantized model and its parent read, at most."""
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """Keys of config.json that a mixture of experts has."""
 
@@ -44,13 +48,36 @@ class Quantization(Recipe):
         raise NotImplementedError
 
     def check(self, parent: Path, folder: Path) -> dict[str, Any]:
-        """Check what is in `folder` tensor by tensor; return facts for the provenance, raise QuantuneError."""
-        raise NotImplementedError
+        """Check every quantized layer of a saved checkpoint: its tensors are there, of the right shape and type, finite.
+
+        Returns:
+            Layers quantized, and bits stored per quantized weight: codes, scales, zero points and tables.
+
+        Raises:
+            QuantuneError: naming the first layer and tensor that is not as it should be.
+        """
+        from quantune.models.checkpoints import Tensors, finite, linear_layers, require
+
+        tensors, layers, stored = Tensors(folder), linear_layers(parent), 0
+        for name, (rows, columns) in layers.items():
+            parts = self.layer_tensors(rows, columns)
+            require("weight" in parts or f"{name}.weight" not in tensors, name, "still holds its full-precision weight")
+            for part, (dtype, shape) in parts.items():
+                key = f"{name}.{part}"
+                require(key in tensors, name, f"'{part}' is missing")
+                require(tensors.shape(key) == shape, name, f"'{part}' has shape {tensors.shape(key)}, not {shape}")
+                found = str(tensors[key].dtype).removeprefix("torch.")
+                require(dtype in (None, found), name, f"'{part}' is {found}, not {dtype}")
+                stored += prod(shape) * BYTES[dtype or "float16"]
+            for bad in finite(tensors, [f"{name}.{part}" for part in parts]):
+                require(False, name, f"'{bad}' holds NaN or infinity")
+        weights = sum(rows * columns for rows, columns in layers.values())
+        return {"layers_quantized": len(layers), "bits_per_weight": round(8 * stored / weights, 4)}
 
     def layer_tensors(self, rows: int, columns: int) -> dict[str, tuple[str | None, list[int]]]:
         """Return suffix -> (dtype, shape) of the tensors that a quantized layer (outputs, inputs) has on disk.
 
-        A dtype of None is that of the parent.
+        A dtype of None is that of the parent, and counts as 16 bits.
         """
         raise NotImplementedError
 

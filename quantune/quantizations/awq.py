@@ -7,15 +7,13 @@ function does not change.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from quantune.calibration import Calibrated, draw
-from quantune.errors import QuantuneError, listed
-from quantune.quantizations.packed import save_packed
-from quantune.recipe import Entry
+from quantune.core.errors import QuantuneError, listed
+from quantune.core.recipe import Entry
+from quantune.quantizations.calibration import Calibrated
 
 
 class Mapping(Entry):
@@ -87,43 +85,26 @@ class AWQ(Calibrated):
         square, weight = columns * columns, rows * columns
         return 4 * max(5 * weight, 2 * square, square + 4 * weight)
 
-    def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
-        """Rescale and quantize layer by layer; every layer is calibrated on the original model's activations."""
-        from quantune import layerwise
-
-        batches, facts = draw(self, data, seed, parent)
-        model = layerwise.load(parent)
-        mappings = self.mappings or known_mappings(model.config)
-        grids, errors = {}, {}
-        layerwise.stream(model, batches, self.visitor(grids, errors, mappings), self.requantized)
-        save_packed(model, grids, self, parent, folder)
-        return {"calibration": facts, "output_errors": errors}
-
     def unsuitable(self, config: dict[str, Any]) -> str | None:
         """An architecture without mappings needs them in the recipe."""
         family = config.get("model_type")
         unknown = f": {_unknown(family)}" if self.mappings is None and family not in FAMILIES else None
         return super().unsuitable(config) or unknown
 
-    def visitor(self, grids: dict, errors: dict, mappings: list[Mapping]):
-        """Return what rescales and quantizes a decoder layer; it fills `grids` and `errors`, by the linear's name."""
-        import torch
+    def rescale(self, model, name: str, layer, inputs: list) -> dict[str, Any]:
+        """Move the best channel scales of each mapping into what comes before its layers."""
+        from quantune.quantizations.arithmetic import awq
 
-        from quantune import activation_aware, second_order
+        present = dict(layer.named_modules())
+        mappings = self.mappings or [item for item in known_mappings(model.config) if item.before in present]
+        return awq.rescale(name, layer, inputs, mappings, self.grid)
 
-        def visit(name, layer, inputs):
-            there = dict(layer.named_modules())
-            fitting = [item for item in mappings if self.mappings or item.before in there]
-            scales = activation_aware.rescale(name, layer, inputs, fitting, self.grid)
-            for group in inputs:
-                scale = scales.get(next(iter(group.layers)), torch.ones_like(group.magnitude))
-                gram = group.gram / scale / scale[:, None]
-                for part, item in group.layers.items():
-                    clipped = self.clip and not part.endswith(UNCLIPPED)
-                    grids[part] = activation_aware.fit_clipped(item.weight.data, gram, self.grid, clipped)
-                    errors[part] = second_order.output_error(grids[part].weight, item.weight.data, gram)
+    def fit(self, layers: dict[str, Any], gram) -> dict[str, Any]:
+        """Round to nearest, with clipped ranges where the method clips."""
+        from quantune.quantizations.arithmetic.awq import fit_clipped
 
-        return visit
+        clipped = {part: self.clip and not part.endswith(UNCLIPPED) for part in layers}
+        return {part: fit_clipped(layer.weight.data, gram, self.grid, clipped[part]) for part, layer in layers.items()}
 
 
 def known_mappings(config) -> list[Mapping]:

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from quantune.core.recipe import Dtype
 from quantune.quantizations import Quantization
-from quantune.recipe import Dtype
 
 BLOCK = 64  # weights that share one scale in bitsandbytes' 4-bit formats
 NESTED_BLOCK = 256  # scales that share one scale of their own with double quantization
@@ -29,8 +29,9 @@ class BitsAndBytes(Quantization):
         import torch
         from transformers import BitsAndBytesConfig
 
-        from quantune import loading
-        from quantune.checkpoints import probe_logits, require_identical_reload, save_model
+        from quantune.models import loading
+        from quantune.models.checkpoints import save_model
+        from quantune.models.probes import probe_logits, require_identical_reload
 
         options = {key: getattr(torch, value) if "dtype" in key else value for key, value in self.arguments().items()}
         stored = loading.stored_dtype(parent)
@@ -49,25 +50,6 @@ class BitsAndBytes(Quantization):
         loading.keep_cpu_kernels_exact(model)
         require_identical_reload(probe_logits(model), folder, str(stored).removeprefix("torch."))
         return {}
-
-    def check(self, parent: Path, folder: Path) -> dict[str, Any]:
-        """Check the packed weight and the constants of every layer: present, of the right type and shape, finite."""
-        from quantune.checkpoints import Tensors, finite, linear_layers, require
-
-        tensors, layers = Tensors(folder), linear_layers(parent)
-        stored = 0
-        for name, (rows, columns) in layers.items():
-            for suffix, (dtype, shape) in self.layer_tensors(rows, columns).items():
-                key = f"{name}.{suffix}"
-                require(key in tensors, name, f"'{suffix}' is missing")
-                require(tensors.shape(key) == shape, name, f"'{suffix}' has shape {tensors.shape(key)}, not {shape}")
-                found = str(tensors[key].dtype).removeprefix("torch.")
-                require(found == dtype, name, f"'{suffix}' is {found}, not {dtype}")
-                stored += tensors[key].numel() * tensors[key].element_size()
-            for bad in finite(tensors, [f"{name}.{suffix}" for suffix in self.layer_tensors(rows, columns)]):
-                require(False, name, f"'{bad}' holds NaN or infinity")
-        weights = sum(rows * columns for rows, columns in layers.values())
-        return {"layers_quantized": len(layers), "bits_per_weight": round(8 * stored / weights, 4)}
 
 
 class Int8(BitsAndBytes):

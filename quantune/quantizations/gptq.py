@@ -4,13 +4,12 @@ Frantar et al., 2022 (arXiv:2210.17323), algorithm 1; with `activation_order`, c
 and the grids are fitted beforehand, so that checkpoints need no permutation.
 """
 
-from pathlib import Path
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from quantune.calibration import Calibrated, draw
-from quantune.quantizations.packed import save_packed
+from quantune.quantizations.calibration import Calibrated
 
 
 class GPTQ(Calibrated):
@@ -34,33 +33,13 @@ class GPTQ(Calibrated):
         square, weight = columns * columns, rows * columns
         return 4 * max(5 * square + (2 + fitted_before) * weight, 2 * square + (9 + fitted_before) * weight)
 
-    def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
-        """Quantize layer by layer; each layer is calibrated on the outputs of the quantized layers before it."""
-        from quantune import layerwise
-
-        batches, facts = draw(self, data, seed, parent)
-        model = layerwise.load(parent)
-        grids, errors = {}, {}
-        layerwise.stream(model, batches, self.visitor(grids, errors), self.requantized)
-        save_packed(model, grids, self, parent, folder)
-        return {"calibration": facts, "output_errors": errors}
-
-    def visitor(self, grids: dict, errors: dict):
-        """Return what quantizes a decoder layer; it fills `grids` and `errors`, each by the linear layer's name."""
+    def fit(self, layers: dict[str, Any], gram) -> dict[str, Any]:
+        """Round the matrices as one, their rows one below the other."""
         import torch
 
-        from quantune import second_order
+        from quantune.quantizations.arithmetic.gptq import gptq
 
-        def visit(name, layer, inputs):
-            for group in inputs:
-                weight = torch.cat([item.weight.data.float() for item in group.layers.values()])
-                fitted = second_order.gptq(weight, group.gram, self.grid, self.damping, self.activation_order)
-                first = 0
-                for part, item in group.layers.items():
-                    rows = slice(first, first + item.weight.shape[0])
-                    grids[part] = fitted.rows(rows)
-                    errors[part] = second_order.output_error(grids[part].weight, item.weight.data, group.gram)
-                    item.weight.data = grids[part].weight.to(item.weight.dtype)
-                    first += item.weight.shape[0]
-
-        return visit
+        weights = [layer.weight.data.float() for layer in layers.values()]
+        fitted = gptq(torch.cat(weights), gram, self.grid, self.damping, self.activation_order)
+        ends = [0, *accumulate(map(len, weights))]
+        return {part: fitted.rows(slice(*rows)) for part, rows in zip(layers, pairwise(ends), strict=True)}

@@ -6,7 +6,7 @@ The baseline of the GPTQ paper (Frantar et al., 2022, arXiv:2210.17323, section 
 from pathlib import Path
 from typing import Any, Literal
 
-from quantune.quantizations.packed import Packed, save_packed
+from quantune.quantizations.packed import Packed
 
 
 class RoundToNearest(Packed):
@@ -17,11 +17,12 @@ class RoundToNearest(Packed):
 
     def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
         """Round in float32; scales and the layers left alone are stored in the parent's own dtype."""
-        from quantune import loading
-        from quantune.checkpoints import quantizable
-        from quantune.grids import fit
+        from quantune.models import loading
+        from quantune.models.checkpoints import quantizable
+        from quantune.quantizations.arithmetic.grids import fit
+        from quantune.quantizations.formats import pack_quantized
 
         model = loading.model([parent], "float32")
         grids = {name: fit(layer.weight.data, self.grid) for name, layer in quantizable(model).items()}
-        save_packed(model, grids, self, parent, folder)
+        pack_quantized.save(model, grids, self.grid, parent, folder)
         return {}

@@ -1,0 +1,159 @@
+"""The frame of every job: logging, threads, seeds, and an output that exists only once it is whole."""
+
+import os
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from quantune.artefacts.making import _place, make
+from quantune.core import gpu_turns, hardware
+from quantune.core.errors import QuantuneError
+
+
+def announce(root: str, arguments: list[str]) -> None:
+    """Tell the jobs that this process starts where the code lies and by which command they were asked for."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    os.environ.setdefault("QUANTUNE_COMMAND", shlex.join(["snakemake", *arguments[1:]]))
+    if "QUANTUNE_COMMIT" not in os.environ:
+        describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        try:
+            told = subprocess.run(describe, cwd=root, text=True, capture_output=True).stdout
+        except OSError:
+            told = ""
+        os.environ["QUANTUNE_COMMIT"] = told.strip()
+
+
+def run(snakemake: Any, body: Callable[..., dict[str, Any] | None], imports: bool = True) -> None:
+    """Make a rule's output.
+
+    It takes a GPU when it first needs one, if the rule asks for one; a benchmark takes all of them.
+    `body(order, inputs, folder, scratch)` fills the empty `folder` and returns facts for the provenance; `scratch` is
+    kept until the output is complete, so that a killed job can go on from what it saved there. The folder is renamed
+    into place at the end: an artefact that exists is whole.
+
+    Args:
+        snakemake: the object Snakemake gives to scripts.
+        body: the stage.
+        imports: whether to set up torch (threads, determinism, seeds); false for stages that need no torch.
+    """
+    order = snakemake.params.order
+    inputs = {role: [Path(path) for path in paths] for role, paths in _by_role(snakemake.input).items()}
+    with _framed(snakemake, order, imports) as started:
+        make(order, partial(body, order, inputs), started)
+
+
+def run_all(snakemake: Any, body: Callable[..., dict[str, Any] | None]) -> None:
+    """Make those outputs of a rule that are not current, one after the other; see `run`.
+
+    Snakemake removes what a failed job has made. What is finished is kept in `tmp` until the last output is, and the
+    next job takes it from there.
+    """
+    orders = snakemake.params.orders
+    with _framed(snakemake, orders[0]) as started:
+        for order in orders:
+            make(order, partial(body, order, _inputs(order)), started, kept=True)
+            _start_again(order["options"])
+            started = time.time()
+        for order in orders:
+            shutil.rmtree(_place(order), ignore_errors=True)
+
+
+@contextmanager
+def _framed(snakemake: Any, order: dict[str, Any], imports: bool = True) -> Iterator[float]:
+    """Log, threads, seeds and a turn at the GPU; errors end the process. Yields when the job started."""
+    _log_to(snakemake.log[0])
+    if snakemake.params.why:
+        print(snakemake.params.why.strip())
+    if snakemake.resources.get("gpu"):
+        gpu_turns.want(everything=order["stage"] == "benchmark")
+    started = time.time()
+    try:
+        _prepare(snakemake.threads, order["options"])
+        if imports:
+            _start_torch(snakemake.threads, order["options"].get("deterministic", True))
+        yield started
+    except QuantuneError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        traceback.print_exc()
+        if "does not have a deterministic implementation" in str(error):
+            print("Error: to use it all the same, write `deterministic: false` in the configuration", file=sys.stderr)
+        sys.exit(1)
+
+
+def _log_to(path: str) -> None:
+    """Send everything that this process prints, libraries included, to a file."""
+    with open(path, "w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    sys.stdout.reconfigure(line_buffering=True)
+
+
+def _inputs(order: dict[str, Any]) -> dict[str, list[Path]]:
+    """Return role -> folders of all that an order is made from."""
+    parents = {role: [item["path"] for item in items] for role, items in order["parents"].items()}
+    return {role: list(map(Path, paths)) for role, paths in (parents | order["reads"]).items()}
+
+
+def _by_role(inputs: Any) -> dict[str, list[str]]:
+    """Return the rule's named inputs, each as a list."""
+    return {role: [value] if isinstance(value, str) else list(value) for role, value in inputs.items()}
+
+
+def _prepare(threads: int, options: dict[str, Any]) -> None:
+    """Threads for this job alone, a seed; no network, unless the job is to download."""
+    if "download" not in options:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking whether there is a GPU must not start CUDA
+    if options.get("deterministic", True):
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    os.environ.setdefault("TQDM_MININTERVAL", "2")
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    random.seed(0)
+
+
+def _start_torch(threads: int, deterministic: bool) -> None:
+    """Set up threads, seeds and determinism."""
+    import numpy
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    numpy.random.seed(0)
+    if deterministic:
+        be_deterministic()
+
+
+def _start_again(options: dict[str, Any]) -> None:
+    """Set seeds and peaks of memory back, as a new process would have them."""
+    import torch
+
+    random.seed(0)
+    _start_torch(torch.get_num_threads(), options.get("deterministic", True))
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    hardware.reset_resident_peak()
+
+
+def be_deterministic() -> None:
+    """Let torch use deterministic algorithms alone, and fail where an operation has none.
+
+    If it only warned, the backward pass of fused attention would stay nondeterministic on a GPU. Memory that nobody
+    has written is not filled beforehand: that costs time, and nothing of what is computed here reads it.
+    """
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False

@@ -1,0 +1,188 @@
+"""Build an artefact in a temporary folder, record what it is, and rename it into place when it is whole."""
+
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from quantune.artefacts.hashes import file_sha256
+from quantune.artefacts.hashes import of as hashes_of
+from quantune.artefacts.record import PROVENANCE, RUN, UNRECORDED, content, locked, recipe_digest, recorded
+from quantune.artefacts.record import damage as damaged
+from quantune.core import gpu_turns, hardware
+from quantune.core.errors import QuantuneError
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "compressed-tensors",
+    "bitsandbytes",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pyarrow",
+    "pandas",
+    "matplotlib",
+    "jinja2",
+    "soundfile",
+    "soxr",
+    "jiwer",
+    "opencc",
+    "cn2an",
+)
+
+
+def make(order: dict[str, Any], body: Callable, started: float, kept: bool = False) -> None:
+    """Build an artefact in the work folder's `tmp` and rename it into place.
+
+    Args:
+        order: what to make.
+        body: called with the folder to fill and the scratch folder.
+        started: when work on it began.
+        kept: keep a copy in `tmp` for `run_all`, which removes it.
+
+    Raises:
+        QuantuneError: if a parent on disk is not the one the order was made for, or a file from outside changed.
+    """
+    target, place = Path(order["path"]), _place(order)
+    with locked(place.with_name(place.name + ".lock")):
+        if not kept and _is_made(target, order):
+            print("made by another process while this one waited")
+            return
+        parents = _parents(order)
+        folder, scratch, finished = place / "output", place / "scratch", place / "finished"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if kept and _is_made(finished, order, parents):
+            _replace(target, finished, place)
+            print(f"finished by a job that was interrupted later: {target}")
+            return
+        digests = {role: [item["digest"] for item in items] for role, items in parents.items()}
+        digest = recipe_digest(*(order[key] for key in ("stage", "version", "recipe", "sources")), digests)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        scratch.mkdir(exist_ok=True)
+        facts = body(folder, scratch) or {}
+        _require_same_sources(order)
+        timing = facts.pop("run", {})
+        _write(folder / RUN, _run_facts(started, order["options"]) | {"predicted": order.get("predicted")} | timing)
+        provenance = _provenance(order, digest, parents, facts, folder)
+        _write(folder / PROVENANCE, provenance)
+        _settle(folder)
+        _replace(target, folder, place)
+        for item in provenance["files"]:
+            hashes_of(order["options"]["work"]).learn(target / item["path"], item["sha256"])
+        if kept:
+            shutil.rmtree(finished, ignore_errors=True)
+            shutil.copytree(target, finished, copy_function=os.link)
+        else:
+            shutil.rmtree(place, ignore_errors=True)
+    place.with_name(place.name + ".lock").unlink(missing_ok=True)
+    print(f"done in {time.time() - started:.1f} s: {target}")
+
+
+def _place(order: dict[str, Any]) -> Path:
+    """Return the folder in which an artefact is built."""
+    return Path(order["options"]["work"], "tmp", f"{order['digest'][:16]}.{Path(order['path']).name}")
+
+
+def _is_made(folder: Path, order: dict[str, Any], parents: dict[str, Any] | None = None) -> bool:
+    """Return whether a folder holds what is ordered, whole; with `parents`, made from the same bytes."""
+    found = recorded(folder)
+    if not found or found["digest"] != order["digest"] or damaged(folder, found):
+        return False
+    return parents is None or found["parents"] == parents
+
+
+def _replace(target: Path, folder: Path, place: Path) -> None:
+    """Rename a folder to the target; what lies there goes to `place` and is removed with it."""
+    shutil.rmtree(place / "replaced", ignore_errors=True)
+    if os.path.lexists(target):
+        os.rename(target, place / "replaced")
+    os.rename(folder, target)
+
+
+def _require_same_sources(order: dict[str, Any]) -> None:
+    """Raise QuantuneError if a file on this machine, from outside, is not the one that was there at planning."""
+    files = order["options"].get("files", []) if "download" not in order["options"] else []
+    paths = [path for found in files.values() for path in found] if isinstance(files, dict) else files
+    for path in paths:
+        if hashes_of(order["options"]["work"]).file(path) not in order["sources"].values():
+            raise QuantuneError(f"'{path}' changed while it was read; run the same snakemake command again")
+
+
+def _parents(order: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
+    """Return role -> path, digest and content of the parents on disk, which are the ones asked for."""
+    made_from = {role: [] for role in order["parents"]}
+    for role, parents in order["parents"].items():
+        for parent in parents:
+            found = recorded(parent["path"])
+            if found is None or found["digest"] != parent["digest"]:
+                raise QuantuneError(
+                    f"{parent['path']} is not what the configuration asks for (another run or checkout changed it"
+                    " meanwhile?); run the same snakemake command again"
+                )
+            made_from[role].append({**parent, "digest": found["digest"], "content": content(found)})
+    return made_from
+
+
+def _provenance(order: dict, digest: str, parents: dict, facts: dict, folder: Path) -> dict[str, Any]:
+    """Return what the artefact is: all of it follows from the recipe and the packages, none from the run."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in UNRECORDED)
+    return {
+        "digest": digest,
+        "stage": order["stage"],
+        "version": order["version"],
+        "recipe": order["recipe"],
+        "sources": order["sources"],
+        "parents": parents,
+        "facts": facts,
+        "packages": {"python": platform.python_version(), **{name: hardware.version(name) for name in PACKAGES}},
+        "files": [
+            {"path": str(path.relative_to(folder)), "size": path.stat().st_size, "sha256": file_sha256(path)}
+            for path in files
+        ],
+    }
+
+
+def _run_facts(started: float, options: dict[str, Any]) -> dict[str, Any]:
+    """Return when, where and at what cost the artefact was made."""
+    import psutil
+
+    facts = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(time.time() - started - gpu_turns.waited(started), 2),
+        "peak_memory_bytes": hardware.resident("VmHWM"),
+        "command": os.environ.get("QUANTUNE_COMMAND", ""),
+        "commit": os.environ.get("QUANTUNE_COMMIT", ""),
+        "deterministic": options.get("deterministic", True),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", 1)),
+        "hardware": {"cpu": hardware.cpu(), "cores": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total},
+        "platform": platform.platform(),
+    }
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        facts["hardware"]["gpu"] = torch.cuda.get_device_name()
+        facts["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+        facts["cuda"] = torch.version.cuda
+    return facts
+
+
+def _settle(folder: Path) -> None:
+    """Give every file its ordinary permissions and see it on disk before the rename makes it official."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        path.chmod(0o666 & ~umask)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")

@@ -1,0 +1,116 @@
+"""Which hardware and software this machine computes with, found without importing torch.
+
+A benchmark's identity holds both, so that what was measured elsewhere is never shown as measured here.
+"""
+
+import contextlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+from functools import cache
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = 750_000_000
+"""Bytes of main memory that Python, torch, transformers and peft take before a model is loaded; measured on a CPU."""
+DRIVER = 2_000_000_000
+"""Bytes of main memory that a job takes beside them when it computes on a GPU."""
+COMPUTE = ("torch", "transformers", "bitsandbytes", "compressed-tensors", "peft")  # what sets the speed of a variant
+
+
+@cache
+def found() -> dict[str, Any]:
+    """Return what benchmarks run on: kind (gpu or cpu), device, count (of GPUs or cores), driver, software versions."""
+    software = {name: version(name) for name in COMPUTE}
+    if there := gpus():
+        names = " and ".join(dict.fromkeys(gpu["name"] for gpu in there))
+        return {"kind": "gpu", "device": names, "count": len(there), "driver": there[0]["driver"], "software": software}
+    return {"kind": "cpu", "device": cpu(), "count": os.cpu_count(), "driver": None, "software": software}
+
+
+@cache
+def gpus() -> tuple[dict[str, str], ...]:
+    """Return index, uuid, name and driver of each GPU that jobs of this process compute on.
+
+    GPUs hidden by `CUDA_VISIBLE_DEVICES`, or from a torch that was not built for them, are left out.
+    """
+    return tuple(_visible(_listed(), os.environ.get("CUDA_VISIBLE_DEVICES"))) if _torch_has_cuda() else ()
+
+
+def told(hardware: dict[str, Any]) -> str:
+    """Return hardware in words: `NVIDIA H200, driver 570.1`, `AMD EPYC, 2 cores`."""
+    count = hardware["count"]
+    if hardware["kind"] == "cpu":
+        return f"{hardware['device']}, {count} core{'s' if count > 1 else ''}"
+    several = f" (the first of {count})" if count > 1 else ""
+    return f"{hardware['device']}{several}, driver {hardware['driver']}"
+
+
+def cpu() -> str:
+    """Return the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def version(package: str) -> str | None:
+    """Return the installed version of a package, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _torch_has_cuda() -> bool:
+    """Return whether torch was built with CUDA, read from its `version.py`: importing it would take seconds."""
+    spec = util.find_spec("torch")
+    if spec is None or not spec.origin:
+        return False
+    try:
+        lines = Path(spec.origin).with_name("version.py").read_text()
+    except OSError:
+        return False
+    built = re.search(r"^cuda\b.*= *(.+)$", lines, re.MULTILINE)
+    return bool(built) and built[1].strip() != "None"
+
+
+def _listed() -> list[dict[str, str]]:
+    """Return index, uuid, name and driver of each GPU that the driver lists; none without a driver that answers."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    fields = {"index": "index", "uuid": "uuid", "driver_version": "driver", "name": "name"}
+    query = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    try:
+        printed = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [
+        [cell.strip() for cell in line.split(",", len(fields) - 1)] for line in printed.splitlines() if line.strip()
+    ]
+    return [dict(zip(fields.values(), row, strict=True)) for row in rows]
+
+
+def _visible(gpus: list[dict[str, str]], chosen: str | None) -> list[dict[str, str]]:
+    """Return the GPUs that `CUDA_VISIBLE_DEVICES` leaves; names that match none (parts of a GPU) leave the first."""
+    if chosen is None or not gpus:
+        return gpus
+    wanted = [item.strip() for item in chosen.split(",") if item.strip() not in ("", "-1")]
+    kept = [gpu for item in wanted for gpu in gpus if item == gpu["index"] or gpu["uuid"].startswith(item)]
+    return kept or gpus[: len(wanted)][:1]
+
+
+def resident(field: str) -> int:
+    """Return the bytes of this process's resident set: now (`VmRSS`), or its peak (`VmHWM`)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def reset_resident_peak() -> None:
+    """Forget the peak, where the kernel offers it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

@@ -1,0 +1,51 @@
+"""What a job does with a model, as plain data: recipes describe it, `quantune.planning.memory` prices it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Forward passes without gradients."""
+
+    dtype: str
+    """Of the weights that are not packed, and of the computation."""
+    batch: int
+    """Sequences in one pass."""
+    length: int
+    """Tokens in each; with a cache, all that it ends up with."""
+    cache: bool = False
+    """Whether keys and values are kept, as in generation."""
+    logits: int | None = None
+    """Positions of each sequence whose logits are computed; None: all (1 in generation)."""
+    extra: dict[str, int] = field(default_factory=dict)
+    """Tensors beside the model's own: name -> bytes."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Forward and backward passes of AdamW, trained weights in float32."""
+
+    dtype: str
+    """Of the frozen weights, and of the computation."""
+    batch: int
+    """Sequences in one forward and backward pass."""
+    length: int
+    """Tokens in each."""
+    recomputed: bool = False
+    """Whether activations are recomputed in the backward pass (gradient checkpointing)."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A model that is streamed layer by layer over calibration samples."""
+
+    samples: int
+    length: int
+    """Tokens in each sample."""
+    group_size: int | None
+    """Weights of a row that share a scale; None: the whole row."""
+    requantized: bool
+    """Whether the rounded weights take the place of the model's own, instead of being kept beside them."""
+    solver_bytes: Callable[[int, int], int]
+    """(outputs, inputs) of a matrix -> bytes that fitting its grids takes, beside its Gram matrix."""

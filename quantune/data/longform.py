@@ -1,0 +1,127 @@
+"""Transcribe a recording of any length: in windows that are cut where it is quietest.
+
+A window ends in its last pause; where nobody pauses, at its quietest moment, a little of which both neighbours hear.
+Longer overlaps, joined at the words that both neighbours wrote, made no model better and a model of single sentences
+worse: it fails at windows that hold parts of several. Silence is not transcribed: Whisper writes words into it.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+
+from quantune.core.errors import QuantuneError
+from quantune.data import speech
+from quantune.sources import audio
+from quantune.sources.entries import UNSPACED
+
+FRAME = 0.02  # seconds whose loudness is looked at together
+PAUSE = 0.3  # seconds of quiet that are a pause
+QUIET = 0.05  # of the loudness that nineteen of twenty frames stay below
+MOMENT = 0.2  # seconds over which the quietest moment is looked for
+MARGIN = 0.1  # seconds heard beyond both ends of a window
+FILLED = 0.75  # of the model's window at most: models know windows that end in silence
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of the recording, in frames."""
+
+    begin: int
+    end: int
+
+
+def read(path: Path, rate: int) -> numpy.ndarray:
+    """Return a recording's samples, mono, at a rate in Hz: shape (frames,), float32; decoded block by block.
+
+    Raises:
+        QuantuneError: if it cannot be decoded, or is empty.
+    """
+    import soundfile
+    import soxr
+
+    try:
+        with soundfile.SoundFile(path) as file:
+            stream = soxr.ResampleStream(file.samplerate, rate, 1, quality="VHQ")
+            blocks = file.blocks(60 * file.samplerate, dtype="float32", always_2d=True)
+            parts = [stream.resample_chunk(block.mean(axis=1, dtype="float32")) for block in blocks]
+            parts.append(stream.resample_chunk(numpy.empty(0, "float32"), last=True))
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise QuantuneError(f"'{path}' cannot be decoded ({error}); convert it, for example with ffmpeg") from None
+    samples = numpy.concatenate(parts)
+    if not len(samples):
+        raise QuantuneError(f"'{path}' holds no samples")
+    return audio.from_pcm(audio.to_pcm(samples))
+
+
+def loudness(samples: numpy.ndarray, rate: int) -> numpy.ndarray:
+    """Return the root mean square of each frame, over that of this recording's loud ones: shape (frames,), float."""
+    size = round(FRAME * rate)
+    frames = numpy.pad(samples, (0, -len(samples) % size)).reshape(-1, size)
+    found = numpy.sqrt(numpy.square(frames).mean(axis=1))
+    return found / max(numpy.quantile(found, 0.95), numpy.finfo("float32").tiny)
+
+
+def windows(loud: numpy.ndarray, longest: int) -> list[Window]:
+    """Return windows that hold all that was spoken.
+
+    Args:
+        loud: the loudness of each frame.
+        longest: frames in a window at most.
+    """
+    spoken, pause, moment = loud > QUIET, round(PAUSE / FRAME), round(MOMENT / FRAME)
+    smooth = numpy.convolve(loud, numpy.ones(moment) / moment, "same")
+    found, begin = [], 0
+    while begin < len(loud):
+        begin += _first(spoken[begin:])
+        end = min(begin + longest, len(loud))
+        if end < len(loud):
+            first = begin + longest // 3
+            end = _last_pause(spoken, first, end, pause) or first + int(smooth[first:end].argmin())
+        if begin < end:
+            found.append(Window(begin, end - _first(spoken[begin:end][::-1])))
+        begin = end
+    return found
+
+
+def transcribe(model, processor, samples: numpy.ndarray, language: str, batch_size: int, task: speech.Task, **options):
+    """Return what is said: segments with start and end in seconds, and text; none of silence.
+
+    Args:
+        model: a Whisper model.
+        processor: its feature extractor and tokenizer.
+        samples: of the recording, at the extractor's rate.
+        language: Whisper's code of the language spoken.
+        batch_size: windows transcribed together.
+        task: transcribe or translate.
+        options: of `generate`, such as num_beams.
+    """
+    rate, room = processor.feature_extractor.sampling_rate, processor.feature_extractor.n_samples
+    size, margin = round(FRAME * rate), round(MARGIN * rate)
+    found = windows(loudness(samples, rate), math.floor((FILLED * room) / size))
+    waves = [samples[max(0, window.begin * size - margin) : window.end * size + margin] for window in found]
+    written = speech.transcribe(model, processor, waves, [language] * len(found), batch_size, task, **options)
+    if (language if task == "transcribe" else "en") in UNSPACED:
+        written = [text.replace(" ", "") for text in written]
+    return [
+        {"start": round(window.begin * FRAME, 2), "end": round(window.end * FRAME, 2), "text": text}
+        for window, text in zip(found, written, strict=True)
+        if text
+    ]
+
+
+def _first(spoken: numpy.ndarray) -> int:
+    """Return where the first spoken frame is, or the length where there is none."""
+    there = numpy.flatnonzero(spoken)
+    return int(there[0]) if len(there) else len(spoken)
+
+
+def _last_pause(spoken: numpy.ndarray, first: int, end: int, length: int) -> int | None:
+    """Return the middle of the last pause between two frames, or None."""
+    quiet = 0
+    for place in range(end - 1, first - 1, -1):
+        quiet = 0 if spoken[place] else quiet + 1
+        if quiet == length:
+            return place + length // 2
+    return None

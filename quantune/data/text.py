@@ -1,0 +1,158 @@
+"""Text as tokens: documents with the bytes and words behind each token, streams of them, and training blocks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pyarrow
+import pyarrow.parquet
+
+from quantune.core.errors import QuantuneError, listed, nearest
+from quantune.data.batches import BATCH_TOKENS
+
+
+def encode(texts: list[str], tokenizer) -> dict[str, list]:
+    """Tokenize documents without special tokens.
+
+    Returns:
+        For each document: ids, and for each token how many UTF-8 bytes of the text it ends (bytes) and how many
+        whitespace-separated words begin in it (words). Summed over a document they give its bytes and words exactly,
+        which is what makes bits per byte and word perplexity of any window exact.
+
+    Raises:
+        QuantuneError: if the tokenizer gives no offsets (a slow tokenizer).
+    """
+    if not tokenizer.is_fast:
+        raise QuantuneError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed")
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    sizes, words = [], []
+    for text, offsets in zip(texts, encoded["offset_mapping"], strict=True):
+        byte_at = numpy.concatenate([[0], numpy.cumsum([len(letter.encode()) for letter in text])]).astype("int64")
+        spaces = numpy.array([True, *(letter.isspace() for letter in text)])
+        starts = numpy.concatenate([[0], numpy.cumsum(spaces[:-1] & ~spaces[1:])]).astype("int64")
+        ends = numpy.maximum.accumulate(numpy.array([end for _, end in offsets], dtype="int64")) if offsets else []
+        if len(ends):
+            ends[-1] = len(text)
+        sizes.append(numpy.diff(byte_at[ends], prepend=0).tolist() if len(ends) else [])
+        words.append(numpy.diff(starts[ends], prepend=0).tolist() if len(ends) else [])
+    return {"ids": encoded["input_ids"], "bytes": sizes, "words": words}
+
+
+SCHEMA = pyarrow.schema([(name, pyarrow.list_(pyarrow.int32())) for name in ("ids", "bytes", "words")])
+
+
+@dataclass
+class Stream:
+    """Documents joined into one sequence of tokens; three arrays of the same length (int32)."""
+
+    ids: numpy.ndarray
+    bytes: numpy.ndarray
+    words: numpy.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def column(prepared: Path, split: str, name: str) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Return one column (ids, bytes or words) of a split's documents, without a Python object for each number.
+
+    Returns:
+        The values of all documents one after the other, int32, and where each document begins in them, with the end of
+        the last: shape (documents + 1,), int64.
+    """
+    path = Path(prepared) / f"{split}.arrow"
+    if not path.exists():
+        there = [item.stem for item in Path(prepared).glob("*.arrow")]
+        raise QuantuneError(f"'{prepared}' has no split '{split}'; splits: {listed(there)}{nearest(split, there)}")
+    with pyarrow.memory_map(str(path)) as source:
+        chunks = pyarrow.ipc.open_file(source).read_all().column(name).chunks
+        values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]
+        sizes = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in chunks]
+        none = numpy.empty(0, "int32")
+        starts = numpy.concatenate([[0], numpy.cumsum(numpy.concatenate([none, *sizes]), dtype="int64")])
+        return numpy.concatenate([none, *values]), starts.astype("int64")
+
+
+def joined(values: numpy.ndarray, starts: numpy.ndarray, between: list[int]) -> numpy.ndarray:
+    """Return the documents of a column one after the other, int32, with the same tokens between any two of them."""
+    after = starts[1:-1]  # the places between two documents
+    return numpy.insert(values, numpy.repeat(after, len(between)), numpy.tile(between, len(after)).astype("int32"))
+
+
+def stream(prepared: Path, split: str, tokenizer, separator: str) -> Stream:
+    """Join a split's documents by a separator, begun as the tokenizer begins a text (`<s>` where it has one)."""
+    begin = list(tokenizer("", verbose=False)["input_ids"])
+    joint = encode([separator], tokenizer) if separator else {"ids": [[]], "bytes": [[]], "words": [[]]}
+    first = {"ids": begin, "bytes": [0] * len(begin), "words": [0] * len(begin)}
+    parts = {name: joined(*column(prepared, split, name), joint[name][0]) for name in first}
+    return Stream(*(numpy.concatenate([numpy.array(first[name], dtype="int32"), parts[name]]) for name in first))
+
+
+def blocks(prepared: Path, split: str, end: int, length: int) -> numpy.ndarray:
+    """Return the split as training blocks, shape (blocks, length), int64: documents joined by the token `end`, cut.
+
+    Raises:
+        QuantuneError: if the split has fewer tokens than one block.
+    """
+    if end is None:
+        raise QuantuneError(f"the tokenizer has no end-of-text token to join the documents of '{split}' with")
+    values, starts = column(prepared, split, "ids")
+    whole = numpy.append(joined(values, starts, [end]), [end] if len(starts) > 1 else []).astype("int64")
+    count = len(whole) // length
+    if not count:
+        raise QuantuneError(
+            f"split '{split}' has {len(whole)} tokens, fewer than one block of {length}; lower 'length'"
+        )
+    return whole[: count * length].reshape(count, length)
+
+
+class Blocks:
+    """Blocks of a split as examples; see `batches.Data`."""
+
+    def __init__(self, blocks: numpy.ndarray):
+        self.blocks = blocks
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    unit = "blocks of tokens"
+
+    def content(self, number: int) -> bytes:
+        """Return what identifies a block."""
+        return self.blocks[number].astype("<i8").tobytes()
+
+    def tokens(self, chosen: list[int]) -> int:
+        """Return the tokens in some of the blocks."""
+        return len(chosen) * self.blocks.shape[1]
+
+    def inputs(self, chosen: list[int]) -> Iterator[dict[str, Any]]:
+        """Yield some of the blocks as a model's inputs, about `BATCH_TOKENS` together."""
+        import torch
+
+        size = max(1, BATCH_TOKENS // self.blocks.shape[1])
+        for first in range(0, len(chosen), size):
+            yield {"input_ids": torch.from_numpy(self.blocks[chosen[first : first + size]])}
+
+    def lengths(self) -> None:
+        """Return None: all blocks are as long."""
+
+    def batch(self, examples: list[int]) -> dict[str, Any]:
+        """Return input_ids and labels, the same tensor, shape (examples, length), int64."""
+        import torch
+
+        tokens = torch.from_numpy(self.blocks[examples])
+        return {"input_ids": tokens, "labels": tokens}
+
+    def batches(self, size: int) -> Iterator[dict[str, Any]]:
+        """Yield all blocks, so many together."""
+        for first in range(0, len(self), size):
+            yield self.batch(list(range(first, min(first + size, len(self)))))
+
+
+def require_length(config, length: int) -> None:
+    """Raise QuantuneError if the model was not made for sequences of this length."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit and length > limit:
+        raise QuantuneError(f"length {length} is more than the model's {limit} positions; lower 'length'")

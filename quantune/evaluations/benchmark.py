@@ -1,0 +1,251 @@
+"""The benchmark of a variant: its memory, and its speed by batch size.
+
+Of a text model, prefill reads a prompt and gives the first token's logits; decode makes the tokens that follow,
+greedily. Of a speech model, encode takes a batch of windows (30 seconds each, or what its extractor makes) from log-mel
+spectrograms to the first token's logits: the encoder, the keys and values of cross-attention, the tokens that start a
+transcript. Then decode. Prompts are random tokens, windows are noise: speed does not depend on what they say.
+
+Warm-up runs are kept in the raw samples, marked, and left out of every number. On a GPU this takes seconds for each
+point, and with compiled decoding about a minute for compiling.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from quantune.core.recipe import Dtype, Recipe
+from quantune.core.workload import Inference
+
+if TYPE_CHECKING:
+    from quantune.models.decoding import Prompt, Windows
+
+PHASES = ("prefill", "encode", "decode")
+COLUMNS = ["phase", "run", "warmup", "tokens", "seconds"]
+START = 4
+"""Tokens that start a transcript: start of transcript, language, task, no timestamps."""
+Positive = Annotated[int, Field(gt=0)]
+Track = Literal["text", "speech"]
+
+
+@dataclass(frozen=True)
+class Input:
+    """What is read at one point of the sweep."""
+
+    point: dict[str, int]
+    """Its batch size and prompt length (tokens), or window (seconds)."""
+    prompt: "Prompt"
+    phase: str
+    """That reads it: prefill or encode."""
+    amount: int
+    """How much it is: tokens, or seconds of audio."""
+    unit: str
+    """Of the amount: token or audio_second."""
+
+
+class Benchmark(Recipe):
+    """How the speed and memory of variants are measured, each alone on its device."""
+
+    version: ClassVar[int] = 2
+
+    batch_sizes: list[Positive] = Field(default=[1, 8], min_length=1)
+    """Sequences, or windows of audio, processed together. Four-bit weights win at 1 and tend to lose at many: measure
+    what you will serve."""
+    prompt_lengths: list[Positive] = Field(default=[512], min_length=1)
+    """Tokens in the prompt of a text model; the first of them is the one in the report's table and figures. It does not
+    apply to speech models, which read windows of the length that they were made for."""
+    new_tokens: int = Field(default=128, gt=0)
+    """Tokens decoded after the prompt, or for each window of audio."""
+    repeats: int = Field(default=5, ge=5)
+    """Timed runs of each phase; their median is reported, with the slowest and the fastest."""
+    warmup: int = Field(default=2, gt=0)
+    """Runs before them that are left out."""
+    dtype: Dtype = "float16"
+    """Of the weights that are not packed, and of the computation; float32 suits most CPUs."""
+    decode: Literal["auto", "compiled", "static", "eager"] = "auto"
+    """How tokens are decoded: eager, over a cache that grows; static, over one of fixed size; compiled, captured as a
+    CUDA graph too; auto: compiled on a GPU, eager on a CPU. What a variant cannot do falls back to the next slower way,
+    which the result names."""
+
+    def longest(self, track: Track) -> int:
+        """Return the positions that the longest prompt and what follows take."""
+        return (START if track == "speech" else max(self.prompt_lengths)) + self.new_tokens
+
+    def workload(self, track: Track) -> Inference:
+        """Return the largest point of the sweep, for estimates of memory."""
+        return Inference(self.dtype, max(self.batch_sizes), self.longest(track), cache=True, logits=1)
+
+    def asked(self, track: Track) -> dict[str, Any]:
+        """Return the fields that matter to a track's models: what is measured of them does not depend on others."""
+        return {key: value for key, value in self.identity().items() if track == "text" or key != "prompt_lengths"}
+
+    def measure(self, folders: list[Path], target: Path) -> dict[str, Any]:
+        """Write `items.parquet`, a row a run: batch_size, prompt_length or window_seconds, phase (prefill or encode,
+        decode), run, warmup, tokens (read or made), seconds.
+
+        Args:
+            folders: the base and, if the variant is an adapter, the adapter after it.
+            target: folder to write into.
+
+        Returns:
+            Bytes, and for each point of the sweep the decoder, peaks in bytes and joules a token or second of audio, or
+            that it did not fit.
+        """
+        import pandas
+        import torch
+
+        from quantune.models import decoding, loading
+        from quantune.models.meters import Energy, Memory, tensor_bytes
+
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns in every layer of every run
+        device = loading.device()
+        _warm(device)
+        memory = Memory(device)
+        model = loading.model(folders, self.dtype)
+        result = {
+            "dtype": self.dtype,
+            "threads": torch.get_num_threads(),
+            "parameters": parameters(folders),
+            "disk_bytes": sum(path.stat().st_size for folder in folders for path in Path(folder).glob("*.safetensors")),
+            "before_bytes": memory.before,
+            "loaded_bytes": {"tensors": tensor_bytes(model), "measured": memory.used()},
+        }
+        extractor = loading.feature_extractor(folders[0]) if loading.is_speech(folders[0]) else None
+        with torch.no_grad():
+            decoding.prefill(model, windows(model, extractor, 1, self.dtype) if extractor else _tokens(model, 1, 2))
+        result["running_bytes"] = {"tensors": tensor_bytes(model), "measured": memory.used()}
+        points, samples, energy = [], [], Energy(device)
+        for given in self._windows(model, extractor) if extractor else self._prompts(model):
+            point, runs = self._tried(model, given, memory, energy)
+            points.append({**given.point, **point})
+            samples += [{**given.point, **run} for run in runs]
+            print(json.dumps(points[-1]), flush=True)
+        columns = [*given.point, *COLUMNS]
+        pandas.DataFrame(samples, columns=columns).to_parquet(target / "items.parquet", index=False)
+        return result | ({"new_tokens": self.new_tokens} if extractor else {}) | {"points": points}
+
+    def _prompts(self, model) -> Iterator[Input]:
+        """Yield what a text model reads, point by point."""
+        for length in self.prompt_lengths:
+            for batch in self.batch_sizes:
+                point = {"batch_size": batch, "prompt_length": length}
+                yield Input(point, _tokens(model, batch, length), "prefill", batch * length, "token")
+
+    def _windows(self, model, extractor) -> Iterator[Input]:
+        """Yield what a speech model reads, point by point."""
+        for batch in self.batch_sizes:
+            point = {"batch_size": batch, "window_seconds": extractor.chunk_length}
+            heard = windows(model, extractor, batch, self.dtype)
+            yield Input(point, heard, "encode", batch * extractor.chunk_length, "audio_second")
+
+    def _tried(self, model, given: Input, memory, energy) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Measure a point; where memory does not suffice, say so instead."""
+        from quantune.models.meters import out_of_memory
+
+        try:
+            point, runs = self._point(model, given, memory, energy)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            point, runs = {}, []
+        memory.reset_peak()  # frees what the failed attempt left
+        return {"fits": bool(runs), **point}, runs
+
+    def _point(self, model, given: Input, memory, energy) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Measure one point of the sweep; return what was found and a row for each run."""
+        import torch
+
+        from quantune.models import decoding
+
+        prompt, tokens = given.prompt, decoding.tokens_of(given.prompt)
+
+        def read():
+            with torch.no_grad():
+                decoding.prefill(model, prompt)
+
+        def decode():
+            decoding.decode(decoder, self.new_tokens)
+
+        def again():
+            decoder.rewind()
+            decode()
+
+        memory.reset_peak()
+        runs = self._runs(given.phase, read, tokens.numel(), tokens.device)
+        peak_bytes, joules = memory.peak(), _per(energy.of(read), given.amount)
+        found = {given.phase: {"peak_bytes": peak_bytes, f"joules_per_{given.unit}": joules}}
+        decoder, name, reasons = decoding.choose(self.decode, model, prompt, self.new_tokens)
+        memory.reset_peak()
+        decoding.launch(decoder)  # a graph keeps its intermediate results where the peak does not see them
+        made = len(tokens) * self.new_tokens
+        runs += self._runs("decode", decode, made, tokens.device, decoder.rewind)
+        found["decode"] = {"peak_bytes": memory.peak(), "joules_per_token": _per(energy.of(again), made)}
+        return {"decoder": name, "passed_over": reasons, **found}, runs
+
+    def _runs(self, phase: str, work, tokens: int, device, before=lambda: None) -> list[dict[str, Any]]:
+        """Time the warm-up runs and the repeats of a phase; `before` is not timed."""
+        from quantune.models.meters import seconds
+
+        runs = []
+        for run in range(self.warmup + self.repeats):
+            before()
+            row = {"phase": phase, "run": run, "warmup": run < self.warmup, "tokens": tokens}
+            runs.append(row | {"seconds": seconds(work, device)})
+        return runs
+
+
+def peak(points: list[dict[str, Any]]) -> int:
+    """Return the most bytes that any point of the sweep took, above those in use before the model was loaded."""
+    found = [point[phase]["peak_bytes"] for point in points for phase in PHASES if phase in point]
+    return max(found, default=0)
+
+
+def parameters(folders: list[Path]) -> int:
+    """Return how many parameters a variant has, whatever they are packed into: the model's and the adapter's."""
+    import torch
+
+    from quantune.models import loading
+    from quantune.models.checkpoints import Tensors
+
+    base, *adapters = folders
+    with torch.device("meta"):
+        model = loading.auto_class(base).from_config(loading.config(base))
+    added = [tensors.shape(name) for tensors in map(Tensors, adapters) for name in tensors.names()]
+    return sum(item.numel() for item in model.parameters()) + sum(torch.Size(shape).numel() for shape in added)
+
+
+def windows(model, extractor, batch: int, dtype: str) -> "Windows":
+    """Return the same noise for every variant, as many windows as the extractor makes them, and the tokens that their
+    transcripts start with.
+    """
+    import torch
+
+    from quantune.models.decoding import Windows
+
+    shape = (batch, extractor.feature_size, extractor.nb_max_frames)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return Windows(noise.to(model.device, getattr(torch, dtype)), _tokens(model, batch, START))
+
+
+def _tokens(model, batch: int, length: int):
+    """Return the same random tokens for every variant, shape (batch, length), int64."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(model.config.vocab_size, (batch, length), generator=generator).to(model.device)
+
+
+def _warm(device) -> None:
+    """Let libraries set themselves up, so that what they keep is not taken for the model's memory."""
+    import torch
+
+    square = torch.ones(64, 64, device=device)
+    (square @ square).sum().item()
+
+
+def _per(joules: float | None, tokens: int) -> float | None:
+    return None if joules is None else joules / tokens

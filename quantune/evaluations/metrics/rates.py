@@ -1,0 +1,102 @@
+"""Every number shown, derived from raw items. VERSION is raised when the meaning of one of them changes.
+
+Sums over windows are ratio estimates (total log-likelihood over total tokens), so their standard errors come from the
+residuals of the windows around the common ratio (Cochran, Sampling Techniques, 1977, section 2.11); the error of an
+exponential follows by the delta method. Windows of one text are treated as independent, which neighbouring windows are
+only nearly.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy
+import pandas
+
+from quantune.evaluations.metrics import edits
+
+VERSION = 1
+
+
+def ratio(numerator: numpy.ndarray, denominator: numpy.ndarray) -> tuple[float, float]:
+    """Return sum(numerator) / sum(denominator) and its standard error (nan for fewer than two items)."""
+    numerator, denominator = numpy.asarray(numerator, float), numpy.asarray(denominator, float)
+    count, total = len(numerator), denominator.sum()
+    if total == 0:
+        return math.nan, math.nan
+    value = numerator.sum() / total
+    if count < 2:
+        return float(value), math.nan
+    residuals = numerator - value * denominator
+    return float(value), float(math.sqrt(count / (count - 1) * (residuals**2).sum()) / total)
+
+
+def perplexity(items: pandas.DataFrame) -> dict:
+    """Return token perplexity, word perplexity and bits per byte, each with its standard error.
+
+    Args:
+        items: a row a window, with columns nll (nats), tokens, bytes, words.
+    """
+    per_token, token_error = ratio(items.nll, items.tokens)
+    per_word, word_error = ratio(items.nll, items.words)
+    per_byte, byte_error = ratio(items.nll, items.bytes)
+    return {
+        "version": VERSION,
+        "windows": len(items),
+        "tokens": int(items.tokens.sum()),
+        "bytes": int(items.bytes.sum()),
+        "words": int(items.words.sum()),
+        "token_perplexity": _exp(per_token),
+        "token_perplexity_error": _exp(per_token) * token_error,
+        "word_perplexity": _exp(per_word),
+        "word_perplexity_error": _exp(per_word) * word_error,
+        "bits_per_byte": per_byte / math.log(2),
+        "bits_per_byte_error": byte_error / math.log(2),
+    }
+
+
+def _exp(value: float) -> float:
+    return math.inf if value > 700 else math.exp(value)
+
+
+RAW_RATES = ("wer_raw", "cer_raw")
+RATES = ("wer", "cer", *RAW_RATES)
+"""Word and character error rate, of normalized and of raw transcripts."""
+
+
+def with_edits(items: pandas.DataFrame, normal: Callable[[str], str] | None = None) -> pandas.DataFrame:
+    """Return transcripts with the edits between them: as they are, or in their normal forms.
+
+    Args:
+        items: a row a clip, with columns reference and hypothesis.
+        normal: the normalizer; None: the transcripts as they are.
+
+    Returns:
+        The items with, for each of `RAW_RATES` (or, normalized, of wer and cer), columns {rate}_length,
+        {rate}_substitutions, {rate}_insertions, {rate}_deletions; and with normal_reference, normal_hypothesis.
+    """
+    found, prefix, suffix = items.copy(), "", "_raw"
+    if normal:
+        prefix, suffix = "normal_", ""
+        for column in ("reference", "hypothesis"):
+            found[f"normal_{column}"] = [normal(text) for text in items[column]]
+    for rate, count in (("wer", edits.words), ("cer", edits.characters)):
+        pairs = zip(found[f"{prefix}reference"], found[f"{prefix}hypothesis"], strict=True)
+        counted = [vars(count(reference, hypothesis)) for reference, hypothesis in pairs]
+        for name in ("length", "substitutions", "insertions", "deletions"):
+            found[f"{rate}{suffix}_{name}"] = numpy.array([item[name] for item in counted], dtype="int64")
+    return found
+
+
+def error_rates(items: pandas.DataFrame, rates: Sequence[str] = RATES) -> dict:
+    """Return each of the rates, a share (0.1: one in ten), with its standard error, and the sums it is made of."""
+    found = {"version": VERSION, "clips": len(items), "seconds": float(items.seconds.sum())}
+    for rate in rates:
+        found[rate], found[f"{rate}_error"] = ratio(wrong(items, rate), items[f"{rate}_length"])
+        for name in ("length", "substitutions", "insertions", "deletions"):
+            found[f"{rate}_{name}"] = int(items[f"{rate}_{name}"].sum())
+    return found
+
+
+def wrong(items: pandas.DataFrame, rate: str) -> pandas.Series:
+    """Return the errors in each clip: what the rate counts."""
+    return items[f"{rate}_substitutions"] + items[f"{rate}_insertions"] + items[f"{rate}_deletions"]

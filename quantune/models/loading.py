@@ -1,0 +1,170 @@
+"""Load what a checkpoint folder holds: a whole model, or a base with an adapter on top. Always offline, always with an
+explicit dtype: loaders that choose one by themselves make perplexities incomparable.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModelForCausalLM,
+    AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
+
+from quantune.core import gpu_turns
+from quantune.models.architecture import SPEECH
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "chat_template.jinja",
+    "normalizer.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+
+
+def device() -> torch.device:
+    """Return the CUDA device of this job where there is one, else the CPU; the first call waits for a free GPU."""
+    gpu_turns.take_wanted()
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def is_speech(folder: Path) -> bool:
+    """Return whether a checkpoint is a speech model, from its config.json."""
+    return json.loads((Path(folder) / "config.json").read_text()).get("model_type") in SPEECH
+
+
+def auto_class(folder: Path) -> type:
+    """Return the class of transformers whose `from_pretrained` loads a checkpoint."""
+    return AutoModelForSpeechSeq2Seq if is_speech(folder) else AutoModelForCausalLM
+
+
+def quantization_method(folder: Path) -> str | None:
+    """Return the `quant_method` that the checkpoint's config.json names, or None at full precision."""
+    config = json.loads((Path(folder) / "config.json").read_text())
+    return (config.get("quantization_config") or {}).get("quant_method")
+
+
+def model(folders: list[Path], dtype: str) -> PreTrainedModel:
+    """Load a variant. Packed compressed-tensors layers stay packed (see `packed_linear`).
+
+    Args:
+        folders: the base and, if the variant is an adapter, the adapter after it.
+        dtype: name of the dtype for every weight that is not packed, such as "float32".
+
+    Returns:
+        The model in evaluation mode, on `device()`; a `PeftModel` if there is an adapter.
+    """
+    base, *adapters = map(Path, folders)
+    import_libraries(base, bool(adapters))
+    loaded = auto_class(base).from_pretrained(
+        base, dtype=getattr(torch, dtype), device_map={"": device()}, local_files_only=True
+    )
+    if quantization_method(base) == "compressed-tensors":
+        from quantune.models.packed_linear import keep_packed
+
+        keep_packed(loaded)
+    keep_cpu_kernels_exact(loaded)
+    _cast_head(loaded, getattr(torch, dtype))
+    for adapter in adapters:
+        from peft import PeftModel
+
+        loaded = PeftModel.from_pretrained(loaded, adapter, local_files_only=True)
+    return loaded.eval()
+
+
+class VariantFolder:
+    """A variant on disk, whose model is loaded when it is first asked for, and again for another dtype."""
+
+    def __init__(self, folders: list[Path]):
+        """Take the base and, if the variant is an adapter, the adapter after it."""
+        self.folders = list(map(Path, folders))
+        self._loaded: tuple[str, PreTrainedModel] | None = None
+
+    @property
+    def base(self) -> Path:
+        """The folder of the whole model, with tokenizer or processor."""
+        return self.folders[0]
+
+    def model(self, dtype: str) -> PreTrainedModel:
+        """Return the model in evaluation mode; see `model`. Only one dtype is held at a time."""
+        if self._loaded is None or self._loaded[0] != dtype:
+            self._loaded = None
+            self._loaded = dtype, model(self.folders, dtype)
+        return self._loaded[1]
+
+
+def import_libraries(base: Path, adapted: bool) -> None:
+    """Import what loading a checkpoint needs: it takes seconds, which pass before the GPU is taken."""
+    mapping = MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING if is_speech(base) else MODEL_FOR_CAUSAL_LM_MAPPING
+    mapping.get(type(config(base)), None)
+    if adapted:
+        import peft  # noqa: F401
+    method = quantization_method(base)
+    if method == "compressed-tensors":
+        import compressed_tensors  # noqa: F401
+    elif method == "bitsandbytes":
+        import bitsandbytes  # noqa: F401
+
+
+def _cast_head(loaded: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give the output embedding the dtype that was asked for.
+
+    transformers 5.17 leaves a weight that it renames (GPT-NeoX's `embed_out`) in the stored dtype when it loads a
+    quantized checkpoint.
+    """
+    head = loaded.get_output_embeddings()
+    if head is not None and head.weight.is_floating_point():
+        head.weight.data = head.weight.data.to(dtype)
+
+
+def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that lies in a checkpoint folder."""
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def feature_extractor(folder: Path):
+    """Load the feature extractor that lies in a speech model's checkpoint folder."""
+    return AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+
+
+def processor(folder: Path):
+    """Load the feature extractor and the tokenizer of a speech model."""
+    return AutoProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def config(folder: Path) -> PretrainedConfig:
+    """Load the configuration that lies in a checkpoint folder."""
+    return AutoConfig.from_pretrained(folder, local_files_only=True)
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Return the dtype in which the checkpoint's floating-point weights are stored (float32 if it does not say)."""
+    return config(folder).dtype or torch.float32
+
+
+def keep_cpu_kernels_exact(loaded: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking 4-bit layers for its bfloat16 CPU kernel.
+
+    On processors with AVX-512 BF16 the first evaluation would turn the block scales and the arithmetic into bfloat16,
+    whatever dtype was asked for (bitsandbytes 0.50, `Linear4bit.forward`): a number that depends on the processor.
+    """
+    for module in loaded.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

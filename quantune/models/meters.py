@@ -1,0 +1,123 @@
+"""What a device is asked: how long, how much memory, how much energy. On a GPU the device's own memory is metered; on a
+CPU the resident set of this process, above what it was before the model.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from quantune.core import hardware
+
+ENERGY_SECONDS = 2.0  # a phase is repeated for so long: the driver's counter advances about ten times a second
+
+
+class Memory:
+    """Bytes in use above those in use when this was made."""
+
+    def __init__(self, device: torch.device):
+        self.cuda = device.type == "cuda"
+        self.before = 0
+        self.before = self.used()
+
+    def used(self) -> int:
+        """Return the bytes in use now."""
+        gc.collect()
+        if self.cuda:
+            torch.cuda.synchronize()
+            return torch.cuda.memory_allocated() - self.before
+        return hardware.resident("VmRSS") - self.before
+
+    def reset_peak(self) -> None:
+        """Forget the peak."""
+        gc.collect()
+        if self.cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            hardware.reset_resident_peak()
+
+    def peak(self) -> int:
+        """Return the most bytes in use since the peak was forgotten (where the kernel cannot forget: ever)."""
+        return (torch.cuda.max_memory_allocated() if self.cuda else hardware.resident("VmHWM")) - self.before
+
+
+class Energy:
+    """The energy that a GPU used, from the counter of its driver."""
+
+    def __init__(self, device: torch.device):
+        self.handle = None
+        if device.type == "cuda":
+            try:
+                import pynvml
+
+                pynvml.nvmlInit()
+                self.nvml = pynvml
+                self.handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+                pynvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)
+            except Exception:  # a GPU without the counter, a container without the right to read it
+                self.handle = None
+
+    def of(self, work: Callable[[], Any]) -> float | None:
+        """Return the mean energy of one `work()` in joules, over some seconds of it; None where no driver tells."""
+        if self.handle is None:
+            return None
+        torch.cuda.synchronize()
+        before, began, times = self._joules(), time.perf_counter(), 0
+        while time.perf_counter() - began < ENERGY_SECONDS:
+            work()
+            torch.cuda.synchronize()
+            times += 1
+        return (self._joules() - before) / times
+
+    def _joules(self) -> float:
+        return self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) / 1000
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that there was not enough memory, on the device or, for tensors, on the host."""
+    told = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return told or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+
+
+def seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Return the wall time of `work()`, until the device has finished it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def tensor_bytes(model: torch.nn.Module) -> int:
+    """Return the bytes of all that a model must keep: parameters, buffers, and the quantization constants that
+    bitsandbytes keeps beside them (`get_memory_footprint` leaves those out). Shared storage counts once.
+    """
+    storages = {}
+    for tensor in _tensors(model):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr(), tensor.device] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    for tensor in (*model.parameters(), *model.buffers()):
+        yield tensor
+        for kept in vars(tensor).values():  # of 4-bit parameters quant_state, of 8-bit ones CB and SCB
+            yield from _kept(kept)
+    for module in model.modules():
+        if hasattr(module, "state") and hasattr(module.state, "SCB"):  # of bitsandbytes' 8-bit layers
+            yield from _kept(module.state)
+
+
+def _kept(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors that bitsandbytes' states hold, nested states included."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif type(value).__module__.startswith("bitsandbytes."):
+        for kept in vars(value).values():
+            yield from _kept(kept)

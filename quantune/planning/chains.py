@@ -1,0 +1,174 @@
+"""The grammar of variants: a variant is a chain of steps applied to a model, and its name is its path.
+
+opt-125m                              the model as downloaded
+opt-125m+nf4+lora-quotes              QLoRA: quantize, then train an adapter
+opt-125m+lora-quotes@3+merge+gptq-w4  fine-tune with seed 3, fold the adapter in, then quantize
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol
+
+import bracex
+
+from quantune.core.errors import ConfigError, listed, nearest
+from quantune.core.recipe import NAME, SEED
+
+MERGE = "merge"
+STEP = re.compile(rf"(?P<name>{NAME})(@(?P<seed>{SEED}))?")
+
+
+class Names(Protocol):
+    """What the grammar needs to know of a configuration."""
+
+    models: dict
+    quantizations: dict
+    finetunings: dict
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a chain: `lora-quotes@3` is the step `lora-quotes` with seed 3."""
+
+    name: str
+    seed: int | None = None
+    kind: Literal["quantization", "finetuning", "merge"] = "quantization"
+    leaves: Literal["model", "adapter"] = "model"
+    """What lies on disk after it: a whole model, or an adapter to be loaded on top of what it was trained on."""
+
+    def __str__(self) -> str:
+        return self.name if self.seed is None else f"{self.name}@{self.seed}"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model and the steps applied to it."""
+
+    model: str
+    steps: tuple[Step, ...] = ()
+
+    def __str__(self) -> str:
+        return "+".join([self.model, *map(str, self.steps)])
+
+    @property
+    def kind(self) -> str:
+        """The kind of the last step, or "model"."""
+        return self.steps[-1].kind if self.steps else "model"
+
+    @property
+    def parent(self) -> "Variant | None":
+        """The variant without its last step; None for a model."""
+        return Variant(self.model, self.steps[:-1]) if self.steps else None
+
+    @property
+    def ancestors(self) -> list["Variant"]:
+        """The variants this one was made from, the model first."""
+        return [*self.parent.ancestors, self.parent] if self.parent else []
+
+    @cached_property
+    def quantized(self) -> bool:
+        """Whether the weights are quantized; merging an adapter brings full precision back."""
+        last = {step.kind: index for index, step in enumerate(self.steps)}
+        return last.get("quantization", -1) > last.get("merge", -1)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether what lies on disk is an adapter, to be loaded on top of its parent."""
+        return bool(self.steps) and self.steps[-1].leaves == "adapter"
+
+    @property
+    def in_effect(self) -> tuple[Step, ...]:
+        """The steps that shape what is loaded: a quantization, an adapter on top, both or none."""
+        last = max((index for index, step in enumerate(self.steps) if self._full(step)), default=-1)
+        return self.steps[last + 1 :]
+
+    @staticmethod
+    def _full(step: Step) -> bool:
+        """Return whether a step leaves a whole model at full precision."""
+        return step.leaves == "model" and step.kind != "quantization"
+
+    def loads(self) -> list["Variant"]:
+        """Return what must be on disk to load this variant: the base and, if it is an adapter, the adapter after it."""
+        return [self.parent, self] if self.is_adapter else [self]
+
+    def merge_base(self) -> "Variant":
+        """Return the nearest unquantized ancestor that is a whole model: what `merge` adds the adapter to."""
+        return next(item for item in reversed(self.ancestors) if not item.quantized and not item.is_adapter)
+
+
+def expand(patterns: list[str]) -> list[str]:
+    """Expand braces as a shell would (`opt+{rtn-w4,nf4}`, `lora@{0..4}`) and drop repetitions, keeping the order."""
+    try:
+        return list(dict.fromkeys(name for pattern in patterns for name in bracex.expand(pattern)))
+    except bracex.ExpansionLimitException as error:
+        raise ConfigError(f"the braces stand for too many variants ({error}); write fewer") from None
+
+
+def parse(text: str, names: Names) -> Variant:
+    """Read a variant's name and check that its chain can work.
+
+    Raises:
+        ConfigError: naming the step, what is wrong with it, and what to type instead.
+    """
+    head, *tail = text.split("+")
+    if head not in names.models:
+        raise ConfigError(
+            f"variant '{text}': '{head}' is not a model; models: {listed(names.models)}{nearest(head, names.models)}"
+        )
+    variant = Variant(head)
+    for part in tail:
+        step = _step(part, text, names)
+        if problem := _problem(variant, step, names):
+            raise ConfigError(f"variant '{text}': {problem}")
+        variant = Variant(variant.model, (*variant.steps, step))
+    return variant
+
+
+def _step(part: str, text: str, names: Names) -> Step:
+    match = STEP.fullmatch(part)
+    known = [*names.quantizations, *names.finetunings, MERGE]
+    if not match:
+        raise ConfigError(
+            f"variant '{text}': '{part}' is not a step; a step is a name, or name@seed, such as 'lora@3'"
+            f"{nearest(part, known)}"
+        )
+    name, seed = match["name"], int(match["seed"]) if match["seed"] else None
+    if name in names.models:
+        raise ConfigError(f"variant '{text}': '{name}' is a model; a model can only begin a chain")
+    if name not in known:
+        raise ConfigError(f"variant '{text}': '{name}' is not a step; steps: {listed(known)}{nearest(name, known)}")
+    if name in names.finetunings:
+        return Step(name, seed, "finetuning", names.finetunings[name].leaves)
+    return Step(name, seed, "merge" if name == MERGE else "quantization")
+
+
+def _problem(parent: Variant, step: Step, names: Names) -> str | None:
+    """Return why `step` cannot follow `parent`, or None."""
+    recipe = names.quantizations.get(step.name) or names.finetunings.get(step.name)
+    if step.seed is not None and not (recipe and recipe.seeded):
+        return f"'{step}' gives a seed to a step that uses none; write '{step.name}'"
+    if step.kind == "merge":
+        return _unmergeable(parent, names)
+    verb = "quantize" if step.kind == "quantization" else "train on top of"
+    if parent.is_adapter:
+        whole = str(parent) if _unmergeable(parent, names) else f"{parent}+{MERGE}"
+        advice = (
+            f"merge it first: '{whole}+{step}'" if whole != str(parent) else f"'{parent.parent}+{step}' can be made"
+        )
+        return f"'{step}' cannot {verb} the adapter '{parent}'; {advice}"
+    if parent.quantized and (step.kind == "quantization" or not recipe.trains_on_quantized):
+        full = next(item for item in reversed(parent.ancestors) if not item.quantized and not item.is_adapter)
+        return f"'{parent}' is already quantized; '{step}' needs full precision: '{full}+{step}'"
+    return None
+
+
+def _unmergeable(parent: Variant, names: Names) -> str | None:
+    """Return why `merge` cannot follow, or None."""
+    if parent.kind == "merge":
+        return f"'{parent}' is already merged; one '+merge' is enough"
+    if not parent.is_adapter:
+        return f"there is nothing to merge in '{parent}'; '+merge' follows a fine-tuning"
+    if not names.finetunings[parent.steps[-1].name].mergeable:
+        return f"'{parent.steps[-1]}' adds no weights that could be merged; evaluate '{parent}' as it is"
+    return None

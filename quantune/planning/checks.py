@@ -1,0 +1,202 @@
+"""What is wrong with a configuration beyond the types: names, references, paths, chains. One line for each problem."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from quantune.core.errors import ConfigError, listed, nearest
+from quantune.planning import chains
+from quantune.sources import origins, selection
+
+if TYPE_CHECKING:
+    from quantune.planning.config import Config
+
+
+def problems(config: Config) -> list[str]:
+    """Return every problem, each once."""
+    found = [*_names(config), *_references(config), *_translations(config), *_splits(config)]
+    unusable = dict(_paths(config))
+    found += unusable.values()
+    good_models = {name for name in config.models if f"models.{name}" not in unusable and config.known(name)}
+    found += [*_chains(config, good_models), *_evaluations(config, good_models), *_recordings(config, good_models)]
+    found += [*_benchmark(config, good_models), *_expected(config)]
+    return list(dict.fromkeys(found))
+
+
+def _names(config: Config) -> Iterator[str]:
+    seen: dict[str, str] = {}
+    for section in ("models", "quantizations", "finetunings"):
+        for name in getattr(config, section):
+            if name == chains.MERGE:
+                yield f"{section}.{name}: '{chains.MERGE}' is reserved for merging adapters; choose another name"
+            elif name in seen:
+                yield f"{section}.{name}: the name is taken by {seen[name]}.{name}; names must differ"
+            seen[name] = section
+
+
+def _references(config: Config) -> Iterator[str]:
+    for section in ("quantizations", "finetunings", "evaluations"):
+        for name, entry in getattr(config, section).items():
+            for field, value in entry.model_dump().items():
+                if value is None or not (field == "dataset" or field.endswith("split")):
+                    continue
+                known = config.datasets if field == "dataset" else None
+                if known is None and entry.dataset in config.datasets:
+                    known = config.datasets[entry.dataset].split_names()
+                if known is not None and value not in known:
+                    what = "dataset" if field == "dataset" else f"split of the dataset '{entry.dataset}'"
+                    hint = f"allowed: {listed(known)}{nearest(value, known)}"
+                    yield f"{section}.{name}.{field}: '{value}' is not a {what}; {hint}"
+
+
+def _translations(config: Config) -> Iterator[str]:
+    """Yield the recipes that translate what has no translation."""
+    for section in ("finetunings", "evaluations"):
+        for name, entry in getattr(config, section).items():
+            dataset = config.datasets.get(getattr(entry, "dataset", None))
+            if getattr(entry, "task", None) == "translate" and not getattr(dataset, "translation", True):
+                what = f"needs 'translation' of the dataset '{entry.dataset}': the column to write"
+                yield f"{section}.{name}.task: 'translate' {what}"
+
+
+def _splits(config: Config) -> Iterator[str]:
+    for name, dataset in config.datasets.items():
+        shares = dataset.shares()
+        leaks = getattr(dataset, "remove_leaks", "none")
+        if shares and len(shares) < len(dataset.splits):
+            yield f"datasets.{name}.splits: give all splits as files, or all as shares"
+        if shares and sum(shares.values()) > 1 + 1e-9:
+            yield f"datasets.{name}.splits: the shares add up to {sum(shares.values()):g}; at most 1 is allowed"
+        if leaks != "none" and "train" not in dataset.split_names():
+            yield f"datasets.{name}.remove_leaks: needs a split named 'train' to compare with"
+
+
+def _paths(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield "section.name" -> what is wrong with the files that the entry names.
+
+    What is on the hub and not locked yet is left out: only what a target needs is asked for.
+    """
+    for name in config.models:
+        try:
+            if config.known(name):
+                config.track(name)
+        except ConfigError as error:
+            yield f"models.{name}", str(error)
+    for name, entry in config.datasets.items():
+        shares = entry.shares()
+        if shares and len(shares) < len(entry.splits):
+            continue
+        try:
+            if not entry.hub or config.locked.has_dataset(entry.hub, entry.revision, origins.patterns(entry)):
+                origins.dataset_files(entry, f"datasets.{name}", config.locked)
+        except ConfigError as error:
+            yield f"datasets.{name}", str(error)
+
+    for name, entry in config.recordings.items():
+        try:
+            if not selection.resolve(entry.path, f"recordings.{name}.path").is_file():
+                yield f"recordings.{name}", f"recordings.{name}.path: '{entry.path}' is a folder; give an audio file"
+        except ConfigError as error:
+            yield f"recordings.{name}", str(error)
+
+
+def _chains(config: Config, good_models: set[str]) -> Iterator[str]:
+    try:
+        texts = chains.expand(config.variants)
+    except ConfigError as error:
+        yield f"variants: {error}"
+        return
+    for text in texts:
+        try:
+            variant = chains.parse(text, config)
+        except ConfigError as error:
+            yield f"variants: {error}"
+            continue
+        if variant.model not in good_models:
+            continue
+        try:
+            config.require_fit(variant)
+        except ConfigError as error:
+            yield str(error)
+        if config.track(variant.model) == "text":
+            yield from _lengths(config, variant)
+        yield from _tracks(config, variant)
+
+
+def _tracks(config: Config, variant: chains.Variant) -> Iterator[str]:
+    """Yield the recipes of a chain whose data its model cannot read."""
+    for step in variant.steps:
+        dataset = getattr(getattr(config, f"{step.kind}s", {}).get(step.name), "dataset", None)
+        if dataset in config.datasets:
+            try:
+                config.require_same_track(dataset, variant.model, f"{step.kind}s.{step.name}.dataset: ")
+            except ConfigError as error:
+                yield str(error)
+
+
+def _evaluations(config: Config, good_models: set[str]) -> Iterator[str]:
+    """Yield the evaluations that read data of another track, or that no model is of the track of."""
+    tracks = {config.track(model) for model in good_models}
+    for name, entry in config.evaluations.items():
+        dataset = config.datasets.get(getattr(entry, "dataset", None))
+        if dataset and dataset.track != entry.track:
+            where = f"evaluations.{name}.dataset"
+            yield f"{where}: '{entry.dataset}' is {dataset.track}; '{entry.kind}' needs {entry.track}"
+        elif good_models == set(config.models) and entry.track not in tracks:
+            what = f"'{entry.kind}' is a {entry.track} evaluation"
+            models = listed(config.models)
+            yield f"evaluations.{name}: {what}, and none of the models is a {entry.track} model: {models}"
+
+
+def _recordings(config: Config, good_models: set[str]) -> Iterator[str]:
+    """Yield the recordings that no model can transcribe."""
+    if good_models == set(config.models) and "speech" not in map(config.track, good_models):
+        for name in config.recordings:
+            yield f"recordings.{name}: none of the models is a speech model: {listed(config.models)}"
+
+
+def _lengths(config: Config, variant: chains.Variant) -> Iterator[str]:
+    """Yield the recipes of a chain, and the evaluations, whose sequences are longer than the model allows."""
+    positions = config.positions(variant.model) or float("inf")
+    steps = {step.name for step in variant.steps}
+    for section in ("quantizations", "finetunings", "evaluations"):
+        for name, entry in getattr(config, section).items():
+            length = getattr(entry, "length", 0)
+            if length > positions and (section == "evaluations" or name in steps):
+                limit = f"the model '{variant.model}' has {positions} positions"
+                yield f"{section}.{name}.length: {length} is too long, {limit}; allowed: up to {positions}"
+
+
+def _benchmark(config: Config, good_models: set[str]) -> Iterator[str]:
+    """Yield the models whose positions do not suffice for what is to be decoded."""
+    for model in sorted(good_models) if config.benchmark else []:
+        track, new_tokens = config.track(model), config.benchmark.new_tokens
+        positions, longest = config.positions(model), config.benchmark.longest(track)
+        if positions is None or longest <= positions:
+            continue
+        limit = f"the model '{model}' has {positions} positions"
+        if track == "speech":
+            most = positions - (longest - new_tokens)
+            yield f"benchmark.new_tokens: {new_tokens} is too many, {limit}; allowed for it: up to {most}"
+        else:
+            what = f"{longest} tokens with 'new_tokens', and {limit}"
+            yield f"benchmark.prompt_lengths: the longest makes {what}; lower one of the two"
+
+
+def _expected(config: Config) -> Iterator[str]:
+    """Yield what is wrong with the evaluations and variants that published values are given for."""
+    try:
+        variants = [chains.parse(text, config) for text in chains.expand(config.variants)]
+    except ConfigError:
+        return  # said already
+    evaluated = {str(item) for variant in variants for item in (*variant.ancestors, variant)}
+    known = [name for name, entry in config.evaluations.items() if entry.kind == "perplexity"]
+    for number, entry in enumerate(config.expected):
+        if entry.evaluation not in known:
+            hint = f"allowed: {listed(known)}{nearest(entry.evaluation, known)}"
+            yield f"expected.{number}.evaluation: '{entry.evaluation}' is not a perplexity evaluation; {hint}"
+        for name in entry.values:
+            if name not in evaluated:
+                hint = f"add it to 'variants' or leave it out{nearest(name, evaluated)}"
+                yield f"expected.{number}.values: '{name}' is not one of the variants or their ancestors; {hint}"

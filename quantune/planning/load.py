@@ -1,0 +1,56 @@
+"""Read a configuration file and check it; write the JSON schema for editors."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from quantune.core.errors import ConfigError
+from quantune.planning import checks
+from quantune.planning.config import SECTIONS, Config
+from quantune.planning.explain import explained
+
+
+def load(raw: dict[str, Any], name: str = "config") -> Config:
+    """Check a configuration.
+
+    Args:
+        raw: the parsed YAML.
+        name: what to call it in errors, such as the file's path.
+
+    Raises:
+        ConfigError: with one line for each problem: the key's path, what is wrong, what is allowed.
+    """
+    try:
+        config = Config.model_validate(raw)
+        problems = list(checks.problems(config))
+    except ValidationError as error:
+        problems = explained(error, raw, SECTIONS, Config)
+    if problems:
+        raise ConfigError("\n".join(f"{name}: {problem}" for problem in problems))
+    return config
+
+
+def read(path: str | Path) -> Config:
+    """Read and check a configuration file; raises ConfigError as `load`, or if there is none."""
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"'{path}' cannot be read as a configuration: {error}") from None
+    return load(raw or {}, str(path))
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of the configuration, for editors."""
+    found = Config.model_json_schema()
+    for section in found["properties"].values():
+        if "patternProperties" in section:
+            section["additionalProperties"] = False
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
+
+
+def write_schema(path: Path) -> None:
+    """Write the JSON schema (`make schema`)."""
+    path.write_text(json.dumps(schema(), indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,193 @@
+"""The memory that a model takes, from its config.json and the recipes alone: no weights are read, no torch imported.
+
+    >>> print(memory.inference(config, [nf4], Inference("bfloat16", batch=8, length=2048)))
+    >>> print(memory.training(config, [nf4], lora))
+
+An `Estimate` is a sum of named terms in bytes, to be compared with `torch.cuda.max_memory_allocated()`. What its
+activations are is told in `quantune.planning.activations`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from quantune.core.recipe import Recipe
+from quantune.core.units import BYTES
+from quantune.core.workload import Calibration, Inference
+from quantune.data.batches import BATCH_TOKENS
+from quantune.finetunings import Finetuning
+from quantune.models.architecture import Architecture, Linear, read
+from quantune.planning.activations import FLOAT, Pass
+from quantune.quantizations import Quantization
+
+WORKSPACE = 32 * 2**20
+"""What PyTorch sets aside for cuBLAS, on a data-centre GPU and with the setting that deterministic runs need."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Predicted peak memory of a model at work."""
+
+    terms: dict[str, int]
+    """What is there at the moment of the peak -> bytes."""
+
+    @property
+    def total(self) -> int:
+        """The peak, in bytes."""
+        return sum(self.terms.values())
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {value / 1e6:,.1f}" for name, value in self.terms.items() if value)
+        return f"{self.total / 1e6:,.1f} MB ({parts})"
+
+
+def weights(model: Architecture, dtype: str, quantization: Quantization | None = None) -> int:
+    """Return the bytes of a model's weights, on disk or loaded: codes, scales, zero points and tables included.
+
+    Args:
+        model: the model's shape.
+        dtype: of everything that is not quantized.
+        quantization: recipe of the linear layers, if they are quantized.
+    """
+    parameters = model.parameters()
+    if quantization is None:
+        return sum(parameters.values()) * BYTES[dtype]
+    packed = 0
+    for count, linear in model.linears():
+        tensors = quantization.layer_tensors(linear.outputs, linear.inputs).values()
+        packed += count * sum(BYTES[kind or dtype] * prod(shape) for kind, shape in tensors)
+    return packed + (sum(parameters.values()) - parameters["linears"]) * BYTES[dtype]
+
+
+def inference(config: dict[str, Any], steps: Sequence[Recipe], work: Inference) -> Estimate:
+    """Estimate the peak of a forward pass without gradients: inside a layer, or when the logits are there.
+
+    With an encoder and a cache it is reached in a layer of the encoder, before there is a cache, or afterwards, with
+    the encoder's output; while a layer caches the keys and values of its cross-attention, they are there twice.
+
+    Args:
+        config: the model's config.json.
+        steps: the recipes in effect: a quantization, a fine-tuning whose adapter lies on top, both or none.
+        work: dtype, batch, length, cache and logits.
+
+    Raises:
+        QuantuneError: if the model's shape is not known.
+    """
+    model, quantization, finetuning = read(config), _first(steps, Quantization), _first(steps, Finetuning)
+    step = Pass(model, work.batch, work.length, work.dtype, quantization, finetuning)
+    head = step.logits(work.dtype, work.logits) + 2 * step.hidden(model.decoder)  # before and after the last norm
+    own = {
+        "weights": weights(model, work.dtype, quantization),
+        "adapter": finetuning.trained(model) * FLOAT if finetuning else 0,
+        "workspace": WORKSPACE,
+        **work.extra,
+    }
+    kept = {"cache": step.cache()} if work.cache else {}
+    if not (work.cache and model.encoder):
+        return Estimate(own | kept | _largest(logits=head, one_layer=max(map(step.at_work, model.layers))))
+    encoding = Estimate(own | {"one layer": step.at_work(model.encoder)})
+    heard, cached = step.hidden(model.encoder), 2 * step.hidden(model.encoder)
+    kept |= {"encoder output": heard}
+    decoding = Estimate(own | kept | _largest(logits=head, one_layer=max(step.at_work(model.decoder), cached)))
+    return max(encoding, decoding, key=lambda estimate: estimate.total)
+
+
+def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetuning) -> Estimate:
+    """Estimate the peak of `quantune.finetunings.training.loop.train`.
+
+    It is reached as the backward pass begins, in every step but the first: all activations are kept, and the loss
+    (`ForCausalLMLoss`) holds the float32 log-probabilities, their gradient and that of the logits. With gradient
+    checkpointing only the inputs of layers and of the last norm are kept, and the peak may be reached within a layer
+    that is recomputed.
+
+    Args:
+        config: the model's config.json.
+        steps: the recipes in effect before: a quantization, or none.
+        finetuning: what is trained, batch size and length, precision, gradient checkpointing.
+
+    Raises:
+        QuantuneError: if the model's shape is not known.
+    """
+    model, quantization = read(config), _first(steps, Quantization)
+    work = finetuning.workload()
+    step = Pass(model, work.batch, work.length, work.dtype, quantization, finetuning)
+    parameters, loss = finetuning.trained(model), 3 * step.logits("float32")
+    if work.recomputed:
+        activations = sum(layers.count * step.hidden(layers) + step.norm(layers) for layers in model.layers)
+        layer = max(step.kept(layers) + step.gradients(layers) for layers in model.layers)
+    else:
+        activations, layer = sum(layers.count * step.kept(layers) for layers in model.layers), 0
+    return Estimate(
+        {
+            "weights": weights(model, work.dtype, quantization),
+            "adapter": parameters * FLOAT,
+            "gradients": parameters * FLOAT,
+            "optimizer": 2 * parameters * FLOAT,  # AdamW: the gradient's mean and mean square
+            "workspace": WORKSPACE,
+            "activations": activations,
+            **({"loss": loss} if loss > layer else {"one layer": layer}),
+        }
+    )
+
+
+def calibration(config: dict[str, Any], work: Calibration, dtype: str) -> Estimate:
+    """Estimate the peak of `quantune.quantizations.arithmetic.layerwise.stream`: in the last layer, when all others have their grids.
+
+    With N calibration tokens, width H and s bytes a value: the hidden states N·H·s and the keywords that each batch is
+    called with (token positions, 8·N; with RoPE the tables of cosines and sines of each batch). To them comes the
+    larger of
+    - a layer at work on one batch, with the Gram matrices (one of columns x columns, float32, for each input that
+      linear layers read) and one product more, about to be added to them;
+    - the Gram matrices, and fitting the largest group of layers that share an input.
+
+    Args:
+        config: the model's config.json.
+        work: samples, length and the method's own working memory.
+        dtype: of the model while it is calibrated (see `layerwise.load`).
+
+    Raises:
+        QuantuneError: if the model's shape is not known.
+    """
+    model = read(config)
+    layers, parameters = model.decoder, model.parameters()
+    in_batch = min(work.samples, max(1, BATCH_TOKENS // work.length))
+    whole = Pass(model, work.samples, work.length, dtype)
+    step = Pass(model, in_batch, work.length, dtype)
+    tables = 2 * work.length * layers.head_size * BYTES[dtype] if layers.gated else 0
+    groups: dict[str, list[Linear]] = {}
+    for linear in layers.linears:
+        groups.setdefault(linear.reads, []).append(linear)
+    shapes = [(sum(linear.outputs for linear in group), group[0].inputs) for group in groups.values()]
+    grams = sum(columns * columns for _, columns in shapes) * FLOAT
+    widest = max(columns for _, columns in shapes)
+    copied = step.tokens(layers) * widest * FLOAT if dtype != "float32" else 0
+    # a layer's input is one of the hidden states, and the embeddings are gone
+    at_work = step.at_work(layers) - (1 + model.embedded) * step.hidden(layers) + widest * widest * FLOAT + copied
+    solving = max(work.solver_bytes(*shape) for shape in shapes)
+    dense = 0 if work.requantized and dtype == "float32" else parameters["linears"] * FLOAT  # else the model's own
+    grids = 2 * sum(
+        count * linear.outputs * (linear.inputs // work.group_size if work.group_size else 1) * FLOAT
+        for count, linear in model.linears()
+    )
+    return Estimate(
+        {
+            "weights": weights(model, dtype),
+            "grids": grids + dense,
+            "hidden states": whole.hidden(layers),
+            "keywords": 8 * whole.tokens(layers) + -(-work.samples // in_batch) * tables,
+            "workspace": WORKSPACE,
+            "Gram matrices": grams,
+            **({"one layer": at_work} if at_work > solving else {"fitting": solving}),
+        }
+    )
+
+
+def _largest(**terms: int) -> dict[str, int]:
+    """Return the larger term alone; what is never there at once is not added up."""
+    name = max(terms, key=terms.__getitem__)
+    return {name.replace("_", " "): terms[name]}
+
+
+def _first(steps: Sequence[Recipe], kind: type) -> Any:
+    return next((step for step in steps if isinstance(step, kind)), None)

@@ -1,0 +1,254 @@
+"""From the configuration alone: what each artefact is made from, and the digest it must have."""
+
+from functools import lru_cache
+
+from quantune.artefacts import hashes
+from quantune.artefacts.record import Artefact
+from quantune.core import hardware
+from quantune.core.errors import ConfigError, listed, nearest
+from quantune.evaluations.metrics import normalizers
+from quantune.planning.chains import Step, Variant
+from quantune.planning.config import Config
+from quantune.sources import origins, selection
+
+# Versions of the stages that have no recipe class of their own; raised when the meaning of their output changes.
+VERSIONS = {
+    "model": 1,
+    "dataset": 1,
+    "clips": 2,
+    "tokenize": 1,
+    "resample": 1,
+    "merge": 2,
+    "transcribe": 2,
+    "report": 8,
+}
+
+
+class Plan:
+    """The artefacts of a configuration, each named as in the work folder."""
+
+    def __init__(self, config: Config):
+        self.config, self.work = config, config.work
+        self.hashes = hashes.of(config.work)
+        for method in ("checkpoint", "dataset", "prepared", "evaluation", "transcript", "benchmark"):
+            setattr(self, method, lru_cache(maxsize=None)(getattr(self, method)))
+
+    def checkpoint(self, name: str) -> Artefact:
+        """The checkpoint of a variant."""
+        variant = self.config.parse(name)
+        maker = {"model": self._model, "quantization": self._quantized, "finetuning": self._trained}
+        return maker.get(variant.kind, self._merged)(variant)
+
+    def loads(self, name: str) -> tuple[Artefact, ...]:
+        """The checkpoints that must be on disk to load a variant: the base and, for an adapter, the adapter."""
+        return tuple(self.checkpoint(str(item)) for item in self.config.parse(name).loads())
+
+    def dataset(self, name: str) -> Artefact:
+        """The documents or clips of a dataset, split by split."""
+        entry = self._named("datasets", name)
+        origin = origins.dataset(entry, f"datasets.{name}", self.config.locked, self.hashes)
+        stage = "clips" if entry.track == "speech" else "dataset"
+        return self._artefact(
+            f"sources/{name}",
+            stage,
+            VERSIONS[stage],
+            entry.identity(),
+            sources=origin.digests,
+            options=origin.options(),
+        )
+
+    def model_sizes(self, name: str) -> dict[str, int]:
+        """Name -> bytes of a model's files."""
+        return origins.model_sizes(self._named("models", name), f"models.{name}", self.config.locked)
+
+    def dataset_bytes(self, name: str) -> int | None:
+        """Bytes of a dataset's files, as far as they can be told beforehand."""
+        return origins.dataset_bytes(self._named("datasets", name), f"datasets.{name}", self.config.locked)
+
+    def prepared(self, dataset: str, model: str) -> Artefact:
+        """A dataset as a model reads it: token ids of documents, or clips at its sampling rate."""
+        self.config.require_same_track(dataset, model)
+        stage = "resample" if self._named("datasets", dataset).track == "speech" else "tokenize"
+        return self._artefact(
+            f"prepared/{dataset}/{model}",
+            stage,
+            VERSIONS[stage],
+            {},
+            parents={"dataset": self.dataset(dataset), "model": self.checkpoint(model)},
+        )
+
+    def evaluation(self, variant: str, name: str) -> Artefact:
+        """The raw numbers of one evaluation of a variant."""
+        recipe = self._named("evaluations", name)
+        self.config.require_track(self.config.parse(variant).model, name)
+        parents = {"checkpoint": self.checkpoint(variant), **self._read(recipe, self.config.parse(variant))}
+        return self._artefact(
+            f"evaluations/{variant}/{name}",
+            f"evaluate/{recipe.kind}",
+            recipe.version,
+            recipe.identity(),
+            parents=parents,
+            options={"settings": recipe.options()},
+            reads={"base": self.loads(variant)[:-1]},
+        )
+
+    def transcript(self, variant: str, name: str) -> Artefact:
+        """The transcript of a recording by a variant."""
+        entry, model = self._named("recordings", name), self.config.parse(variant).model
+        if self.config.track(model) != "speech":
+            raise ConfigError(f"recordings.{name}: '{variant}' cannot transcribe; '{model}' is a text model")
+        path = selection.resolve(entry.path, f"recordings.{name}.path")
+        return self._artefact(
+            f"transcripts/{variant}/{name}",
+            "transcribe",
+            VERSIONS["transcribe"],
+            entry.identity(),
+            parents={"checkpoint": self.checkpoint(variant)},
+            sources={"recording": self.hashes.file(path)},
+            options={"settings": entry.options(), "files": [str(path)]},
+            reads={"base": self.loads(variant)[:-1]},
+        )
+
+    def benchmark(self, variant: str) -> Artefact:
+        """The memory and speed of a variant on this machine; what was measured on another is another artefact."""
+        recipe = self.config.benchmark
+        if recipe is None:
+            raise ConfigError("there is no 'benchmark' section; 'benchmark: {}' measures speed with its defaults")
+        return self._artefact(
+            f"benchmarks/{variant}",
+            "benchmark",
+            recipe.version,
+            recipe.asked(self.config.track(self.config.parse(variant).model)) | {"hardware": hardware.found()},
+            parents={"checkpoint": self.checkpoint(variant)},
+            options={"deterministic": False},  # algorithms are timed as they are used
+            reads={"base": self.loads(variant)[:-1]},
+        )
+
+    def report(self) -> Artefact:
+        """The report on every variant and its ancestors."""
+        names = [str(variant) for variant in self.config.evaluated]
+        measured = tuple(self.benchmark(name) for name in self.config.benchmarked)
+        spoken = any(entry.track == "speech" for entry in self.config.evaluations.values())
+        return self._artefact(
+            "report",
+            "report",
+            VERSIONS["report"],
+            {
+                "title": self.config.title,
+                "variants": names,
+                "listed": [str(variant) for variant in self.config.listed],
+                "evaluations": {name: entry.model_dump(mode="json") for name, entry in self.config.evaluations.items()},
+                "expected": [entry.model_dump(mode="json") for entry in self.config.expected],
+                **({"normalizers": normalizers.VERSIONS} if spoken else {}),
+            },
+            parents={
+                "evaluations": tuple(self.evaluation(name, item) for name in names for item in self._evaluations(name)),
+                "checkpoints": tuple(self.checkpoint(name) for name in names),
+                **({"benchmarks": measured} if measured else {}),
+            },
+            reads={"lineage": (*self.all_datasets(), *self.all_prepared())},
+        )
+
+    def _evaluations(self, variant: str) -> list[str]:
+        """The evaluations made of a variant."""
+        return self.config.evaluations_of(self.config.parse(variant).model)
+
+    def all_prepared(self) -> tuple[Artefact, ...]:
+        """The prepared datasets that the variants are calibrated, trained or evaluated on."""
+        names = [str(variant) for variant in self.config.evaluated]
+        made = [self.checkpoint(name) for name in names]
+        made += [self.evaluation(name, item) for name in names for item in self._evaluations(name)]
+        return tuple(
+            {item.parents["data"].path: item.parents["data"] for item in made if "data" in item.parents}.values()
+        )
+
+    def all_datasets(self) -> tuple[Artefact, ...]:
+        """The datasets that the variants are calibrated, trained or evaluated on."""
+        return tuple({item.parents["dataset"].path: item.parents["dataset"] for item in self.all_prepared()}.values())
+
+    def explain(self, target: str) -> None:
+        """Raise ConfigError saying why nothing is made at a path below the work folder, if nothing is."""
+        makers = {
+            ("checkpoints", 1): self.checkpoint,
+            ("sources", 1): self.dataset,
+            ("prepared", 2): self.prepared,
+            ("evaluations", 2): self.evaluation,
+            ("transcripts", 2): self.transcript,
+            ("benchmarks", 1): self.benchmark,
+            ("report", 0): self.report,
+        }
+        kind, *names = target.split("/")
+        if (kind, len(names)) not in makers:
+            layout = (
+                "checkpoints/VARIANT, evaluations/VARIANT/EVALUATION, transcripts/VARIANT/RECORDING,"
+                " benchmarks/VARIANT, prepared/DATASET/MODEL, sources/DATASET, report"
+            )
+            raise ConfigError(f"nothing is made at '{self.work}/{target}'; below '{self.work}' there are: {layout}")
+        makers[kind, len(names)](*names)
+
+    def _model(self, variant: Variant) -> Artefact:
+        entry, key = self.config.models[variant.model], f"models.{variant.model}"
+        origin = origins.model(entry, key, self.config.locked, self.hashes)
+        return self._artefact(
+            f"checkpoints/{variant}",
+            "model",
+            VERSIONS["model"],
+            entry.identity(),
+            sources=origin.digests,
+            options=origin.options(),
+        )
+
+    def _quantized(self, variant: Variant) -> Artefact:
+        recipe = self.config.quantizations[variant.steps[-1].name]
+        return self._artefact(
+            f"checkpoints/{variant}",
+            f"quantize/{recipe.method}",
+            recipe.version,
+            self._seeded(recipe, variant.steps[-1]),
+            parents={"parent": self.checkpoint(str(variant.parent)), **self._read(recipe, variant)},
+            options={"settings": recipe.options()},
+        )
+
+    def _trained(self, variant: Variant) -> Artefact:
+        recipe = self.config.finetunings[variant.steps[-1].name]
+        return self._artefact(
+            f"checkpoints/{variant}",
+            f"train/{recipe.method}",
+            recipe.version,
+            self._seeded(recipe, variant.steps[-1]),
+            parents={"parent": self.checkpoint(str(variant.parent)), **self._read(recipe, variant)},
+            options={"settings": recipe.options()},
+        )
+
+    def _merged(self, variant: Variant) -> Artefact:
+        return self._artefact(
+            f"checkpoints/{variant}",
+            "merge",
+            VERSIONS["merge"],
+            {},
+            parents={
+                "adapter": self.checkpoint(str(variant.parent)),
+                "base": self.checkpoint(str(variant.merge_base())),
+            },
+            reads={"parent": (self.checkpoint(str(variant.parent.parent)),)},
+        )
+
+    def _read(self, recipe, variant: Variant) -> dict[str, Artefact]:
+        """The tokens that a recipe with a `dataset` reads."""
+        dataset = getattr(recipe, "dataset", None)
+        return {"data": self.prepared(dataset, variant.model)} if dataset else {}
+
+    def _artefact(self, path: str, stage: str, version: int, recipe: dict, **more) -> Artefact:
+        options = {"work": self.work, "deterministic": self.config.deterministic, **more.pop("options", {})}
+        return Artefact(f"{self.work}/{path}", stage, version, recipe, options=options, **more)
+
+    def _seeded(self, recipe, step: Step) -> dict:
+        if not recipe.seeded:
+            return recipe.identity()
+        return recipe.identity() | {"seed": self.config.seed if step.seed is None else step.seed}
+
+    def _named(self, section: str, name: str):
+        entries = getattr(self.config, section)
+        if name not in entries:
+            raise ConfigError(f"'{name}' is not one of the {section}: {listed(entries)}{nearest(name, entries)}")
+        return entries[name]

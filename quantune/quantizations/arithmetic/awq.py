@@ -1,0 +1,118 @@
+"""The arithmetic of AWQ on one decoder layer, in float32 (Lin et al., 2023, arXiv:2306.00978)."""
+
+import torch
+from torch.func import functional_call
+
+from quantune.core.errors import QuantuneError
+from quantune.quantizations.arithmetic.grids import Fitted, Grid, fit, grouped, snap, span
+from quantune.quantizations.arithmetic.layerwise import Inputs
+
+ALPHAS = 20
+SHRINKS = tuple(1 - 0.05 * step for step in range(11))  # 1.00 down to 0.50
+
+
+def rescale(name: str, layer: torch.nn.Module, inputs: list[Inputs], mappings: list, grid: Grid) -> dict:
+    """Move the best channel scales from each mapping's layers into what comes before them, in place.
+
+    Returns:
+        Full name of a layer -> the scale of its input channels, (columns,); layers without a mapping are left out.
+
+    Raises:
+        QuantuneError: if a mapping names a layer that is not there, or a norm that scales cannot be moved into.
+    """
+    groups = {part.removeprefix(f"{name}."): group for group in inputs for part in group.layers}
+    scales = {}
+    for mapping in mappings:
+        try:
+            before = layer.get_submodule(mapping.before)
+            group, linears = groups[mapping.layers[0]], [layer.get_submodule(part) for part in mapping.layers]
+        except (AttributeError, KeyError):
+            parts = ", ".join([mapping.before, *mapping.layers])
+            raise QuantuneError(f"AWQ mapping: not all of {parts} are in the layer '{name}'") from None
+        readers = {part.removeprefix(f"{name}.") for part in group.layers}
+        if readers != set(mapping.layers):
+            raise QuantuneError(
+                f"AWQ mapping: the output of '{mapping.before}' is read by {', '.join(sorted(readers))};"
+                " name all of them, or the model's function changes"
+            )
+        if before.weight.shape[0] != linears[0].in_features:
+            continue  # grouped-query attention: one value channel feeds several output channels
+        scale = best_scale(torch.cat([item.weight.data.float() for item in linears]), group, grid)
+        _move(scale, before, linears, _offset(f"{name}.{mapping.before}", before))
+        scales |= {f"{name}.{part}": scale for part in mapping.layers}
+    return scales
+
+
+@torch.no_grad()
+def _move(scale: torch.Tensor, before: torch.nn.Module, linears: list[torch.nn.Linear], offset: int) -> None:
+    """Divide the outputs of `before`, which multiplies by offset + weight, by the scale, and multiply the input
+    channels of `linears` by it.
+    """
+    divisor = scale.view(-1, *[1] * (before.weight.dim() - 1)).to(before.weight.dtype)
+    before.weight.copy_((before.weight.float() + offset) / divisor.float() - offset)
+    if getattr(before, "bias", None) is not None:
+        before.bias.div_(scale.to(before.bias.dtype))
+    for item in linears:
+        item.weight.mul_(scale.to(item.weight.dtype))
+
+
+@torch.no_grad()
+def _offset(name: str, before: torch.nn.Module) -> int:
+    """Return what an operation adds to its weight before it multiplies by it: 0, or 1 in norms such as Gemma's."""
+    if before.weight.dim() > 1:
+        return 0
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(8, len(before.weight), generator=generator).to(before.weight)
+    without_bias = {} if getattr(before, "bias", None) is None else {"bias": torch.zeros_like(before.bias)}
+    outputs = []
+    for weight in (torch.zeros_like(before.weight), torch.ones_like(before.weight)):
+        outputs.append(functional_call(before, {"weight": weight, **without_bias}, states).float())
+    for offset in (0, 1):
+        if (outputs[0] - offset * (outputs[1] - outputs[0])).norm() <= 0.05 * outputs[1].norm():
+            return offset
+    raise QuantuneError(
+        f"AWQ mapping: '{name}' multiplies neither by its weight nor by 1 + weight; leave it out of 'mappings'"
+    )
+
+
+def best_scale(weight: torch.Tensor, group: Inputs, grid: Grid) -> torch.Tensor:
+    """Return the channel scales, (columns,), under which rounding changes the outputs least.
+
+    The change is ‖(Ŵ-W)X‖² = tr((Ŵ-W) XXᵀ (Ŵ-W)ᵀ): the Gram matrix says all there is to know of the inputs.
+    """
+    best, best_loss = torch.ones_like(group.magnitude), None
+    for step in range(ALPHAS):
+        scale = group.magnitude.clamp(min=1e-4) ** (step / ALPHAS)
+        scale = (scale / (scale.max() * scale.min()).sqrt()).clamp(min=1e-4)
+        change = fit(weight * scale, grid).weight / scale - weight
+        loss = ((change @ group.gram) * change).sum()
+        if best_loss is None or loss < best_loss:
+            best, best_loss = scale, loss
+    return best
+
+
+def fit_clipped(weight: torch.Tensor, gram: torch.Tensor, grid: Grid, clipped: bool) -> Fitted:
+    """Fit grids to a matrix, each group's range shrunk as far as its own outputs gain from it.
+
+    Args:
+        weight: (rows, columns).
+        gram: mean of x xᵀ, (columns, columns); only its blocks along the diagonal, one a group, are used.
+        grid: the kind of grid.
+        clipped: false: the whole range.
+    """
+    if not clipped:
+        return fit(weight, grid)
+    groups = grouped(weight.float(), grid)
+    size = groups.shape[-1]
+    blocks = torch.stack([gram[first : first + size, first : first + size] for first in range(0, gram.shape[0], size)])
+    best, best_loss = torch.ones_like(groups[..., :1]), None
+    for shrink in SHRINKS:
+        scale, zero = span(groups, grid, shrink)
+        change = (snap(groups, scale, zero, grid) - groups).transpose(0, 1)
+        loss = ((change @ blocks) * change).sum(-1).T.unsqueeze(-1)
+        if best_loss is None:
+            best_loss = loss
+        else:
+            best = torch.where(loss < best_loss, shrink, best)
+            best_loss = torch.minimum(loss, best_loss)
+    return fit(weight, grid, best)

@@ -1,0 +1,119 @@
+"""The arithmetic of GPTQ on one matrix, in the precision of its Gram matrix.
+
+Frantar et al., 2022 (arXiv:2210.17323), algorithm 1.
+"""
+
+import torch
+
+from quantune.core.errors import QuantuneError
+from quantune.quantizations.arithmetic.grids import Fitted, Grid, fit, snap, span
+
+BLOCK = 128  # columns rounded before the rest of the matrix is updated
+
+
+def gptq(weight: torch.Tensor, gram: torch.Tensor, grid: Grid, damping: float, activation_order: bool) -> Fitted:
+    """Round a matrix so that its outputs change little.
+
+    Args:
+        weight: (rows, columns).
+        gram: mean of x xᵀ over calibration tokens, (columns, columns).
+        grid: the kind of grid.
+        damping: added to the diagonal of the Hessian, as a share of its mean.
+        activation_order: take columns by falling diagonal; grids are then fitted to the original weights.
+    """
+    weight, hessian = weight.to(gram.dtype, copy=True), gram.clone()
+    dead = hessian.diagonal() == 0
+    hessian.diagonal()[dead] = 1
+    weight[:, dead] = 0
+    size = grid.group_size or weight.shape[1]
+    scale, zero = None, None
+    if activation_order or not grid.group_size:
+        fitted = fit(weight, grid)
+        scale, zero = (item.repeat_interleave(size, 1) for item in (fitted.scale, fitted.zero))
+    order = torch.arange(weight.shape[1], device=weight.device)
+    if activation_order:
+        order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+        weight, hessian = weight[:, order], hessian[order][:, order]
+        scale, zero = scale[:, order], zero[:, order]
+    upper = _inverse_cholesky(hessian, damping)
+    scales, zeros = torch.empty_like(weight), torch.empty_like(weight)
+    step = size * max(1, BLOCK // size) if scale is None else BLOCK  # no group is cut in two
+    for first in range(0, weight.shape[1], step):
+        last = min(first + step, weight.shape[1])
+        columns = slice(first, last)
+        given = (None, None) if scale is None else (scale[:, columns], zero[:, columns])
+        rounded, error, used_scale, used_zero = _block(weight[:, columns], upper[columns, columns], grid, *given)
+        weight[:, last:] -= error @ upper[columns, last:]
+        weight[:, columns], scales[:, columns], zeros[:, columns] = rounded, used_scale, used_zero
+    back = torch.argsort(order)
+    weight, scales, zeros = weight[:, back], scales[:, back], zeros[:, back]
+    return Fitted(scales[:, ::size].contiguous(), zeros[:, ::size].contiguous(), weight)
+
+
+def _inverse_cholesky(hessian: torch.Tensor, damping: float) -> torch.Tensor:
+    """Return the upper Cholesky factor of the damped Hessian's inverse; damping grows tenfold while it fails."""
+    for _ in range(5):
+        damped = hessian.clone()
+        damped.diagonal().add_(damping * hessian.diagonal().mean())
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if not failed:
+            return upper
+        damping *= 10
+    raise QuantuneError("the Hessian has no Cholesky factor, even strongly damped: use other or more calibration data")
+
+
+def _block(weight, upper, grid: Grid, scale, zero):
+    """Round the columns of a block one by one; on CUDA the loop runs as one captured graph.
+
+    Returns:
+        The rounded weights, the scaled errors that the later columns make up for, and each column's scale and zero; all
+        (rows, columns of the block).
+    """
+    if weight.is_cuda:
+        return _captured(weight, upper, grid, scale, zero)
+    return _columns(weight, upper, grid, scale, zero)
+
+
+def _columns(weight, upper, grid: Grid, scale, zero):
+    weight, size = weight.clone(), grid.group_size
+    rounded, errors = torch.empty_like(weight), torch.empty_like(weight)
+    scales, zeros = torch.empty_like(weight), torch.empty_like(weight)
+    for column in range(weight.shape[1]):
+        if scale is None and column % size == 0:
+            group = slice(column, column + size)
+            scales[:, group], zeros[:, group] = span(weight[:, group], grid)
+        elif scale is not None and column == 0:
+            scales.copy_(scale)
+            zeros.copy_(zero)
+        value = weight[:, column]
+        rounded[:, column] = snap(value, scales[:, column], zeros[:, column], grid)
+        errors[:, column] = (value - rounded[:, column]) / upper[column, column]
+        weight[:, column + 1 :] -= errors[:, column : column + 1] * upper[column, column + 1 :]
+    return rounded, errors, scales, zeros
+
+
+_graphs: dict = {}
+
+
+def _captured(weight, upper, grid: Grid, scale, zero):
+    """Replay `_columns` as a CUDA graph: a thousand small kernels cost one launch."""
+    key = (weight.shape, grid, scale is None, weight.device)
+    if key not in _graphs:
+        held = [None if item is None else item.clone() for item in (weight, upper, scale, zero)]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            _columns(held[0], held[1], grid, held[2], held[3])
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = _columns(held[0], held[1], grid, held[2], held[3])
+        _graphs[key] = graph, held, results
+    graph, held, results = _graphs[key]
+    for place, item in zip(held, (weight, upper, scale, zero), strict=True):
+        if place is not None:
+            place.copy_(item)
+    graph.replay()
+    return tuple(item.clone() for item in results)

@@ -1,0 +1,263 @@
+"""Stream calibration data through a model layer by layer: only one layer's statistics are held at a time.
+
+For each layer the Gram matrices of its linear layers' inputs are collected in one pass; linear layers that read
+the same input (query, key and value) share one. The visitor then changes the layer's weights, and the layer's outputs
+become the next layer's inputs. The scheme of GPTQ's reference code (github.com/IST-DASLab/gptq).
+"""
+
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from quantune.core.errors import QuantuneError
+
+
+@dataclass
+class Inputs:
+    """Linear layers of one decoder layer that read the same input, and what is known of that input."""
+
+    layers: dict[str, torch.nn.Linear]
+    """Full name -> layer."""
+    gram: torch.Tensor
+    """Mean over tokens of x xᵀ, (columns, columns), float32."""
+    magnitude: torch.Tensor
+    """Mean over tokens of |x|, (columns,), float32."""
+
+
+def load(parent: Path):
+    """Load a model for calibration: float32 on a CPU, the stored dtype on a GPU."""
+    from quantune.models import loading
+
+    on_gpu = loading.device().type == "cuda"
+    return loading.model([parent], str(loading.stored_dtype(parent)).removeprefix("torch.") if on_gpu else "float32")
+
+
+def stacks(model) -> list[tuple[str, torch.nn.ModuleList]]:
+    """Return the name and the list of a model's layers: of its decoder, or of its encoder and then its decoder.
+
+    Raises:
+        QuantuneError: if a part has no list of as many modules as the configuration names layers.
+    """
+    parts = [model.get_encoder(), model.get_decoder()] if model.config.is_encoder_decoder else [model.get_decoder()]
+    names = {module: name for name, module in model.named_modules()}
+    found = [_layers(part) for part in parts]
+    if None in found:
+        raise QuantuneError(f"calibration knows no layers in the architecture '{model.config.model_type}'")
+    return [(names[layers], layers) for layers in found]
+
+
+def _layers(part: torch.nn.Module) -> torch.nn.ModuleList | None:
+    """Return the outermost list of as many modules as the configuration says that there are layers, or None."""
+    keys = ("num_hidden_layers", "encoder_layers", "decoder_layers")
+    counts = {getattr(part.config, key, None) for key in keys}
+    lists = (module for module in part.modules() if isinstance(module, torch.nn.ModuleList))
+    return next((item for item in lists if len(item) and len(item) in counts), None)
+
+
+@dataclass
+class Arguments:
+    """What a stack's layers are called with: hidden states (batch, length, width), and what each gets beside them.
+
+    Layers of one model may differ in it: where global attention alternates with that of a window, in masks and
+    positions.
+    """
+
+    states: torch.Tensor
+    others: list[tuple[tuple, dict]]
+    """Of each layer: the arguments after the hidden states, and those by keyword; equal ones are held once."""
+
+    def __call__(self, layer: torch.nn.Module, index: int) -> torch.Tensor:
+        """Return the output hidden states of the stack's layer with this number."""
+        others, keywords = self.others[index]
+        return _states(layer(self.states, *others, **keywords))
+
+
+def _states(output: torch.Tensor | tuple) -> torch.Tensor:
+    """Return the hidden states in what a layer returns."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+class _CaughtError(Exception):
+    """Raised to stop a forward pass once the inputs of all layers are known."""
+
+
+@torch.no_grad()
+def first_inputs(model, layers: torch.nn.ModuleList, batches: list[dict[str, torch.Tensor]]) -> list[Arguments]:
+    """Return, for each batch of the model's inputs, the first layer's states, and what else each layer is called with.
+
+    The model's own forward pass calls the layers, which return the states as they came: no layer is computed, save the
+    first one once, to see whether layers return more than states.
+    """
+    found: list[Arguments] = []
+    seen: list[tuple | None] = []  # what the first layer returned after the states, emptied; None: no tuple
+
+    def stand_in(index: int, real: Callable):
+        def forward(*args, **kwargs):
+            states, *others = args or (kwargs.pop("hidden_states"),)
+            if index == 0:
+                found.append(Arguments(states, []))
+            found[-1].others.append((tuple(others), kwargs))
+            if index == len(layers) - 1:
+                raise _CaughtError
+            if not seen:
+                output = real(states, *others, **kwargs)
+                seen.append(tuple(None for _ in output[1:]) if isinstance(output, tuple) else None)
+            return states if seen[0] is None else (states, *seen[0])
+
+        return forward
+
+    with _replaced(layers, stand_in):
+        for batch in batches:
+            with suppress(_CaughtError):
+                model(**{name: _placed(value, model) for name, value in batch.items()}, use_cache=False)
+    return found
+
+
+@contextmanager
+def _replaced(layers: torch.nn.ModuleList, stand_in: Callable[[int, Callable], Callable]) -> Iterator[None]:
+    """Let `stand_in(index, forward)` take the place of each layer's forward function for a while."""
+    before = [vars(layer).get("forward") for layer in layers]
+    for index, layer in enumerate(layers):
+        layer.forward = stand_in(index, layer.forward)
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            del layer.forward
+            if own is not None:
+                layer.forward = own
+
+
+@torch.no_grad()
+def stream(
+    model,
+    batches: list[dict[str, torch.Tensor]],
+    visit: Callable[[str, torch.nn.Module, list[Inputs]], None],
+    requantized: bool,
+) -> None:
+    """Visit every layer with the statistics of its inputs.
+
+    Args:
+        model: a model in evaluation mode.
+        batches: its inputs, without padding: what is not read by the user's model must not calibrate it.
+        visit: called with the layer's name, the layer, and its linear layers grouped by input; changes the weights.
+        requantized: whether the next layer sees the outputs of the changed layer (GPTQ) or the original ones (AWQ),
+            which the changed layer must still give.
+
+    Raises:
+        QuantuneError: if it does not.
+    """
+    for root, layers in stacks(model):
+        hidden = first_inputs(model, layers, batches)
+        for index, layer in enumerate(tqdm(layers, desc=f"quantizing {root}", unit="layer")):
+            collector = _Collector(f"{root}.{index}", layer)
+            first = copy(hidden[0])
+            _advance(layer, index, hidden, keep=not requantized)
+            groups = collector.finish()
+            visit(f"{root}.{index}", layer, groups)
+            del groups
+            if requantized:
+                _advance(layer, index, hidden, keep=True)
+            else:
+                _require_unchanged(f"{root}.{index}", first.states, hidden[0].states, first(layer, index))
+
+
+def _advance(layer: torch.nn.Module, index: int, hidden: list[Arguments], keep: bool) -> None:
+    """Run a layer on every batch; with `keep`, its outputs take the place of its inputs, which are freed one by one."""
+    for arguments in hidden:
+        output = arguments(layer, index)
+        if keep:
+            arguments.states = output
+
+
+def _placed(value: torch.Tensor, model) -> torch.Tensor:
+    """Return a tensor on the model's device, in its dtype where it is floating-point."""
+    return value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+
+
+def _require_unchanged(name: str, states: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
+    """Raise QuantuneError if a layer's outputs of the first sequence moved: by 1e-4 of what it adds to the states in
+    float32, by 20 roundings in half precision, and by the rounding of the states themselves.
+    """
+    epsilon = torch.finfo(before.dtype).eps
+    states, before, after = (item[:1].float() for item in (states, before, after))
+    moved, added, allowed = (after - before).norm(), (before - states).norm(), max(1e-4, 20 * epsilon)
+    if not moved <= allowed * added + 4 * epsilon * before.norm():
+        raise QuantuneError(
+            f"rescaling changed the function of the layer '{name}', before anything was rounded: its outputs moved by"
+            f" {float(moved / added):.2g}, more than {allowed:.2g}; a scale cannot move through everything between the"
+            " two ends of a mapping (ReLU and products let it pass, GELU does not): correct 'mappings'"
+        )
+
+
+class _Collector:
+    """Hooks that sum the statistics of the inputs of a layer's linear layers."""
+
+    def __init__(self, name: str, layer: torch.nn.Module):
+        self.linears = {f"{name}.{part}": item for part, item in layer.named_modules() if _is_linear(item)}
+        self.leader: dict[str, str] = {}
+        self.sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.rows: dict[str, int] = defaultdict(int)
+        self.seen: list[tuple[weakref.ref, int, str]] = []
+        self.hooks = [item.register_forward_pre_hook(self._hook(part)) for part, item in self.linears.items()]
+
+    def _hook(self, part: str):
+        def collect(_, args):
+            states = args[0]
+            # query, key and value are called with the very same tensor; with parallel attention so are layers called
+            # after others
+            if self.leader.get(part, part) != part:
+                return
+            if part not in self.leader:
+                self.leader[part] = self._reader(states) or part
+                if self.leader[part] != part:
+                    return
+                self.seen.append((weakref.ref(states), states._version, part))
+            rows = states.reshape(-1, states.shape[-1])
+            self.rows[part] += len(rows)
+            gram, magnitude = _gram(rows), rows.abs().sum(0, dtype=torch.float32)
+            if part in self.sums:
+                self.sums[part][0].add_(gram)
+                self.sums[part][1].add_(magnitude)
+            else:
+                self.sums[part] = (gram, magnitude)
+
+        return collect
+
+    def _reader(self, states: torch.Tensor) -> str | None:
+        """Return the first linear layer that read this very tensor, not changed since, or None."""
+        alike = (part for read, version, part in self.seen if read() is states and version == states._version)
+        return next(alike, None)
+
+    def finish(self) -> list[Inputs]:
+        """Remove the hooks; return the groups with their means."""
+        for hook in self.hooks:
+            hook.remove()
+        self.seen.clear()
+        found = []
+        for leader in list(self.sums):
+            gram, magnitude = self.sums.pop(leader)
+            layers = {part: self.linears[part] for part, head in self.leader.items() if head == leader}
+            found.append(Inputs(layers, gram.div_(self.rows[leader]), magnitude.div_(self.rows[leader])))
+        return found
+
+
+def _gram(rows: torch.Tensor) -> torch.Tensor:
+    """Return rowsᵀ rows in float32; TF32 products hold 16-bit values exactly, and nothing else uses them."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = rows.dtype in (torch.float16, torch.bfloat16)
+    try:
+        return rows.float().T @ rows.float()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear)

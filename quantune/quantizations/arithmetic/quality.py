@@ -1,0 +1,240 @@
+"""How much a quantization changed a model, measured on real input.
+
+The input is the calibration set where the method has one, else a short text or clip that comes with quantune. Both
+models read it in float32. Each linear layer gets the inputs that it has in the original model: the relative error of
+its outputs is ‖(Ŵ-W)X‖ / ‖WX‖, as in the papers of GPTQ and AWQ. A method that rescales the inputs of layers (AWQ)
+measures these errors itself, while it rounds. The loss is the mean negative log-likelihood of a token.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from math import inf, isfinite, log
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from quantune.core.errors import QuantuneError
+from quantune.data import examples, speech
+from quantune.models import loading
+from quantune.models.checkpoints import quantizable
+from quantune.quantizations import PROBE_TOKENS, Quantization, calibration
+from quantune.sources import audio
+
+PROBE = Path(__file__).parents[3] / "assets/probe"
+SAMPLES = 8  # of the calibration set
+TOKENS = 4096  # of the calibration set, at most
+WORTHLESS = 0.98
+"""Output error from which a layer is destroyed: one that gives nothing but zeros has an error of 1."""
+LOSS_RISE = 0.25
+"""Rise of the loss, in nats a token, from which a quantization is warned about: perplexity grows by 28 %."""
+
+
+@dataclass
+class Measured:
+    """Two models on the same input."""
+
+    before: float
+    """Loss of the original model, in nats a token."""
+    after: float
+    """Loss of the quantized model."""
+    unigram: float
+    """Loss of a unigram model on the same tokens: add-one smoothed counts of those tokens."""
+    errors: dict[str, float]
+    """Linear layer -> relative error of its outputs; layers that read nothing (an expert without a token) are left out.
+    """
+
+    def worst(self) -> list[tuple[str, float]]:
+        """Return layer and error, the largest first; what is not a number counts as infinite."""
+        return sorted(self.errors.items(), key=lambda item: -item[1] if isfinite(item[1]) else -inf)
+
+
+def measure(
+    parent: Path, folder: Path, inputs: list[dict[str, torch.Tensor]], errors: dict[str, float] | None = None
+) -> Measured:
+    """Compare a quantized checkpoint with its parent.
+
+    Args:
+        parent: the original checkpoint.
+        folder: the quantized one.
+        inputs: batches of one sample: `input_ids`, or `input_features` with `decoder_input_ids`, whose prompt (start,
+            language, task, no timestamps) is read and not scored.
+        errors: the layers' errors, where the method measured them itself.
+    """
+    prompt = 1 if not loading.is_speech(parent) else 4 if speech.knows_languages(parent) else 2
+    original, changed = loading.model([parent], "float32"), loading.model([folder], "float32")
+    hooks = None if errors else _Errors(original, changed)
+    before = [_losses(original, batch, prompt) for batch in tqdm(inputs, desc="output errors", unit="sample")]
+    if hooks:
+        hooks.remove()
+    after = [_losses(changed, batch, prompt) for batch in inputs]
+    tokens = [int(token) for batch in inputs for token in _tokens(batch)[0, prompt:]]
+    counts, size = Counter(tokens), len(tokens) + original.config.get_text_config().vocab_size
+    unigram = -sum(count * log((count + 1) / size) for count in counts.values()) / len(tokens)
+    return Measured(_mean(before), _mean(after), unigram, errors or hooks.relative())
+
+
+def guard(
+    recipe: Quantization,
+    parent: Path,
+    folder: Path,
+    data: Path | None = None,
+    seed: int = 0,
+    errors: dict[str, float] | None = None,
+) -> dict[str, Any]:
+    """Return how much a quantization changed a model, with warnings, as facts for the provenance.
+
+    Args:
+        recipe: how it was quantized.
+        parent: the original checkpoint.
+        folder: the quantized one.
+        data: the prepared calibration set, if the method has one.
+        seed: of its draw.
+        errors: layer -> relative output error, as the method measured it while it rounded; used if it rescales inputs.
+
+    Raises:
+        QuantuneError: if the model is destroyed and the recipe does not let that pass. Its loss is not finite or worse
+            than a unigram model's, or a layer is no better than one that gives zeros; the layer is named.
+    """
+    source, inputs = calibration_inputs(recipe, data, seed, parent) if data else probe_inputs(parent)
+    found = measure(parent, folder, inputs, errors if recipe.rescales else None)
+    worst = found.worst()[:3]
+    print(
+        f"on {source}: loss {found.before:.3f} -> {found.after:.3f} nats a token, {found.unigram:.3f} of a unigram"
+        f" model; largest output errors: {', '.join(f'{name} {error:.3f}' for name, error in worst)}"
+    )
+    damage, warnings = destroyed(found), doubts(found, recipe.usual_error())
+    if damage:
+        advice = "use more bits, smaller groups or other calibration data"
+        if recipe.if_destroyed == "stop":
+            raise QuantuneError(f"{damage}; {advice}, or keep it all the same with 'if_destroyed: warn'")
+        warnings = [damage, *warnings]
+    for warning in warnings:
+        print(f"WARNING: {warning}", flush=True)
+    return {
+        "measured_on": source,
+        "loss_before": found.before,
+        "loss_after": _finite_or_text(found.after),
+        "unigram_loss": found.unigram,
+        "largest_output_errors": {name: _finite_or_text(error) for name, error in worst},
+        "warnings": warnings,
+    }
+
+
+def destroyed(found: Measured) -> str | None:
+    """Return what shows that a model is destroyed, or None.
+
+    A model that was no better than a unigram model before it was quantized is judged by its layers alone.
+    """
+    name, error = found.worst()[0]
+    where = f"the layer with the largest output error is '{name}' ({error:.3f})"
+    if not isfinite(found.after):
+        return f"the quantized model's loss is {found.after}; {where}"
+    if found.before < found.unigram <= found.after:
+        more = f"{found.after:.2f} nats a token, {found.before:.2f} before; a unigram model has {found.unigram:.2f}"
+        return f"the quantized model is worse than a unigram model: {more}; {where}"
+    if not error < WORTHLESS:
+        return f"the layer '{name}' is destroyed: its outputs have a relative error of {error:.3f}; zeros have 1"
+    return None
+
+
+def doubts(found: Measured, usual: float) -> list[str]:
+    """Return warnings: a loss that rose much, layers with far larger errors than usual."""
+    warnings = []
+    if found.after - found.before > LOSS_RISE:
+        warnings.append(
+            f"quantizing raised the loss from {found.before:.2f} to {found.after:.2f} nats a token on its probe"
+        )
+    above = {name: error for name, error in found.errors.items() if not error <= usual}
+    if above:
+        name = next(name for name, _ in found.worst())
+        count = f"{len(above)} of {len(found.errors)} layers have"
+        warnings.append(
+            f"{count if len(above) > 1 else 'a layer has'} output errors above {usual:g}, the most that is usual for"
+            f" the method; the largest is {above[name]:.2f} in '{name}'"
+        )
+    return warnings
+
+
+def calibration_inputs(
+    recipe: Quantization, data: Path, seed: int, parent: Path
+) -> tuple[str, list[dict[str, torch.Tensor]]]:
+    """Return the first samples of a calibration set, one a batch, and what they are called."""
+    samples = examples.read(data, recipe.split, parent, recipe.length)
+    chosen = calibration.order(len(samples), seed)[: min(recipe.samples, SAMPLES)]
+    most = max(1, TOKENS // max(1, samples.tokens(chosen[:1])))
+    return "calibration samples", [batch for number in chosen[:most] for batch in samples.inputs([number])]
+
+
+def probe_inputs(parent: Path) -> tuple[str, list[dict[str, torch.Tensor]]]:
+    """Return the probe text, or the probe clip with its transcript, as a model's inputs, and what it is called."""
+    config = loading.config(parent)
+    if not loading.is_speech(parent):
+        ids = loading.tokenizer(parent)((PROBE / "text.txt").read_text(encoding="utf-8"), verbose=False)["input_ids"]
+        length = min(PROBE_TOKENS, getattr(config, "max_position_embeddings", None) or PROBE_TOKENS)
+        return "the probe text", [{"input_ids": torch.tensor([ids[:length]])}]
+    processor = loading.processor(parent)
+    samples, rate, _ = audio.decode((PROBE / "speech.flac").read_bytes())
+    wave = audio.resample(samples, rate, processor.feature_extractor.sampling_rate)
+    text = (PROBE / "speech.txt").read_text(encoding="utf-8").strip()
+    ids = speech.encode([text], ["en"], "transcribe", processor.tokenizer, speech.knows_languages(parent))
+    features = speech.features([wave], processor.feature_extractor)
+    return "the probe clip", [{"input_features": features, "decoder_input_ids": torch.tensor(ids)}]
+
+
+class _Errors:
+    """Hooks on a model's linear layers that run the same layers of another model on their inputs."""
+
+    def __init__(self, original: torch.nn.Module, changed: torch.nn.Module):
+        self.sums: dict[str, torch.Tensor] = {}
+        self.hooks = [
+            layer.register_forward_hook(self._hook(name, changed.get_submodule(name)))
+            for name, layer in quantizable(original).items()
+        ]
+
+    def _hook(self, name: str, other: torch.nn.Module):
+        def compare(layer, args, output):
+            change = other(*args).float() - output.float()
+            right = output.float() if layer.bias is None else output.float() - layer.bias.float()
+            sums = torch.stack([change.double().square().sum(), right.double().square().sum()])
+            self.sums[name] = self.sums[name] + sums if name in self.sums else sums
+
+        return compare
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        for hook in self.hooks:
+            hook.remove()
+
+    def relative(self) -> dict[str, float]:
+        """Return layer -> relative error; 0 where both models give zeros."""
+        found = {name: sums.tolist() for name, sums in self.sums.items()}
+        return {
+            name: (change / right) ** 0.5 if right else inf if change else 0.0
+            for name, (change, right) in found.items()
+        }
+
+
+def _finite_or_text(value: float) -> float | str:
+    """Return a number as JSON can hold it."""
+    return value if isfinite(value) else str(value)
+
+
+def _tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return batch.get("decoder_input_ids", batch.get("input_ids"))
+
+
+@torch.no_grad()
+def _losses(model, batch: dict[str, torch.Tensor], prompt: int) -> torch.Tensor:
+    """Return the negative log-likelihood of each token after the prompt, in nats, shape (tokens - prompt,)."""
+    placed = {
+        name: value.to(model.device, torch.float32 if value.is_floating_point() else value.dtype)
+        for name, value in batch.items()
+    }
+    logits = model(**placed, use_cache=False).logits[0, prompt - 1 : -1].float()
+    return torch.nn.functional.cross_entropy(logits, _tokens(placed)[0, prompt:], reduction="none").double().cpu()
+
+
+def _mean(losses: list[torch.Tensor]) -> float:
+    return float(torch.cat(losses).mean())

@@ -1,0 +1,132 @@
+"""Calibration data: which token blocks or clips a method saw, drawn with a seed, hashed; too few are warned about."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from quantune.core.workload import Calibration
+from quantune.quantizations.packed import Packed
+
+FEW = 128  # samples below which calibration is known to become unreliable (GPTQ and AWQ papers use 128 or more)
+
+
+class Calibrated(Packed):
+    """A method that looks at data: which, how much, and how it is drawn."""
+
+    requantized: ClassVar[bool]
+    """Whether each layer is calibrated on the outputs of the quantized layers before it, or on the original ones."""
+
+    dataset: str
+    """Name of the dataset to calibrate on; best like what the model will read."""
+    split: str = "train"
+    """Its split."""
+    samples: int = Field(default=128, gt=0)
+    """Blocks of tokens, or clips; fewer than 128 warns."""
+    length: int = Field(default=512, gt=1)
+    """Tokens in one block (2048 in the GPTQ paper). Speech has the length of its transcripts."""
+
+    def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
+        """Quantize layer by layer; facts hold the relative output error of each linear layer, as it was rounded."""
+        from quantune.quantizations.arithmetic import layerwise
+        from quantune.quantizations.formats import pack_quantized
+
+        batches, facts = draw(self, data, seed, parent)
+        model = layerwise.load(parent)
+        grids, errors = {}, {}
+        layerwise.stream(model, batches, self.visitor(model, grids, errors), self.requantized)
+        pack_quantized.save(model, grids, self.grid, parent, folder)
+        return {"calibration": facts, "output_errors": errors}
+
+    def visitor(self, model, grids: dict, errors: dict):
+        """Return the function that quantizes a decoder layer of a model; it fills `grids` and `errors`, by linear layer.
+
+        It takes the layer's name, the layer, and its linear layers grouped by input (`layerwise.Inputs`).
+        """
+        from quantune.quantizations.arithmetic.grids import output_error
+
+        def visit(name, layer, inputs):
+            scales = self.rescale(model, name, layer, inputs)
+            for group in inputs:
+                scale = scales.get(next(iter(group.layers)))
+                gram = group.gram if scale is None else group.gram / scale / scale[:, None]
+                for part, fitted in self.fit(group.layers, gram).items():
+                    weight = group.layers[part].weight
+                    grids[part], errors[part] = fitted, output_error(fitted.weight, weight.data, gram)
+                    if self.requantized:
+                        weight.data = fitted.weight.to(weight.dtype)
+
+        return visit
+
+    def rescale(self, model, name: str, layer, inputs: list) -> dict[str, Any]:
+        """Transform a decoder layer in place, its function unchanged, before it is rounded; here nothing is done.
+
+        Returns:
+            Full name of a linear layer -> what its input channels were multiplied by, (columns,).
+        """
+        return {}
+
+    def fit(self, layers: dict[str, Any], gram) -> dict[str, Any]:
+        """Round linear layers that read the same input; return name -> `grids.Fitted`.
+
+        Args:
+            layers: full name -> linear layer.
+            gram: mean of x xᵀ over the tokens of their input, (columns, columns), float32.
+        """
+        raise NotImplementedError
+
+    def workload(self) -> Calibration:
+        """Return what calibrating does with a model, for estimates of memory."""
+        return Calibration(self.samples, self.length, self.group_size, self.requantized, self.solver_bytes)
+
+    def solver_bytes(self, rows: int, columns: int) -> int:
+        """Return the bytes that fitting the grids of a matrix (outputs, inputs) takes, beside its Gram matrix."""
+        raise NotImplementedError
+
+
+def order(count: int, seed: int) -> list[int]:
+    """Return the numbers of the samples in the order in which they are taken.
+
+    It follows from SHA-256 over the seed and the sample's number: the same with every version of every library.
+    """
+    return sorted(range(count), key=lambda index: hashlib.sha256(f"{seed}:{index}".encode()).digest())
+
+
+def draw(recipe: Calibrated, data: Path, seed: int, checkpoint: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Draw the calibration samples: blocks of text, or clips with their transcripts.
+
+    Args:
+        recipe: what to draw.
+        data: the prepared dataset.
+        seed: of the draw.
+        checkpoint: of the model to calibrate, whose inputs the samples become.
+
+    Returns:
+        Batches of the model's inputs, without padding, and facts for the provenance: SHA-256 of the samples, counts,
+        warnings.
+    """
+    from quantune.data import examples
+
+    samples = examples.read(data, recipe.split, checkpoint, recipe.length)
+    chosen = order(len(samples), seed)[: recipe.samples]
+    warnings = []
+    if len(chosen) < recipe.samples:
+        warnings.append(
+            f"'{recipe.dataset}', split '{recipe.split}', holds {len(samples)} {samples.unit}, not the"
+            f" {recipe.samples} asked for"
+        )
+    if len(chosen) < FEW:
+        warnings.append(f"calibrated on {len(chosen)} samples; fewer than {FEW} can harm the model")
+    for warning in warnings:
+        print(f"WARNING: {warning}", flush=True)
+    digest = hashlib.sha256()
+    for number in chosen:
+        digest.update(samples.content(number))
+    facts = {
+        "sha256": digest.hexdigest(),
+        "samples": len(chosen),
+        "tokens": samples.tokens(chosen),
+        "warnings": warnings,
+    }
+    return list(samples.inputs(chosen)), facts

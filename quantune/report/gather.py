@@ -1,0 +1,271 @@
+"""What the report tells, gathered from the artefacts on disk: typed and unrounded, before a word or a picture.
+
+Every number is derived from the raw items by `quantune.evaluations.metrics.rates`. How a variant was made is read from its
+provenance, never from its name.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas
+
+from quantune.artefacts.lineage import read_lineage
+from quantune.report import scores
+from quantune.report import speed as benchmarks
+from quantune.report.scores import Score
+from quantune.report.speed import Performance
+
+KINDS = {"model": "model", "quantize": "quantization", "train": "finetuning", "merge": "merge"}
+SHORT = 4  # times as long as its calibration samples: windows for which a variant was not calibrated
+
+
+def _warnings_of(facts: dict[str, Any], part: str) -> list[str]:
+    return facts.get(part, {}).get("warnings", [])
+
+
+@dataclass(frozen=True)
+class Generations:
+    """One evaluation's continuations by one variant: rows with prompt, text, tokens."""
+
+    path: str
+    items: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One variant: what it is, what it takes on disk, how it scores."""
+
+    name: str
+    path: str
+    parent: str | None
+    ancestors: tuple[str, ...]
+    """The variants it was made from, the model first."""
+    kind: str
+    """Of its last step: model, quantization, finetuning or merge."""
+    recipe: dict[str, Any]
+    facts: dict[str, Any]
+    listed: bool
+    """Asked for by name; otherwise it is here as an ancestor of one that is."""
+    size_bytes: int
+    """Weight files (*.safetensors) that must be on disk to load it: of an adapter, the base's too."""
+    bits_per_weight: float | None
+    """Of the quantized layers, scales and zero points counted; None at full precision."""
+    scores: dict[str, Score]
+    generations: dict[str, Generations]
+    curves: pandas.DataFrame | None
+    """Columns step, train_loss, validation_loss (nats per token); only of what was trained."""
+    performance: Performance | None = None
+    """Its memory and speed, if they were measured."""
+
+    @property
+    def model(self) -> str:
+        """The full-precision model that its chain begins with."""
+        return self.ancestors[0] if self.ancestors else self.name
+
+    @property
+    def steps(self) -> str:
+        """Its chain without the model, as in its name."""
+        return self.name.removeprefix(self.model).removeprefix("+")
+
+    @property
+    def parameters(self) -> int | None:
+        """How many parameters it has, if its provenance tells."""
+        return self.facts.get("parameters", self.facts.get("total_parameters"))
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is reported."""
+
+    title: str
+    path: str
+    digest: str
+    evaluations: dict[str, dict[str, Any]]
+    """Name -> recipe."""
+    variants: dict[str, Variant]
+    """Name -> variant, ancestors first."""
+    expected: list[dict[str, Any]]
+    """Published values: source, evaluation, and variant -> token perplexity."""
+    artefacts: dict[str, dict[str, Any]]
+    """Path -> lineage of every artefact that a number rests on."""
+
+    def named(self, kind: str) -> list[str]:
+        """Return the names of the evaluations of a kind."""
+        return [name for name, recipe in self.evaluations.items() if recipe["kind"] == kind]
+
+    def scored(self, *variants: Variant) -> list[str]:
+        """Return the names of the evaluations that end in a number and were made of any of the variants, or of all."""
+        among = variants or self.variants.values()
+        return [name for name in self.evaluations if any(name in variant.scores for variant in among)]
+
+    def having(self, evaluation: str) -> list[Variant]:
+        """Return the variants that an evaluation was made of."""
+        return [variant for variant in self.variants.values() if evaluation in variant.scores]
+
+    @cached_property
+    def groups(self) -> list[tuple[list[str], list[Variant]]]:
+        """The variants that the same evaluations were made of, and these: text apart from speech."""
+        tracks = {item.model: item.performance.track for item in self.variants.values() if item.performance}
+        found: dict[tuple, list[Variant]] = {}
+        for variant in self.variants.values():
+            found.setdefault((tracks.get(variant.model), *self.scored(variant)), []).append(variant)
+        return [(evaluations, variants) for (_, *evaluations), variants in found.items()]
+
+    @cached_property
+    def benchmarks(self) -> dict[str, Performance]:
+        """Track -> the first benchmark of a variant of it: what all of them have in common."""
+        found: dict[str, Performance] = {}
+        for variant in self.variants.values():
+            if variant.performance:
+                found.setdefault(variant.performance.track, variant.performance)
+        return found
+
+    def made_by(self, kind: str) -> list[Variant]:
+        """Return the variants whose last step is of a kind."""
+        return [variant for variant in self.variants.values() if variant.kind == kind]
+
+    def role(self, variant: Variant, evaluation: str) -> Literal["target", "general", "other"]:
+        """Return what an evaluation is to a fine-tuned variant: its own domain, what it must not forget, neither."""
+        recipe = self.evaluations[evaluation]
+        if recipe.get("general"):
+            return "general"
+        return "target" if recipe["dataset"] == variant.recipe.get("dataset") else "other"
+
+    def warnings(self, variant: Variant) -> list[str]:
+        """Return what its quantization job warned about, and evaluations in windows far longer than its samples."""
+        recipe = variant.recipe
+        found = [warning for part in ("calibration", "quality") for warning in _warnings_of(variant.facts, part)]
+        for name in variant.scores if "samples" in recipe else ():
+            length = self.evaluations[name].get("length", 0)
+            if length > SHORT * recipe["length"]:
+                told = f"calibrated on samples of {recipe['length']} tokens, read in windows of {length} on {name}"
+                found.append(f"{told}; short samples calibrate for short contexts")
+        return found
+
+    @cached_property
+    def models(self) -> list[str]:
+        """The models that chains begin with."""
+        return list(dict.fromkeys(variant.model for variant in self.variants.values()))
+
+    @cached_property
+    def comparisons(self) -> int:
+        """How many different paired comparisons it shows."""
+        scores = [(variant.name, item) for variant in self.variants.values() for item in variant.scores.values()]
+        changes = [(name, item.path, change) for name, item in scores for change in item.changes()]
+        return len({(name, path, change.against) for name, path, change in changes})
+
+
+def gather(order: dict[str, Any]) -> Report:
+    """Read every input of the report.
+
+    Args:
+        order: the report's `Artefact.order()`; paths are relative to the working directory.
+
+    Raises:
+        QuantuneError: if benchmarks are of different machines.
+        ValueError: if two variants of a model were not evaluated on the same windows or clips.
+        OSError: if an input lacks a file.
+    """
+    recipe, parents = order["recipe"], order["parents"]
+    lineage = read_lineage([item for made_from in parents.values() for item in made_from])
+    paths = {Path(item["path"]).name: item["path"] for item in parents["checkpoints"]}
+    evaluated = {tuple(Path(item["path"]).parts[-2:]): item["path"] for item in parents.get("evaluations", [])}
+    recipes = {key: recipe["evaluations"][key[1]] for key in evaluated}
+    read = {
+        key: scores.read(path, recipes[key], paths[_model(key[0], paths, lineage)])
+        for key, path in evaluated.items()
+        if recipes[key]["kind"] in scores.KINDS
+    }
+    rounded = {_grid(lineage[paths[name]], "rtn"): name for name in recipe["variants"]}
+    rounded.pop(None, None)
+    measured = benchmarks.read([item["path"] for item in parents.get("benchmarks", [])])
+    variants: dict[str, Variant] = {}
+    for name in recipe["variants"]:
+        provenance = lineage[paths[name]]
+        parent = variants.get(_parent(provenance))
+        ancestors = (*parent.ancestors, parent.name) if parent else ()
+        curves = Path(paths[name], "curves.csv")
+        variants[name] = Variant(
+            name=name,
+            path=paths[name],
+            parent=parent.name if parent else None,
+            ancestors=ancestors,
+            kind=KINDS[provenance["stage"].partition("/")[0]],
+            recipe=provenance["recipe"],
+            facts=provenance["facts"],
+            listed=name in recipe["listed"],
+            size_bytes=_size(provenance, parent),
+            bits_per_weight=_bits_per_weight(provenance, parent),
+            scores={
+                key[1]: _compared(key, ancestors, rounded.get(_grid(provenance)), read)
+                for key in read
+                if key[0] == name
+            },
+            generations={
+                key[1]: Generations(path, _rows(Path(path, "items.jsonl")))
+                for key, path in evaluated.items()
+                if key[0] == name and recipes[key]["kind"] == "generation"
+            },
+            curves=pandas.read_csv(curves) if curves.exists() else None,
+            performance=measured.get(name),
+        )
+    return Report(
+        title=recipe["title"],
+        path=order["path"],
+        digest=order["digest"],
+        evaluations=recipe["evaluations"],
+        variants=variants,
+        expected=recipe["expected"],
+        artefacts=lineage,
+    )
+
+
+def _parent(provenance: dict[str, Any]) -> str | None:
+    """Return the name of the variant that the last step was applied to; None for a model."""
+    made_from = provenance["parents"].get("parent") or provenance["parents"].get("adapter")
+    return Path(made_from[0]["path"]).name if made_from else None
+
+
+def _model(variant: str, paths: dict[str, str], lineage: dict[str, dict[str, Any]]) -> str:
+    """Return the name of the model that a variant's chain begins with."""
+    parent = _parent(lineage[paths[variant]])
+    return _model(parent, paths, lineage) if parent else variant
+
+
+def _size(provenance: dict[str, Any], parent: Variant | None) -> int:
+    own = sum(file["size"] for file in provenance["files"] if file["path"].endswith(".safetensors"))
+    return own + parent.size_bytes if _is_adapter(provenance) else own
+
+
+def _bits_per_weight(provenance: dict[str, Any], parent: Variant | None) -> float | None:
+    """Return the bits of the last quantization still in force: an adapter keeps its base's, merging ends it."""
+    return parent.bits_per_weight if _is_adapter(provenance) else provenance["facts"].get("bits_per_weight")
+
+
+def _is_adapter(provenance: dict[str, Any]) -> bool:
+    return any(file["path"] == "adapter_config.json" for file in provenance["files"])
+
+
+def _grid(provenance: dict[str, Any], method: str | None = None) -> tuple | None:
+    """Return what was quantized, bits, groups and symmetry; None unless by the method, or by one that calibrates."""
+    recipe = provenance["recipe"]
+    if "bits" not in recipe or (recipe["method"] != method if method else "samples" not in recipe):
+        return None
+    return _parent(provenance), recipe["bits"], recipe["group_size"], recipe["symmetric"]
+
+
+def _compared(
+    key: tuple[str, str], ancestors: tuple[str, ...], rounding: str | None, read: dict[tuple[str, str], Score]
+) -> Score:
+    def change(against: str | None) -> scores.Change | None:
+        return scores.change(read[key], against, read[against, key[1]]) if against else None
+
+    root, parent = (ancestors[0], ancestors[-1]) if ancestors else (None, None)
+    return replace(read[key], from_root=change(root), from_parent=change(parent), from_rounding=change(rounding))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -1,0 +1,226 @@
+"""What comes from outside: models, collections of texts, recordings with transcripts; each told by its content."""
+
+import re
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
+
+from quantune.core.errors import listed
+from quantune.core.recipe import Dtype, Entry, Name, Recipe
+from quantune.core.workload import Inference
+
+
+def _checked(pattern: str, wanted: str) -> AfterValidator:
+    """Return a check that a text matches a pattern; the error says what is wanted."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"'{value}' is not {wanted}")
+        return value
+
+    return AfterValidator(check)
+
+
+OWNED = r"[\w-][\w.-]*/[\w-][\w.-]*"
+Repository = Annotated[str, _checked(OWNED, "a repository on the hub; give owner/name, such as facebook/opt-125m")]
+FileName = Annotated[str, _checked(r"[\w-][\w. -]*", "a file name; give one without folders, such as train.jsonl")]
+Url = Annotated[str, _checked(r"https?://\S+", "a URL; give one that begins with https:// or http://")]
+Language = Annotated[str, _checked(r"[a-z]{2,3}", "Whisper's code of a language; give one such as en or zh")]
+UNSPACED = ("zh", "yue", "ja", "th", "lo", "my", "km", "bo")
+"""Languages written without spaces: the character error rate says more than the word error rate."""
+Sha256 = Annotated[str, _checked(r"[0-9a-f]{64}", "a SHA-256; give 64 digits 0-9, a-f, as `sha256sum` prints them")]
+
+
+class Outside(Recipe):
+    """Something from outside, given in exactly one of several ways; identified by its content, never by its place."""
+
+    ways: ClassVar[tuple[str, ...]] = ("path", "hub")
+
+    path: str | None = None
+    """File or folder; may hold environment variables."""
+    hub: Repository | None = None
+    """Repository on the Hugging Face hub, `owner/name`; `sources.lock.json` pins its commit and files."""
+    revision: str = Field(default="main", min_length=1)
+    """Branch, tag or commit on the hub."""
+
+    @model_validator(mode="after")
+    def _one_way(self):
+        given = [way for way in self.ways if getattr(self, way)]
+        if len(given) != 1:
+            found = f"found {' and '.join(given)}" if given else "found none"
+            raise ValueError(f"give exactly one of {listed(self.ways)}; {found}")
+        if "revision" in self.model_fields_set and not self.hub:
+            raise ValueError("'revision' belongs to 'hub'; leave it out")
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core, handler):
+        """Say in the schema too that exactly one way is given."""
+        found = handler(core)
+        handler.resolve_ref_schema(found)["oneOf"] = [{"required": [way]} for way in cls.ways]
+        return found
+
+
+class Model(Outside):
+    """Where a model comes from."""
+
+    settings: ClassVar[frozenset[str]] = frozenset({"path", "hub", "revision"})
+
+    path: str | None = None
+    """Folder in Hugging Face layout (config.json, *.safetensors, tokenizer); may hold environment variables."""
+
+
+class Download(Entry):
+    """A file on the web."""
+
+    url: Url
+    """Where it is: `https://...`."""
+    sha256: Sha256
+    """SHA-256 of its content, as `sha256sum` prints it."""
+
+
+def _share(value: str | list[str] | float) -> str | list[str] | float:
+    if isinstance(value, float) and not 0 < value <= 1:
+        raise ValueError(f"a share is above 0 and at most 1, found {value:g}")
+    return value
+
+
+Share = Annotated[float, WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": 1})]
+Part = Annotated[str | list[str] | Share, AfterValidator(_share)]
+
+
+class Dataset(Outside):
+    """What text and speech have in common: where it comes from, and its splits."""
+
+    ways: ClassVar[tuple[str, ...]] = ("path", "hub", "urls")
+    settings: ClassVar[frozenset[str]] = frozenset({"path", "hub", "revision", "urls"})
+    track: ClassVar[Literal["text", "speech"]]
+
+    path: str | None = None
+    """File, or folder of files; may hold environment variables."""
+    urls: dict[FileName, Download] = {}
+    """File name -> where it is downloaded from, and its SHA-256."""
+    splits: dict[Name, Part] = {}
+    """Split -> its file names or patterns (`*.jsonl`) below `path`, in the repository or among `urls`; or split -> its
+    share of the documents, drawn with `seed`; empty: all documents are the split "train"."""
+    seed: int = 0
+    """Seed of the draw, for splits given as shares."""
+
+    def split_names(self) -> list[str]:
+        """Return the names of the splits."""
+        return list(self.splits) or ["train"]
+
+    def shares(self) -> dict[str, float] | None:
+        """Return split -> share, or None if splits are files."""
+        numbers = {split: value for split, value in self.splits.items() if isinstance(value, float)}
+        return numbers or None
+
+
+class Text(Dataset):
+    """Texts, and how they are cut into documents."""
+
+    track: ClassVar[Literal["text", "speech"]] = "text"
+
+    layout: Literal["text"] = "text"
+    """Documents of text."""
+    format: Literal["text", "json", "csv", "tsv", "parquet"] | None = None
+    """Format of the files (json: also JSON lines); null: by their ending."""
+    column: str = "text"
+    """Column that holds the text, for every format but plain text."""
+    document: Literal["file", "paragraph", "line"] = "paragraph"
+    """What is one document in plain text; paragraphs are separated by blank lines."""
+    first: int | None = Field(default=None, gt=0)
+    """Only the first so many documents of each file; null: all."""
+    join: str | None = None
+    """Make one document of each file, its documents joined by this, empty ones too, before anything is tokenized:
+    "\\n\\n" is the protocol of the GPTQ paper for WikiText-2; null: they stay apart, and empty ones are dropped."""
+    remove_leaks: Literal["none", "exact", "near"] = "none"
+    """Drop held-out documents that repeat one of the split "train": to the letter, or nearly (half of the three-word
+    runs in common)."""
+
+
+LAYOUT_SPLITS = {"common-voice": {"train": "train", "validation": "dev", "test": "test"}}
+
+
+class Speech(Dataset):
+    """Recordings with their transcripts, in one of the layouts in which they are published."""
+
+    track: ClassVar[Literal["text", "speech"]] = "speech"
+
+    layout: Literal["common-voice", "ljspeech", "manifest", "parquet"]
+    """common-voice: a release of Mozilla Common Voice, `cv-corpus-*.tar.gz` or its unpacked folder; ljspeech:
+    metadata.csv and wavs/; manifest: TSV or JSON lines that name audio files beside them; parquet: an audio column, as
+    on the hub."""
+    locale: str | None = None
+    """Which locale of a Common Voice release, such as zh-CN; null: the only one."""
+    language: Language | None = None
+    """Whisper's code of the language spoken, such as en or zh; null: that of the locale."""
+    column: str | None = None
+    """Column with the transcript; null: `sentence` in Common Voice, else `text`."""
+    audio: str | None = None
+    """Column with the audio, or with its path; null: `path` in Common Voice and manifests, `audio` in Parquet."""
+    translation: str | None = None
+    """Column with an English translation, where there is one, for `task: translate`."""
+    splits: dict[Name, Part] = {}
+    """Split -> its TSV (`dev`), manifests or Parquet files; or split -> its share of the clips, drawn with `seed`.
+    Empty: train, validation (dev) and test of a Common Voice release; else all clips are the split "train"."""
+    min_seconds: float = Field(default=0.1, ge=0)
+    """Shorter clips are dropped and counted."""
+    max_seconds: float = Field(default=30, gt=0)
+    """Longer clips are dropped and counted; so are those longer than the model's window."""
+    max_broken: float = Field(default=0.01, ge=0, le=1)
+    """Share of clips that may be missing or unreadable: they are listed and left out; more are an error."""
+
+    @model_validator(mode="after")
+    def _fits_layout(self):
+        if self.layout == "common-voice" and self.shares():
+            raise ValueError("splits of a Common Voice release are its TSV files, such as {train: train, test: test}")
+        if self.locale and self.layout != "common-voice":
+            raise ValueError("'locale' belongs to 'layout: common-voice'; give 'language'")
+        if not self.language and self.layout != "common-voice":
+            raise ValueError("'language' is missing; give Whisper's code of the language spoken, such as en or zh")
+        if self.hub and self.layout != "parquet":
+            raise ValueError(f"'layout: {self.layout}' is read from 'path'; for the hub it is 'layout: parquet'")
+        if self.min_seconds >= self.max_seconds:
+            raise ValueError(f"min_seconds {self.min_seconds:g} must be below max_seconds {self.max_seconds:g}")
+        return self
+
+    def chosen_splits(self) -> dict[str, str | list[str] | float]:
+        """Return the splits, or those of the layout."""
+        return self.splits or LAYOUT_SPLITS.get(self.layout, {})
+
+    def split_names(self) -> list[str]:
+        """Return the names of the splits."""
+        return list(self.chosen_splits()) or ["train"]
+
+
+class Recording(Recipe):
+    """A recording of your own to transcribe, of any length; told by its content."""
+
+    settings: ClassVar[frozenset[str]] = frozenset({"path", "batch_size"})
+
+    path: str = Field(min_length=1)
+    """The file: WAV, FLAC, MP3 or OGG; may hold environment variables."""
+    language: Language
+    """Whisper's code of the language spoken, such as en or zh."""
+    task: Literal["transcribe", "translate"] = "transcribe"
+    """Write what is said, or its English translation."""
+    beams: int = Field(default=1, gt=0)
+    """Beams of the search; 1: greedy."""
+    batch_size: int = Field(default=8, gt=0)
+    """Windows transcribed together."""
+    dtype: Dtype = "float32"
+    """Of the weights that are not packed, and of the computation."""
+
+    def workload(self, config: dict[str, Any]) -> Inference:
+        """Return what transcribing does with a model of this config.json, for estimates of memory."""
+        positions = config["max_target_positions"]
+        return Inference(self.dtype, self.batch_size * self.beams, positions, cache=True, logits=1)
+
+
+def _with_layout(raw: Any) -> Any:
+    """Fill in the layout of a dataset that names none: text."""
+    return {"layout": "text", **raw} if isinstance(raw, dict) else raw
+
+
+AnyDataset = Annotated[Text | Speech, Field(discriminator="layout"), BeforeValidator(_with_layout)]

@@ -1,0 +1,143 @@
+"""Write a collection's clips: each decoded once, those that are broken, empty, too short or too long left out and
+counted.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from quantune.core.errors import QuantuneError
+from quantune.sources import archives, audio, clips
+from quantune.sources.entries import LAYOUT_SPLITS
+
+SCHEMA = pyarrow.schema(
+    [
+        ("id", pyarrow.string()),
+        ("text", pyarrow.string()),
+        ("translation", pyarrow.string()),
+        ("language", pyarrow.string()),
+        ("seconds", pyarrow.float64()),
+        ("audio", pyarrow.binary()),
+    ]
+)
+ROWS = 256  # in one row group
+THREADS = 2  # that decode; libsndfile works outside the interpreter lock
+DROPPED = ("broken", "without_transcript", "too_short", "too_long")
+
+
+def tables(recipe: dict[str, Any], files: dict[str, list[Path]], unpacked: Path) -> tuple[Path, dict[str, list[Path]]]:
+    """Return the folder of a collection and split -> its tables, having unpacked it if it is an archive.
+
+    Raises:
+        QuantuneError: if a table is missing or the archive cannot be unpacked.
+    """
+    first = next(iter(files.values()))[0]
+    if recipe["layout"] != "common-voice":
+        return Path(os.path.commonpath([path.parent for found in files.values() for path in found])), files
+    if first.suffix != ".tsv":
+        archives.unpack(first, unpacked, recipe["locale"])
+        root = clips.locale_folder(unpacked, recipe["locale"])
+        return root, clips.release_tables(root, recipe["splits"] or LAYOUT_SPLITS["common-voice"], str(first))
+    return first.parent, files
+
+
+def language(recipe: dict[str, Any], root: Path) -> str:
+    """Return Whisper's code of the language spoken: the one given, or the first part of the locale (zh of zh-CN)."""
+    return recipe["language"] or (recipe["locale"] or root.name).split("-")[0]
+
+
+def write(splits: dict[str, list[clips.Clip]], recipe: dict[str, Any], spoken: str, folder: Path) -> dict[str, Any]:
+    """Write the splits; return what was kept and what was not.
+
+    Raises:
+        QuantuneError: if more clips are broken than the recipe allows, naming them, or a split has none left.
+    """
+    facts: dict[str, Any] = {"language": spoken, "splits": {}, "broken_files": []}
+    for split, found in splits.items():
+        dropped, seconds = dict.fromkeys(DROPPED, 0), []
+        with pyarrow.parquet.ParquetWriter(folder / f"{split}.parquet", SCHEMA) as writer:
+            for rows in _groups(_kept(found, recipe, spoken, dropped, facts["broken_files"], split)):
+                seconds += [row["seconds"] for row in rows]
+                writer.write_table(pyarrow.Table.from_pylist(rows, SCHEMA))
+        speakers = len({clip.speaker for clip in found if clip.speaker})
+        facts["splits"][split] = (
+            audio.durations(seconds) | {"dropped": dropped} | ({"speakers": speakers} if speakers else {})
+        )
+        told = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in dropped.items() if count)
+        print(f"{split}: {len(seconds)} clips, {sum(seconds) / 3600:.3f} h; left out: {told or 'none'}")
+        if not seconds:
+            raise QuantuneError(f"split '{split}' has no clips left (read {len(found)}; {told})")
+    facts["speakers_shared_with_train"] = shared_speakers(splits)
+    _require_few_broken(facts["broken_files"], sum(map(len, splits.values())), recipe["max_broken"])
+    return facts
+
+
+def shared_speakers(splits: dict[str, list[clips.Clip]]) -> dict[str, int]:
+    """Return split -> how many of its speakers also speak in the split "train", where speakers are told."""
+    known = {split: {clip.speaker for clip in found if clip.speaker} for split, found in splits.items()}
+    train = known.pop("train", set())
+    return {split: len(found & train) for split, found in known.items() if found and train}
+
+
+def _kept(
+    found: list[clips.Clip], recipe: dict[str, Any], spoken: str, dropped: dict[str, int], broken: list, split: str
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows to write; count and list what is left out."""
+    from tqdm import tqdm
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        groups = (pool.map(_checked, found[first : first + ROWS]) for first in range(0, len(found), ROWS))
+        checked = tqdm(chain.from_iterable(groups), desc=split, total=len(found), unit="clip")
+        for clip, (data, seconds, problem) in zip(found, checked, strict=True):
+            if problem:
+                dropped["broken"] += 1
+                broken.append(f"{clip.name}: {problem}")
+                tqdm.write(f"broken: {clip.name}: {problem}")
+            elif not clip.text.strip():
+                dropped["without_transcript"] += 1
+            elif seconds < recipe["min_seconds"]:
+                dropped["too_short"] += 1
+            elif seconds > recipe["max_seconds"]:
+                dropped["too_long"] += 1
+            else:
+                row = {"id": clip.name, "text": clip.text.strip(), "translation": clip.translation, "language": spoken}
+                yield row | {"seconds": seconds, "audio": data}
+
+
+def _checked(clip: clips.Clip) -> tuple[bytes, float, str | None]:
+    """Return a clip's bytes, its length in seconds, and what is wrong with it."""
+    try:
+        data = clip.read()
+        samples, rate, _ = audio.decode(data)
+    except FileNotFoundError:
+        return b"", 0.0, "the file is missing"
+    except (OSError, audio.BrokenAudioError) as error:
+        return b"", 0.0, str(error)
+    return data, len(samples) / rate, None
+
+
+def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    group: list[dict[str, Any]] = []
+    for row in rows:
+        group.append(row)
+        if len(group) == ROWS:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _require_few_broken(broken: list[str], total: int, allowed: float) -> None:
+    """Raise QuantuneError if more clips than allowed are broken."""
+    if len(broken) > allowed * total:
+        shown = "; ".join(broken[:5]) + (f"; and {len(broken) - 5} more" if len(broken) > 5 else "")
+        raise QuantuneError(
+            f"{len(broken)} of {total} clips are broken ({len(broken) / total:.1%}), more than the {allowed:.1%} that"
+            f" 'max_broken' allows: {shown}"
+        )
