@@ -90,7 +90,7 @@ schema: $(VENV)/ready  ## write schemas/config.schema.json from the typed models
 	python -c "from pathlib import Path; from quantune.planning.load import write_schema; write_schema(Path('schemas/config.schema.json'))"
 
 stages: $(VENV)/ready-to-test  ## record the stages' sources, once versions are raised where the meaning changed
-	PYTHONPATH=. python tests/test_stages.py
+	PYTHONPATH=. python tests/test_stages.py $(SAME)
 
 update-lock: $(VENV)/ready  ## ask the hub for everything in sources.lock.json again; print what changed
 	python -c "from quantune.sources.lock import update; update('$(LOCK)')"

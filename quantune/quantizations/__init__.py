@@ -74,6 +74,12 @@ class Quantization(Recipe):
         weights = sum(rows * columns for rows, columns in layers.values())
         return {"layers_quantized": len(layers), "bits_per_weight": round(8 * stored / weights, 4)}
 
+    def probe(self, parent: Path, data: Path | None, seed: int) -> tuple[str, list[dict[str, Any]]]:
+        """Return the inputs that show how much the parent changed, batch by batch, and what they are called."""
+        from quantune.quantizations.arithmetic.quality import probe_inputs
+
+        return probe_inputs(parent)
+
     def layer_tensors(self, rows: int, columns: int) -> dict[str, tuple[str | None, list[int]]]:
         """Return suffix -> (dtype, shape) of the tensors that a quantized layer (outputs, inputs) has on disk.
 

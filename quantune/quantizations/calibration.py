@@ -39,6 +39,12 @@ class Calibrated(Packed):
         pack_quantized.save(model, grids, self.grid, parent, folder)
         return {"calibration": facts, "output_errors": errors}
 
+    def probe(self, parent: Path, data: Path | None, seed: int) -> tuple[str, list[dict[str, Any]]]:
+        """Return the first calibration samples as a model's inputs, and what they are called."""
+        from quantune.quantizations.arithmetic.quality import calibration_inputs
+
+        return calibration_inputs(self, data, seed, parent)
+
     def visitor(self, model, grids: dict, errors: dict):
         """Return the function that quantizes a decoder layer of a model; it fills `grids` and `errors`, by linear layer.
 
@@ -85,14 +91,6 @@ class Calibrated(Packed):
         raise NotImplementedError
 
 
-def order(count: int, seed: int) -> list[int]:
-    """Return the numbers of the samples in the order in which they are taken.
-
-    It follows from SHA-256 over the seed and the sample's number: the same with every version of every library.
-    """
-    return sorted(range(count), key=lambda index: hashlib.sha256(f"{seed}:{index}".encode()).digest())
-
-
 def draw(recipe: Calibrated, data: Path, seed: int, checkpoint: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Draw the calibration samples: blocks of text, or clips with their transcripts.
 
@@ -107,6 +105,7 @@ def draw(recipe: Calibrated, data: Path, seed: int, checkpoint: Path) -> tuple[l
         warnings.
     """
     from quantune.data import examples
+    from quantune.sources.draw import order
 
     samples = examples.read(data, recipe.split, checkpoint, recipe.length)
     chosen = order(len(samples), seed)[: recipe.samples]

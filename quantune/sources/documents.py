@@ -2,12 +2,12 @@
 
 import csv
 import gzip
-import hashlib
 import re
 from collections import defaultdict
 from pathlib import Path
 
 from quantune.core.errors import QuantuneError, listed, nearest
+from quantune.sources.draw import order
 from quantune.sources.selection import FORMATS, PACKED, format_of
 
 NEAR = 0.5  # share of a document's three-word runs found in one training document that makes it a near duplicate
@@ -82,12 +82,12 @@ def divide(texts: list[str], shares: dict[str, float], seed: int) -> dict[str, l
 
     The order is that of SHA-256 over seed and position: the same with every version of every library.
     """
-    order = sorted(range(len(texts)), key=lambda index: hashlib.sha256(f"{seed}:{index}".encode()).digest())
+    numbers = order(len(texts), seed)
     parts, begin, share = {}, 0, 0.0
     for split, part in shares.items():
         share += part
         end = round(share * len(texts))
-        parts[split] = [texts[index] for index in sorted(order[begin:end])]
+        parts[split] = [texts[index] for index in sorted(numbers[begin:end])]
         begin = end
     return parts
 

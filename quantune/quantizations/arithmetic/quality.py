@@ -19,8 +19,9 @@ from quantune.core.errors import QuantuneError
 from quantune.data import examples, speech
 from quantune.models import loading
 from quantune.models.checkpoints import quantizable
-from quantune.quantizations import PROBE_TOKENS, Quantization, calibration
+from quantune.quantizations import PROBE_TOKENS, Quantization
 from quantune.sources import audio
+from quantune.sources.draw import order
 
 PROBE = Path(__file__).parents[3] / "assets/probe"
 SAMPLES = 8  # of the calibration set
@@ -97,7 +98,7 @@ def guard(
         QuantuneError: if the model is destroyed and the recipe does not let that pass. Its loss is not finite or worse
             than a unigram model's, or a layer is no better than one that gives zeros; the layer is named.
     """
-    source, inputs = calibration_inputs(recipe, data, seed, parent) if data else probe_inputs(parent)
+    source, inputs = recipe.probe(parent, data, seed)
     found = measure(parent, folder, inputs, errors if recipe.rescales else None)
     worst = found.worst()[:3]
     print(
@@ -162,7 +163,7 @@ def calibration_inputs(
 ) -> tuple[str, list[dict[str, torch.Tensor]]]:
     """Return the first samples of a calibration set, one a batch, and what they are called."""
     samples = examples.read(data, recipe.split, parent, recipe.length)
-    chosen = calibration.order(len(samples), seed)[: min(recipe.samples, SAMPLES)]
+    chosen = order(len(samples), seed)[: min(recipe.samples, SAMPLES)]
     most = max(1, TOKENS // max(1, samples.tokens(chosen[:1])))
     return "calibration samples", [batch for number in chosen[:most] for batch in samples.inputs([number])]
 
