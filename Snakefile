@@ -49,33 +49,33 @@ rule all:
 
 rule data:
     input:
-        asked_data,
+        reported_data,
 
 
 rule checkpoints:
     input:
-        asked_prepared,
-        asked_checkpoints,
+        reported_prepared,
+        listed_checkpoints,
 
 
 rule evaluations:
     input:
-        asked_evaluations,
+        listed_evaluations,
 
 
 rule measurements:
     input:
-        asked_measurements,
+        reported_measurements,
 
 
 rule transcripts:
     input:
-        asked_transcripts,
+        listed_transcripts,
 
 
 rule benchmarks:
     input:
-        asked_benchmarks,
+        listed_benchmarks,
 
 
 localrules:

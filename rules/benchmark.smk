@@ -1,10 +1,12 @@
 """Benchmark: takes a variant; makes `benchmarks/{variant}`, its memory, and the time of each run of prefill (of speech:
 encode) and decode. It takes every core and GPU that Snakemake was given: nothing else runs beside it."""
 
+benchmarked = Job(lambda wildcards: PLAN.benchmark(wildcards.variant))
+
 
 rule benchmark:
     input:
-        unpack(planned_inputs),
+        unpack(benchmarked.inputs),  # checkpoint; base: what an adapter lies on
     output:
         directory(f"{WORK}/benchmarks/{{variant}}"),
     log:
@@ -15,11 +17,11 @@ rule benchmark:
         "../envs/conda.yaml"
     threads: all_cores
     resources:
-        mem_mb=memory_mb,
+        mem_mb=benchmarked.memory_mb,
         gpu=all_gpus,
     params:
-        order=planned_order,
-        why=planned_reason,
+        order=benchmarked.order,
+        why=benchmarked.why,
     message:
         "Benchmark {wildcards.variant}{params.why}"
     script:

@@ -15,7 +15,7 @@ from snakemake.io import ancient
 
 sys.path.insert(0, str(workflow.basedir))
 
-from quantune.artefacts import freshness, job, record
+from quantune.artefacts import freshness, job
 from quantune.core import hardware
 from quantune.core.errors import QuantuneError
 from quantune.core.recipe import NAME, SEED
@@ -63,26 +63,6 @@ def any_of(names):
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
-def needs(artefact):
-    """Return the named inputs of the job that makes an artefact.
-
-    Missing: its parents. Stale: its parents and a marker newer than it, so that it runs. Current (the digest it records
-    is the one expected, every file is what was made): those parents that exist, with their dates ignored, so that
-    nothing runs. With a missing one, Snakemake would run it wherever that is made again for something else.
-    """
-    made_from = {**record.roles(artefact.parents), **artefact.reads}
-    inputs = {role: [item.path for item in items] for role, items in made_from.items()}
-    inputs["outside"] = artefact.outside
-    state, asked = freshness.state(artefact), workflow.dag_settings
-    if state is freshness.State.CURRENT:
-        forced = asked.forceall or asked.forcerun or asked.forcetargets
-        there = {role: [path for path in paths if forced or os.path.lexists(path)] for role, paths in inputs.items()}
-        return {role: [ancient(path) for path in paths] for role, paths in there.items()}
-    if state is freshness.State.STALE:
-        inputs["stale"] = [freshness.marker(artefact, WORK)]
-    return inputs
-
-
 def forget_backups():
     """Remove the copies of outputs that a killed Snakemake left: the next one that copies there would fail."""
     shutil.rmtree(workflow.persistence._backup_path, ignore_errors=True)
@@ -100,139 +80,111 @@ def require_settled():
             )
 
 
+class Job:
+    """What a rule needs to know of the artefacts that one of its jobs makes; each method takes the job's wildcards."""
+
+    def __init__(self, artefacts):
+        """Take a function from wildcards to an artefact, or to all that one job makes."""
+        self._artefacts = artefacts
+
+    def artefacts(self, wildcards):
+        """Return the artefacts that the job makes."""
+        made = clearly(self._artefacts, wildcards)
+        return made if isinstance(made, list) else [made]
+
+    def inputs(self, wildcards):
+        """Return role -> paths of what the artefacts are made from: of a current one with dates ignored."""
+        found = {}
+        for artefact in self.artefacts(wildcards):
+            state = freshness.state(artefact)
+            needs = freshness.needs(artefact, state, forced())
+            if state is freshness.State.STALE:
+                needs.inputs["stale"] = [freshness.marker(artefact, WORK)]
+            for role, paths in needs.inputs.items():
+                new = [path for path in paths if path not in found.get(role, [])]
+                found[role] = [*found.get(role, []), *(new if needs.dated else map(ancient, new))]
+        return found
+
+    def orders(self, wildcards):
+        """Return all that the job needs to know of each artefact, and the memory predicted, to be recorded."""
+        return [item.order() | {"predicted": resources.terms(PLAN, item)} for item in self.artefacts(wildcards)]
+
+    def order(self, wildcards):
+        """Return all that the job needs to know of its one artefact."""
+        return self.orders(wildcards)[0]
+
+    def names(self, wildcards):
+        """Return the last names of the artefacts, for the job's message."""
+        return ", ".join(item.place.last for item in self.artefacts(wildcards))
+
+    def why(self, wildcards):
+        """Return why artefacts that exist are made again, for the job's message and log, or an empty text."""
+        return "".join(dict.fromkeys(map(reason, self.artefacts(wildcards))))
+
+    def memory_mb(self, wildcards):
+        """Return the main memory in MB, from the sizes of the model and of its work."""
+        return max(resources.host_bytes(PLAN, item) for item in self.artefacts(wildcards)) // 1_000_000
+
+
+def forced():
+    """Return whether the command line asks for jobs whatever their state."""
+    settings = workflow.dag_settings
+    return bool(settings.forceall or settings.forcerun or settings.forcetargets)
+
+
 def reason(artefact):
-    """Return why an artefact that exists is made again, for the job's message and log."""
+    """Return why an artefact that exists is made again, or an empty text."""
     changes = freshness.differences(artefact)
     more = [f"and {len(changes) - 4} more"] if len(changes) > 5 else []
     return f" [made again because {'; '.join(changes[:4] + more if more else changes)}]" if changes else ""
 
 
-def planned(wildcards):
-    """Return the artefact that a job's wildcards name; without wildcards, the report."""
-    given = dict(wildcards.items())
-    if "recording" in given:
-        return clearly(PLAN.transcript, given["variant"], given["recording"])
-    if "variant" in given:
-        return clearly(PLAN.benchmark, given["variant"])
-    if "dataset" in given and "model" in given:
-        return clearly(PLAN.prepared, given["dataset"], given["model"])
-    if "dataset" in given:
-        return clearly(PLAN.dataset, given["dataset"])
-    if given:
-        return clearly(PLAN.checkpoint, "+".join(given.values()))
-    return clearly(PLAN.report)
-
-
-def planned_inputs(wildcards):
-    """Return the named inputs of the job that the wildcards name."""
-    return needs(planned(wildcards))
-
-
-def planned_order(wildcards):
-    """Return all that the job needs to know, and the memory that it is predicted to take, to be recorded."""
-    artefact = planned(wildcards)
-    return artefact.order() | {"predicted": resources.terms(PLAN, artefact)}
-
-
-def planned_reason(wildcards):
-    """Return why the job runs again, or an empty text."""
-    return reason(planned(wildcards))
-
-
 @cache
 def open_evaluations(variant, track):
-    """Return the evaluations of a track that a job must make of a variant: those not current; all, if none is."""
+    """Return the evaluations of a track that a job must make of a variant, those of one dtype together.
+
+    These are those that are not current; all of them, if none is.
+    """
     found = [clearly(PLAN.evaluation, variant, name) for name in EVALUATIONS[track]]
-    asked = workflow.dag_settings
-    forced = asked.forceall or asked.forcerun or asked.forcetargets
-    left = [item for item in found if forced or freshness.state(item) is not freshness.State.CURRENT]
-    return left or found
+    left = [item for item in found if forced() or freshness.state(item) is not freshness.State.CURRENT]
+    return sorted(left or found, key=lambda item: item.recipe.get("dtype", ""))
 
 
-def evaluation_inputs(track):
-    """Return the function that gives the named inputs of the job that evaluates a variant."""
-
-    def inputs(wildcards):
-        given = {}
-        for item in open_evaluations(wildcards.variant, track):
-            for role, paths in needs(item).items():
-                given[role] = [*given.get(role, []), *(path for path in paths if path not in given.get(role, []))]
-        return given
-
-    return inputs
-
-
-def evaluation_orders(track):
-    """Return the function that gives all that the job needs to know of each evaluation, those of one dtype together."""
-
-    def orders(wildcards):
-        found = open_evaluations(wildcards.variant, track)
-        ordered = [item.order() | {"predicted": resources.terms(PLAN, item)} for item in found]
-        return sorted(ordered, key=lambda order: order["recipe"].get("dtype", ""))
-
-    return orders
-
-
-def evaluation_names(track):
-    """Return the function that names the evaluations that the job makes."""
-    return lambda wildcards: ", ".join(Path(item.path).name for item in open_evaluations(wildcards.variant, track))
-
-
-def evaluation_reasons(track):
-    """Return the function that says why evaluations are made again, each reason once, or gives an empty text."""
-    return lambda wildcards: "".join(dict.fromkeys(map(reason, open_evaluations(wildcards.variant, track))))
-
-
-def evaluation_memory_mb(track):
-    """Return the function that gives the job's main memory in MB: that of the evaluation that takes most."""
-
-    def memory(wildcards):
-        found = open_evaluations(wildcards.variant, track)
-        return max(resources.host_bytes(PLAN, item) for item in found) // 1_000_000
-
-    return memory
-
-
-def asked_data(wildcards):
+def reported_data(wildcards):
     """Return the datasets that the report rests on."""
     return [item.path for item in PLAN.all_datasets()]
 
 
-def asked_prepared(wildcards):
+def reported_prepared(wildcards):
     """Return these datasets as the models read them."""
     return [item.path for item in PLAN.all_prepared()]
 
 
-def asked_measurements(wildcards):
+def reported_measurements(wildcards):
     """Return the evaluations and, where the configuration asks for them, the benchmarks that the report rests on."""
     parents = PLAN.report().parents
     return [item.path for role in ("evaluations", "benchmarks") for item in parents.get(role, ())]
 
 
-def asked_checkpoints(wildcards):
+def listed_checkpoints(wildcards):
     """Return the checkpoints of the variants in the configuration."""
     return [PLAN.checkpoint(str(variant)).path for variant in CONFIG.listed]
 
 
-def asked_evaluations(wildcards):
+def listed_evaluations(wildcards):
     """Return the evaluations of the variants in the configuration and of their ancestors."""
     asked = [(str(variant), name) for variant in CONFIG.evaluated for name in CONFIG.evaluations_of(variant.model)]
     return [PLAN.evaluation(variant, name).path for variant, name in asked]
 
 
-def asked_transcripts(wildcards):
+def listed_transcripts(wildcards):
     """Return the transcripts of the configured recordings by the speech variants in the configuration."""
     return [clearly(PLAN.transcript, *asked).path for asked in clearly(lambda: CONFIG.transcribed)]
 
 
-def asked_benchmarks(wildcards):
+def listed_benchmarks(wildcards):
     """Return the benchmarks of the variants in the configuration and of their models."""
     return [clearly(PLAN.benchmark, name).path for name in CONFIG.benchmarked or map(str, CONFIG.listed)]
-
-
-def memory_mb(wildcards):
-    """Return a job's main memory in MB, from the sizes of the model and of its work."""
-    return resources.host_bytes(PLAN, planned(wildcards)) // 1_000_000
 
 
 def planned_costs(wildcards):

@@ -1,10 +1,12 @@
 """Dataset: takes text, JSON, CSV or Parquet files, or recordings with their transcripts; local, on the hub or at URLs;
 makes `sources/{dataset}`, one Parquet file of documents or clips a split."""
 
+read = Job(lambda wildcards: PLAN.dataset(wildcards.dataset))
+
 
 rule dataset:
     input:
-        unpack(planned_inputs),
+        unpack(read.inputs),  # nothing that a rule makes; outside: the files
     output:
         directory(f"{WORK}/sources/{{dataset}}"),
     log:
@@ -20,8 +22,8 @@ rule dataset:
         mem_mb=2000,
         gpu=0,
     params:
-        order=planned_order,
-        why=planned_reason,
+        order=read.order,
+        why=read.why,
     message:
         "Read the dataset {wildcards.dataset}{params.why}"
     script:
@@ -30,7 +32,7 @@ rule dataset:
 
 rule clips:
     input:
-        unpack(planned_inputs),
+        unpack(read.inputs),  # nothing that a rule makes; outside: the files
     output:
         directory(f"{WORK}/sources/{{dataset}}"),
     log:
@@ -46,8 +48,8 @@ rule clips:
         mem_mb=2000,
         gpu=0,
     params:
-        order=planned_order,
-        why=planned_reason,
+        order=read.order,
+        why=read.why,
     message:
         "Read the recordings of {wildcards.dataset}{params.why}"
     script:

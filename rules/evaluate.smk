@@ -2,13 +2,17 @@
 for each, the raw number of each window, prompt or clip, and a summary. One job loads the variant once and makes those
 that are not current; the others stay as they are."""
 
+evaluated = {
+    track: Job(lambda wildcards, track=track: open_evaluations(wildcards.variant, track)) for track in EVALUATIONS
+}
+
 for track, names in EVALUATIONS.items():
 
     rule:
         name:
             f"evaluate_{track}"
         input:
-            unpack(evaluation_inputs(track)),
+            unpack(evaluated[track].inputs),  # checkpoint; base: what an adapter lies on; data
         output:
             [update(directory(f"{WORK}/evaluations/{{variant}}/{name}")) for name in names],
         log:
@@ -19,12 +23,12 @@ for track, names in EVALUATIONS.items():
             "../envs/conda.yaml"
         threads: CONFIG.threads
         resources:
-            mem_mb=evaluation_memory_mb(track),
+            mem_mb=evaluated[track].memory_mb,
             gpu=gpus,
         params:
-            orders=evaluation_orders(track),
-            names=evaluation_names(track),
-            why=evaluation_reasons(track),
+            orders=evaluated[track].orders,
+            names=evaluated[track].names,
+            why=evaluated[track].why,
         message:
             "Evaluate {wildcards.variant}: {params.names}{params.why}"
         script:

@@ -1,10 +1,12 @@
 """Merge: takes an adapter and the nearest unquantized ancestor of what it was trained on; makes
 `checkpoints/{parent}+merge`, a whole model again."""
 
+merged = Job(lambda wildcards: PLAN.checkpoint(f"{wildcards.parent}+{wildcards.merge}"))
+
 
 rule merge:
     input:
-        unpack(planned_inputs),
+        unpack(merged.inputs),  # adapter; base: what it is added to; parent: what it was trained on
     output:
         directory(f"{WORK}/checkpoints/{{parent}}+{{merge}}"),
     log:
@@ -15,11 +17,11 @@ rule merge:
         "../envs/conda.yaml"
     threads: CONFIG.threads
     resources:
-        mem_mb=memory_mb,
+        mem_mb=merged.memory_mb,
         gpu=gpus,
     params:
-        order=planned_order,
-        why=planned_reason,
+        order=merged.order,
+        why=merged.why,
     message:
         "Merge the adapter {wildcards.parent}{params.why}"
     script:

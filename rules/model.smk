@@ -1,10 +1,12 @@
 """Model: takes a folder in Hugging Face layout, or a repository on the hub as the lock file pins it; makes
 `checkpoints/{model}`, a copy with safetensors weights only."""
 
+copied = Job(lambda wildcards: PLAN.checkpoint(wildcards.model))
+
 
 rule model:
     input:
-        unpack(planned_inputs),
+        unpack(copied.inputs),  # nothing that a rule makes; outside: the files
     output:
         directory(f"{WORK}/checkpoints/{{model}}"),
     log:
@@ -18,8 +20,8 @@ rule model:
         mem_mb=1000,
         gpu=0,
     params:
-        order=planned_order,
-        why=planned_reason,
+        order=copied.order,
+        why=copied.why,
     message:
         "Copy the model {wildcards.model}{params.why}"
     script:

@@ -1,9 +1,11 @@
 """Quantize: takes a checkpoint; makes `checkpoints/{parent}+{quantization}`, packed weights that reload exactly."""
 
+quantized = Job(lambda wildcards: PLAN.checkpoint(f"{wildcards.parent}+{wildcards.quantization}"))
+
 
 rule quantize:
     input:
-        unpack(planned_inputs),
+        unpack(quantized.inputs),  # parent: the checkpoint; data: the calibration set, where the method has one
     output:
         directory(f"{WORK}/checkpoints/{{parent}}+{{quantization}}"),
     log:
@@ -14,11 +16,11 @@ rule quantize:
         "../envs/conda.yaml"
     threads: CONFIG.threads
     resources:
-        mem_mb=memory_mb,
+        mem_mb=quantized.memory_mb,
         gpu=gpus,
     params:
-        order=planned_order,
-        why=planned_reason,
+        order=quantized.order,
+        why=quantized.why,
     message:
         "Quantize {wildcards.parent} with {wildcards.quantization}{params.why}"
     script:

@@ -1,10 +1,12 @@
 """Report: takes the evaluations and checkpoints of every variant; makes `report/`: report.html, table.csv, metrics.json
 and the figures, which `snakemake --report` shows too."""
 
+reported = Job(lambda wildcards: PLAN.report())
+
 
 rule report:
     input:
-        unpack(planned_inputs),
+        unpack(reported.inputs),  # evaluations, benchmarks, checkpoints; lineage: the data that they rest on
     output:
         report(
             directory(f"{WORK}/report"),
@@ -24,8 +26,8 @@ rule report:
         mem_mb=2000,
         gpu=0,
     params:
-        order=planned_order,
-        why=planned_reason,
+        order=reported.order,
+        why=reported.why,
     message:
         "Write the report{params.why}"
     script:

@@ -1,10 +1,12 @@
 """Resample: takes recordings and a speech model's feature extractor; makes `prepared/{dataset}/{model}`, each clip decoded,
 mono, at the extractor's rate."""
 
+resampled = Job(lambda wildcards: PLAN.prepared(wildcards.dataset, wildcards.model))
+
 
 rule resample:
     input:
-        unpack(planned_inputs),
+        unpack(resampled.inputs),  # dataset: the clips; model: the checkpoint with the feature extractor
     output:
         directory(f"{WORK}/prepared/{{dataset}}/{{model}}"),
     log:
@@ -20,8 +22,8 @@ rule resample:
         mem_mb=4000,
         gpu=0,
     params:
-        order=planned_order,
-        why=planned_reason,
+        order=resampled.order,
+        why=resampled.why,
     message:
         "Resample {wildcards.dataset} for {wildcards.model}{params.why}"
     script:

@@ -1,9 +1,11 @@
 """Tokenize: takes a dataset and a model's tokenizer; makes `prepared/{dataset}/{model}`, token ids for each document."""
 
+tokenized = Job(lambda wildcards: PLAN.prepared(wildcards.dataset, wildcards.model))
+
 
 rule tokenize:
     input:
-        unpack(planned_inputs),
+        unpack(tokenized.inputs),  # dataset: the documents; model: the checkpoint with the tokenizer
     output:
         directory(f"{WORK}/prepared/{{dataset}}/{{model}}"),
     log:
@@ -19,8 +21,8 @@ rule tokenize:
         mem_mb=4000,
         gpu=0,
     params:
-        order=planned_order,
-        why=planned_reason,
+        order=tokenized.order,
+        why=tokenized.why,
     message:
         "Tokenize {wildcards.dataset} for {wildcards.model}{params.why}"
     script:

@@ -1,10 +1,12 @@
 """Train: takes a checkpoint and tokenized documents; makes `checkpoints/{parent}+{finetuning}`, a PEFT adapter with its
 loss curves. Its state is saved in `tmp`; a killed job goes on from there."""
 
+trained = Job(lambda wildcards: PLAN.checkpoint(f"{wildcards.parent}+{wildcards.finetuning}"))
+
 
 rule train:
     input:
-        unpack(planned_inputs),
+        unpack(trained.inputs),  # parent: the checkpoint; data: the prepared dataset
     output:
         directory(f"{WORK}/checkpoints/{{parent}}+{{finetuning}}"),
     log:
@@ -15,11 +17,11 @@ rule train:
         "../envs/conda.yaml"
     threads: CONFIG.threads
     resources:
-        mem_mb=memory_mb,
+        mem_mb=trained.memory_mb,
         gpu=gpus,
     params:
-        order=planned_order,
-        why=planned_reason,
+        order=trained.order,
+        why=trained.why,
     message:
         "Train {wildcards.finetuning} on {wildcards.parent}{params.why}"
     script:

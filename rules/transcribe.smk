@@ -1,10 +1,12 @@
 """Transcribe: takes a variant of a speech model and a recording of any length; makes
 `transcripts/{variant}/{recording}`, its text and segments with their times."""
 
+transcribed = Job(lambda wildcards: PLAN.transcript(wildcards.variant, wildcards.recording))
+
 
 rule transcribe:
     input:
-        unpack(planned_inputs),
+        unpack(transcribed.inputs),  # checkpoint; base: what an adapter lies on; outside: the recording
     output:
         directory(f"{WORK}/transcripts/{{variant}}/{{recording}}"),
     log:
@@ -15,11 +17,11 @@ rule transcribe:
         "../envs/conda.yaml"
     threads: CONFIG.threads
     resources:
-        mem_mb=memory_mb,
+        mem_mb=transcribed.memory_mb,
         gpu=gpus,
     params:
-        order=planned_order,
-        why=planned_reason,
+        order=transcribed.order,
+        why=transcribed.why,
     message:
         "Transcribe {wildcards.recording} with {wildcards.variant}{params.why}"
     script:

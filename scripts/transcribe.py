@@ -3,7 +3,7 @@
 import json
 import time
 
-from quantune.artefacts import job
+from quantune.artefacts import job, layout
 
 
 def transcribe(order, inputs, folder, scratch):
@@ -24,7 +24,7 @@ def transcribe(order, inputs, folder, scratch):
     text = [segment["text"] for segment in segments]
     (folder / "transcript.txt").write_text("".join(f"{line}\n" for line in text), encoding="utf-8")
     found = {
-        "variant": order["path"].split("/")[-2],
+        "variant": layout.named(order["path"], "transcripts")[0],
         "language": recipe.language,
         "task": recipe.task,
         "seconds": round(seconds, 3),

@@ -4,12 +4,13 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from quantune.artefacts import hashes
-from quantune.artefacts.record import ABSENT, PROVENANCE, Artefact, content, damage, recorded
+from quantune.artefacts import hashes, layout
+from quantune.artefacts.record import ABSENT, PROVENANCE, Artefact, content, damage, recorded, roles
 
 
 class State(Enum):
@@ -44,6 +45,36 @@ def state(artefact: Artefact) -> State:
     if found is None or found["digest"] != artefact.digest or damage(artefact.path, found, _known(artefact)):
         return State.STALE
     return State.STALE if other_bits(artefact.path) else State.CURRENT
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The inputs of the job that makes an artefact."""
+
+    inputs: dict[str, list[str]]
+    """Role -> paths."""
+    dated: bool
+    """Whether the job shall run where an input is newer than its output."""
+
+
+def needs(artefact: Artefact, state: State, forced: bool = False) -> Needs:
+    """Return the inputs of the job that makes an artefact.
+
+    Missing or stale: all that it is made from. Current: what of that exists, without regard to dates, so that the job
+    does not run. A missing parent is left out: Snakemake would make it, and then the artefact again.
+
+    Args:
+        artefact: what is to be made.
+        state: how it compares with what lies on disk.
+        forced: whether the command line asks for jobs that need not run: then a current one needs all its parents.
+    """
+    made_from = {**roles(artefact.parents), **artefact.reads}
+    inputs = {role: [item.path for item in items] for role, items in made_from.items()}
+    inputs["outside"] = list(artefact.outside)
+    if state is not State.CURRENT:
+        return Needs(inputs, dated=True)
+    present = {role: [path for path in paths if forced or os.path.lexists(path)] for role, paths in inputs.items()}
+    return Needs(present, dated=False)
 
 
 def _known(artefact: Artefact) -> hashes.Hashes | None:
@@ -102,7 +133,7 @@ def marker(artefact: Artefact, work: str) -> str:
     A folder, because a file would be compared by checksum with that of the last run; one for each artefact and just
     newer than it, because a shared or future-dated one would make fresh artefacts look old.
     """
-    folder = Path(work, ".stale", os.path.relpath(artefact.path, work).replace("/", "@"))
+    folder = layout.marker(work, artefact.path)
     stamps = [path for path in (artefact.path, f"{artefact.path}/.snakemake_timestamp") if os.path.lexists(path)]
     newest, now = max(os.lstat(path).st_mtime_ns for path in stamps), time.time_ns()
     if newest > now - 1_000_000_000:  # dated in the future, or just now: Snakemake would fail the job that follows

@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from quantune.artefacts import layout
+
 LARGE = 1 << 30  # bytes of a file whose reading is announced
 EVERY = 1.0  # seconds between two times that the memory is written
 
@@ -81,7 +83,7 @@ class Hashes:
 @cache
 def of(work: str | Path) -> Hashes:
     """Return the hashes remembered in a work folder."""
-    return Hashes(Path(work, ".hashes.json"))
+    return Hashes(layout.remembered_hashes(work))
 
 
 def file_sha256(path: str | Path) -> str:

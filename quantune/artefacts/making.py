@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from quantune.artefacts import layout
 from quantune.artefacts.hashes import file_sha256
 from quantune.artefacts.hashes import of as hashes_of
 from quantune.artefacts.record import PROVENANCE, RUN, UNRECORDED, content, locked, recipe_digest, recorded
@@ -52,7 +53,7 @@ def make(order: dict[str, Any], body: Callable, started: float, kept: bool = Fal
         QuantuneError: if a parent on disk is not the one the order was made for, or a file from outside changed.
     """
     target, place = Path(order["path"]), _place(order)
-    with locked(place.with_name(place.name + ".lock")):
+    with locked(layout.lock(place)):
         if not kept and _is_made(target, order):
             print("made by another process while this one waited")
             return
@@ -83,13 +84,13 @@ def make(order: dict[str, Any], body: Callable, started: float, kept: bool = Fal
             shutil.copytree(target, finished, copy_function=os.link)
         else:
             shutil.rmtree(place, ignore_errors=True)
-    place.with_name(place.name + ".lock").unlink(missing_ok=True)
+    layout.lock(place).unlink(missing_ok=True)
     print(f"done in {time.time() - started:.1f} s: {target}")
 
 
 def _place(order: dict[str, Any]) -> Path:
     """Return the folder in which an artefact is built."""
-    return Path(order["options"]["work"], "tmp", f"{order['digest'][:16]}.{Path(order['path']).name}")
+    return layout.workplace(order["options"]["work"], order["digest"], Path(order["path"]).name)
 
 
 def _is_made(folder: Path, order: dict[str, Any], parents: dict[str, Any] | None = None) -> bool:

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from quantune.artefacts import hashes
+from quantune.artefacts import hashes, layout
 
 PROVENANCE = "provenance.json"
 RUN = "run.json"
@@ -56,6 +56,11 @@ class Artefact:
         """The recipe digest."""
         parents = {role: [item.digest for item in made_from] for role, made_from in roles(self.parents).items()}
         return recipe_digest(self.stage, self.version, self.recipe, self.sources, parents)
+
+    @property
+    def place(self) -> layout.Place:
+        """Where it lies below the work folder."""
+        return layout.parse(self.path, self.options["work"])
 
     @property
     def outside(self) -> list[str]:

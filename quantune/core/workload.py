@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+PROBE_TOKENS = 512
+"""Tokens of the probe text that a quantized model and its parent read, at most."""
+
 
 @dataclass(frozen=True)
 class Inference:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantune.artefacts import layout
 from quantune.artefacts.freshness import State, state
 from quantune.artefacts.record import RUN, Artefact, recorded, roles
 from quantune.core import hardware
@@ -118,31 +119,35 @@ def seconds(artefact: Artefact, past: list[dict[str, Any]], here: dict[str, str 
 
     Those of the very same artefact are preferred, then those with the same last step or evaluation.
     """
+    work = artefact.options["work"]
     parts = here if resources.computes(artefact) else ("cpu",)
     alike = [
         run
         for run in past
         if run["stage"] == artefact.stage
-        and _model(run["path"]) == _model(artefact.path)
+        and _model(run["path"], work) == _model(artefact.path, work)
         and all(run["hardware"].get(part) == here[part] for part in parts)
     ]
-    for same in (lambda path: path == artefact.path, lambda path: _last(path) == _last(artefact.path), bool):
+    for same in (
+        lambda path: path == artefact.path,
+        lambda path: _step(path, work) == _step(artefact.path, work),
+        bool,
+    ):
         if times := [run["seconds"] for run in alike if same(run["path"])]:
             return statistics.median(times)
     return None
 
 
-def _model(path: str) -> str:
+def _model(path: str, work: str) -> str:
     """Return the model that a path below the work folder is about, or an empty text."""
-    parts = Path(path).parts
-    kinds = {"checkpoints": 1, "evaluations": 1, "transcripts": 1, "benchmarks": 1, "prepared": 2}
-    return next(
-        (parts[index + kinds[part]].split("+")[0] for index, part in enumerate(parts[:-1]) if part in kinds), ""
-    )
+    place = layout.parse(path, work)
+    return place.variant.split("+")[0] if place else ""
 
 
-def _last(path: str) -> str:
-    return Path(path).name.split("+")[-1]
+def _step(path: str, work: str) -> str:
+    """Return the last step of a checkpoint's variant, or the last name in the path of another artefact."""
+    place = layout.parse(path, work)
+    return place.last.split("+")[-1] if place else ""
 
 
 def _aligned(column: int, cell: str, width: int) -> str:

@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from quantune.artefacts import hashes
+from quantune.artefacts import hashes, layout
 from quantune.artefacts.record import Artefact
 from quantune.core import hardware
 from quantune.core.errors import ConfigError, listed, nearest
@@ -49,7 +49,7 @@ class Plan:
         origin = origins.dataset(entry, f"datasets.{name}", self.config.locked, self.hashes)
         stage = "clips" if entry.track == "speech" else "dataset"
         return self._artefact(
-            f"sources/{name}",
+            ("sources", name),
             stage,
             VERSIONS[stage],
             entry.identity(),
@@ -70,7 +70,7 @@ class Plan:
         self.config.require_same_track(dataset, model)
         stage = "resample" if self._named("datasets", dataset).track == "speech" else "tokenize"
         return self._artefact(
-            f"prepared/{dataset}/{model}",
+            ("prepared", dataset, model),
             stage,
             VERSIONS[stage],
             {},
@@ -83,7 +83,7 @@ class Plan:
         self.config.require_track(self.config.parse(variant).model, name)
         parents = {"checkpoint": self.checkpoint(variant), **self._read(recipe, self.config.parse(variant))}
         return self._artefact(
-            f"evaluations/{variant}/{name}",
+            ("evaluations", variant, name),
             f"evaluate/{recipe.kind}",
             recipe.version,
             recipe.identity(),
@@ -99,7 +99,7 @@ class Plan:
             raise ConfigError(f"recordings.{name}: '{variant}' cannot transcribe; '{model}' is a text model")
         path = selection.resolve(entry.path, f"recordings.{name}.path")
         return self._artefact(
-            f"transcripts/{variant}/{name}",
+            ("transcripts", variant, name),
             "transcribe",
             VERSIONS["transcribe"],
             entry.identity(),
@@ -115,7 +115,7 @@ class Plan:
         if recipe is None:
             raise ConfigError("there is no 'benchmark' section; 'benchmark: {}' measures speed with its defaults")
         return self._artefact(
-            f"benchmarks/{variant}",
+            ("benchmarks", variant),
             "benchmark",
             recipe.version,
             recipe.asked(self.config.track(self.config.parse(variant).model)) | {"hardware": hardware.found()},
@@ -130,7 +130,7 @@ class Plan:
         measured = tuple(self.benchmark(name) for name in self.config.benchmarked)
         spoken = any(entry.track == "speech" for entry in self.config.evaluations.values())
         return self._artefact(
-            "report",
+            ("report",),
             "report",
             VERSIONS["report"],
             {
@@ -169,28 +169,25 @@ class Plan:
     def explain(self, target: str) -> None:
         """Raise ConfigError saying why nothing is made at a path below the work folder, if nothing is."""
         makers = {
-            ("checkpoints", 1): self.checkpoint,
-            ("sources", 1): self.dataset,
-            ("prepared", 2): self.prepared,
-            ("evaluations", 2): self.evaluation,
-            ("transcripts", 2): self.transcript,
-            ("benchmarks", 1): self.benchmark,
-            ("report", 0): self.report,
+            "checkpoints": self.checkpoint,
+            "sources": self.dataset,
+            "prepared": self.prepared,
+            "evaluations": self.evaluation,
+            "transcripts": self.transcript,
+            "benchmarks": self.benchmark,
+            "report": self.report,
         }
-        kind, *names = target.split("/")
-        if (kind, len(names)) not in makers:
-            layout = (
-                "checkpoints/VARIANT, evaluations/VARIANT/EVALUATION, transcripts/VARIANT/RECORDING,"
-                " benchmarks/VARIANT, prepared/DATASET/MODEL, sources/DATASET, report"
-            )
-            raise ConfigError(f"nothing is made at '{self.work}/{target}'; below '{self.work}' there are: {layout}")
-        makers[kind, len(names)](*names)
+        place = layout.parse(layout.path(self.work, target), self.work)
+        if place is None:
+            there = f"below '{self.work}' there are: {layout.EVERYWHERE}"
+            raise ConfigError(f"nothing is made at '{self.work}/{target}'; {there}")
+        makers[place.folder](*place.names)
 
     def _model(self, variant: Variant) -> Artefact:
         entry, key = self.config.models[variant.model], f"models.{variant.model}"
         origin = origins.model(entry, key, self.config.locked, self.hashes)
         return self._artefact(
-            f"checkpoints/{variant}",
+            ("checkpoints", variant),
             "model",
             VERSIONS["model"],
             entry.identity(),
@@ -201,7 +198,7 @@ class Plan:
     def _quantized(self, variant: Variant) -> Artefact:
         recipe = self.config.quantizations[variant.steps[-1].name]
         return self._artefact(
-            f"checkpoints/{variant}",
+            ("checkpoints", variant),
             f"quantize/{recipe.method}",
             recipe.version,
             self._seeded(recipe, variant.steps[-1]),
@@ -212,7 +209,7 @@ class Plan:
     def _trained(self, variant: Variant) -> Artefact:
         recipe = self.config.finetunings[variant.steps[-1].name]
         return self._artefact(
-            f"checkpoints/{variant}",
+            ("checkpoints", variant),
             f"train/{recipe.method}",
             recipe.version,
             self._seeded(recipe, variant.steps[-1]),
@@ -222,7 +219,7 @@ class Plan:
 
     def _merged(self, variant: Variant) -> Artefact:
         return self._artefact(
-            f"checkpoints/{variant}",
+            ("checkpoints", variant),
             "merge",
             VERSIONS["merge"],
             {},
@@ -238,9 +235,9 @@ class Plan:
         dataset = getattr(recipe, "dataset", None)
         return {"data": self.prepared(dataset, variant.model)} if dataset else {}
 
-    def _artefact(self, path: str, stage: str, version: int, recipe: dict, **more) -> Artefact:
+    def _artefact(self, place: tuple, stage: str, version: int, recipe: dict, **more) -> Artefact:
         options = {"work": self.work, "deterministic": self.config.deterministic, **more.pop("options", {})}
-        return Artefact(f"{self.work}/{path}", stage, version, recipe, options=options, **more)
+        return Artefact(layout.path(self.work, *map(str, place)), stage, version, recipe, options=options, **more)
 
     def _seeded(self, recipe, step: Step) -> dict:
         if not recipe.seeded:

@@ -7,13 +7,12 @@ from quantune.core import hardware
 from quantune.core.errors import QuantuneError
 from quantune.core.recipe import Recipe
 from quantune.core.units import BYTES
-from quantune.core.workload import Inference
+from quantune.core.workload import PROBE_TOKENS, Inference
 from quantune.models import architecture
 from quantune.planning import memory
 from quantune.planning.chains import Variant
 from quantune.planning.memory import Estimate
 from quantune.planning.plan import Plan
-from quantune.quantizations import PROBE_TOKENS
 from quantune.quantizations.calibration import Calibrated
 
 COMPUTES = ("quantize", "train", "merge", "evaluate", "transcribe", "benchmark")
@@ -27,16 +26,17 @@ def estimate(plan: Plan, artefact: Artefact) -> Estimate | None:
     """
     if not computes(artefact):
         return None
-    variant, evaluation = _subject(plan, artefact)
+    place = artefact.place
+    variant = plan.config.parse(place.variant)
     config, after = plan.config.config_of(variant.model), in_effect(plan, variant)
     try:
         shape = architecture.read(config)
         if artefact.stage == "benchmark":
             return memory.inference(config, after, plan.config.benchmark.workload(plan.config.track(variant.model)))
         if artefact.stage == "transcribe":
-            return memory.inference(config, after, plan.config.recordings[evaluation].workload(config))
-        if evaluation:
-            return memory.inference(config, after, plan.config.evaluations[evaluation].workload(config))
+            return memory.inference(config, after, plan.config.recordings[place.last].workload(config))
+        if place.folder == "evaluations":
+            return memory.inference(config, after, plan.config.evaluations[place.last].workload(config))
         if variant.kind == "finetuning":
             return memory.training(config, in_effect(plan, variant.parent), after[-1])
         # two models are there: what is compared with what was made or, while it is made, dense weights and their grids
@@ -67,7 +67,7 @@ def host_bytes(plan: Plan, artefact: Artefact) -> int | None:
     """
     if not computes(artefact):
         return None
-    weights = weight_bytes(plan, _subject(plan, artefact)[0].model)
+    weights = weight_bytes(plan, plan.config.parse(artefact.place.variant).model)
     if hardware.gpus():
         return hardware.LIBRARIES + hardware.DRIVER + weights
     found = estimate(plan, artefact)
@@ -76,12 +76,12 @@ def host_bytes(plan: Plan, artefact: Artefact) -> int | None:
 
 def disk_bytes(plan: Plan, artefact: Artefact) -> int | None:
     """Return the size of an artefact: weights by their formula, data as large as the files it is read from."""
-    kind, name, *_ = [*artefact.path.removeprefix(f"{plan.work}/").split("/"), ""]
-    if kind in ("sources", "prepared"):
-        return plan.dataset_bytes(name)
-    if kind != "checkpoints":
+    place = artefact.place
+    if place.folder in ("sources", "prepared"):
+        return plan.dataset_bytes(place.names[0])
+    if place.folder != "checkpoints":
         return None
-    variant = plan.config.parse(name)
+    variant = plan.config.parse(place.variant)
     config = plan.config.config_of(variant.model)
     total, weights = sum(plan.model_sizes(variant.model).values()), weight_bytes(plan, variant.model)
     if variant.kind == "model":
@@ -121,9 +121,3 @@ def stored_dtype(config: dict[str, Any]) -> str:
 def weight_bytes(plan: Plan, model: str) -> int:
     """Return the bytes of a model's weight files."""
     return sum(size for name, size in plan.model_sizes(model).items() if name.endswith(".safetensors"))
-
-
-def _subject(plan: Plan, artefact: Artefact) -> tuple[Variant, str]:
-    """Return the variant that a checkpoint or an evaluation is of, and the evaluation's name or an empty text."""
-    _, variant, *evaluation = artefact.path.removeprefix(f"{plan.work}/").split("/")
-    return plan.config.parse(variant), "".join(evaluation)

@@ -15,8 +15,6 @@ LEFT_DENSE = {
     "falcon": "their layers are FalconLinear modules instead of linear layers",
 }
 """`model_type` of config.json -> why no method quantizes such models."""
-PROBE_TOKENS = 512
-"""Tokens of the probe text that a quantized model and its parent read, at most."""
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """Keys of config.json that a mixture of experts has."""
 

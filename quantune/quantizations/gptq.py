@@ -22,8 +22,9 @@ class GPTQ(Calibrated):
     """Second-order rounding: GPTQ."""
     damping: float = Field(default=0.01, gt=0)
     """Added to the Hessian's diagonal, as a share of its mean."""
-    activation_order: bool = False
-    """Take the columns by falling magnitude of their inputs (`desc_act`); often better, a little slower."""
+    activation_order: bool = True
+    """Take the columns by falling magnitude of their inputs (`desc_act`, with grids of the original groups): better
+    where few inputs are much larger than the others, as in Llama and its relatives; false: as they come."""
 
     def solver_bytes(self, rows: int, columns: int) -> int:
         """The Hessian, damped, its factor, its inverse and the inverse's factor, with two copies of the weights; or,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import pandas
 
+from quantune.artefacts import layout
 from quantune.artefacts.lineage import read_lineage
 from quantune.report import scores
 from quantune.report import speed as benchmarks
@@ -171,8 +172,8 @@ def gather(order: dict[str, Any]) -> Report:
     """
     recipe, parents = order["recipe"], order["parents"]
     lineage = read_lineage([item for made_from in parents.values() for item in made_from])
-    paths = {Path(item["path"]).name: item["path"] for item in parents["checkpoints"]}
-    evaluated = {tuple(Path(item["path"]).parts[-2:]): item["path"] for item in parents.get("evaluations", [])}
+    paths = {_name(item): item["path"] for item in parents["checkpoints"]}
+    evaluated = {layout.named(item["path"], "evaluations"): item["path"] for item in parents.get("evaluations", [])}
     recipes = {key: recipe["evaluations"][key[1]] for key in evaluated}
     read = {
         key: scores.read(path, recipes[key], paths[_model(key[0], paths, lineage)])
@@ -226,7 +227,13 @@ def gather(order: dict[str, Any]) -> Report:
 def _parent(provenance: dict[str, Any]) -> str | None:
     """Return the name of the variant that the last step was applied to; None for a model."""
     made_from = provenance["parents"].get("parent") or provenance["parents"].get("adapter")
-    return Path(made_from[0]["path"]).name if made_from else None
+    return _name(made_from[0]) if made_from else None
+
+
+def _name(item: dict[str, str]) -> str:
+    """Return the variant of a checkpoint, given its path."""
+    (name,) = layout.named(item["path"], "checkpoints")
+    return name
 
 
 def _model(variant: str, paths: dict[str, str], lineage: dict[str, dict[str, Any]]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas
 
-from quantune.artefacts import record
+from quantune.artefacts import layout, record
 from quantune.data.clips import Clips
 from quantune.evaluations.metrics import edits, rates
 from quantune.report.gather import Report, Variant
@@ -90,7 +90,9 @@ def durations(report: Report) -> list[dict[str, Any]]:
                     longer = prepared["facts"]["splits"][split]["longer_than_window"]
                     dropped["longer than the window"] = max(longer, dropped.get("longer than the window", 0))
             told = ", ".join(f"{count:,} {what}" for what, count in dropped.items() if count)
-            rows.append({"path": path, "dataset": Path(path).name, "split": split, **facts, "dropped": told})
+            rows.append(
+                {"path": path, "dataset": layout.named(path, "sources")[0], "split": split, **facts, "dropped": told}
+            )
     return rows
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pandas
 
+from quantune.artefacts import layout
 from quantune.core import hardware
 from quantune.core.errors import QuantuneError
 
@@ -145,7 +146,7 @@ def read(paths: list[str]) -> dict[str, Performance]:
     Raises:
         QuantuneError: if they were not all measured on the same hardware with the same number of threads.
     """
-    found = {Path(path).name: _read(path) for path in paths}
+    found = {layout.named(path, "benchmarks")[0]: _read(path) for path in paths}
     machines = {item.machine: item.path for item in found.values()}
     if len(machines) > 1:
         told = "; ".join(f"{path}: {machine}" for machine, path in machines.items())

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantune.artefacts import layout
 from quantune.artefacts.freshness import State, differences, state
 from quantune.artefacts.record import Artefact
 from quantune.core.errors import ConfigError, told
@@ -16,9 +17,6 @@ from quantune.core.units import size
 from quantune.planning import costs, load
 from quantune.planning.plan import Plan
 from quantune.upkeep import dvc
-
-DEPTHS = {"sources": 1, "prepared": 2, "checkpoints": 1, "evaluations": 2, "transcripts": 2, "benchmarks": 1}
-"""Folder below the work folder -> how many names an artefact's path has below it."""
 
 
 @dataclass(frozen=True)
@@ -67,26 +65,19 @@ def clean(path: str = "config.yaml", sure: str = "") -> None:
 
 def found(plan: Plan) -> Iterator[Item]:
     """Yield everything in the work folder, with why it is stale if it is."""
-    asked, work = wanted(plan), Path(plan.work)
-    for path in places(work):
-        kind = path.relative_to(work).parts[0]
-        by_hand = kind == "transcripts" and path.name not in plan.config.recordings  # given on the command line
-        yield Item(path, kind, occupied(path), None if by_hand else unasked(asked.get(str(path)), path))
+    asked, tmp, logs = wanted(plan), layout.unfinished(plan.work), layout.logs(plan.work)
+    for path in layout.present(plan.work):
+        place = layout.parse(path, plan.work)
+        on_command_line = place.folder == "transcripts" and place.last not in plan.config.recordings
+        why = None if on_command_line else unasked(asked.get(str(path)), place)
+        yield Item(path, place.folder, occupied(path), why)
     digests = {item.digest[:16] for item in asked.values() if state(item) is not State.CURRENT}
-    for path in sorted(work.glob("tmp/*")):
+    for path in sorted(tmp.glob("*")):
         if path.suffix != ".lock" and not in_use(path):
-            unfinished = None if path.name[:16] in digests else "left over by a job that is not asked for"
-            yield Item(path, "tmp", occupied(path), unfinished)
-    if (work / "logs").exists():
-        yield Item(work / "logs", "logs", occupied(work / "logs"), None)
-
-
-def places(work: Path) -> Iterator[Path]:
-    """Yield the folders where artefacts lie, whole ones or not."""
-    for kind, depth in DEPTHS.items():
-        yield from sorted(path for path in (work / kind).glob("/".join("*" * depth)) if path.is_dir())
-    if (work / "report").is_dir():
-        yield work / "report"
+            why = None if layout.digest_of(path) in digests else "left over by a job that is not asked for"
+            yield Item(path, tmp.name, occupied(path), why)
+    if logs.exists():
+        yield Item(logs, logs.name, occupied(logs), None)
 
 
 def wanted(plan: Plan) -> dict[str, Artefact]:
@@ -97,10 +88,10 @@ def wanted(plan: Plan) -> dict[str, Artefact]:
     return {item.path: item for item in asked}
 
 
-def unasked(artefact: Artefact | None, path: Path) -> str | None:
+def unasked(artefact: Artefact | None, place: layout.Place) -> str | None:
     """Return why the configuration does not ask for what lies at a path, or None."""
     if artefact is None:
-        return "in no chain of the configuration" if path.parent.name == "checkpoints" else "not in the configuration"
+        return "in no chain of the configuration" if place.folder == "checkpoints" else "not in the configuration"
     return None if state(artefact) is State.CURRENT else "; ".join(differences(artefact)[:3]) or "incomplete"
 
 
@@ -128,7 +119,7 @@ def occupied(path: Path) -> int:
 def in_use(path: Path) -> bool:
     """Return whether a running job holds the lock of what it is making in `tmp`."""
     try:
-        with path.with_name(path.name + ".lock").open("r+") as lock:
+        with layout.lock(path).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -139,7 +130,7 @@ def in_use(path: Path) -> bool:
 
 def busy(work: Path) -> bool:
     """Return whether Snakemake, or a job of it, is at work in this folder."""
-    return any(in_use(path.with_suffix("")) for path in work.glob("tmp/*.lock")) or any(
+    return any(in_use(path.with_suffix("")) for path in layout.unfinished(work).glob("*.lock")) or any(
         Path(".snakemake").glob("locks/*")
     )
 
@@ -150,6 +141,6 @@ def remove(path: Path) -> None:
         path.unlink()
     else:
         shutil.rmtree(path)
-    path.with_name(path.name + ".lock").unlink(missing_ok=True)
-    if path.parent.parent.name in ("evaluations", "prepared", "transcripts") and not any(path.parent.iterdir()):
+    layout.lock(path).unlink(missing_ok=True)
+    if len(layout.FOLDERS.get(path.parent.parent.name, ())) == 2 and not any(path.parent.iterdir()):
         path.parent.rmdir()

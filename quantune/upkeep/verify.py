@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from quantune.artefacts import likeness
+from quantune.artefacts import layout, likeness
 from quantune.artefacts.freshness import State, state
 from quantune.artefacts.hashes import file_sha256
 from quantune.artefacts.record import PROVENANCE, Artefact, damage, locked, recipe_digest, recorded
@@ -24,7 +24,6 @@ from quantune.core.errors import ConfigError, QuantuneError, listed, told
 from quantune.planning import costs, load
 from quantune.planning.plan import Plan
 from quantune.upkeep import dvc
-from quantune.upkeep.housekeeping import places
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("models", "datasets", "recordings")
@@ -52,7 +51,7 @@ def corrupted(work: Path) -> Iterator[str]:
     """Yield, in words, each file that is not the one its artefact's provenance lists, and what has no provenance."""
     from tqdm import tqdm
 
-    for folder in places(work):
+    for folder in layout.present(work):
         if folder.is_dir() and not (folder / PROVENANCE).exists():
             yield f"{folder} has no {PROVENANCE}: it is half of an artefact"
     for folder in tqdm(sorted(artefacts_in(work)), desc="reading", unit=" artefacts", disable=None):
@@ -77,7 +76,7 @@ def redone(provenance: dict[str, Any]) -> str:
 
 def artefacts_in(work: Path) -> Iterator[Path]:
     """Yield the folders below the work folder that hold an artefact."""
-    return (path.parent for path in work.rglob(PROVENANCE) if "tmp" not in path.relative_to(work).parts)
+    return (path.parent for path in work.rglob(PROVENANCE) if layout.parse(path.parent, work))
 
 
 def verify(path: str = "config.yaml", only: str = "", cores: str = "all") -> None:
@@ -99,12 +98,12 @@ def verify(path: str = "config.yaml", only: str = "", cores: str = "all") -> Non
         asked = {item.path: item for item in costs.needed(plan.report()) if item.stage != "report"}
         chosen = choose(plan, asked, only.split())
         require_current(asked.values() if not only else chosen.values(), asked)
-        scratch = Path(tempfile.mkdtemp(prefix="verify-", dir=_made(Path(plan.work, "tmp"))))
+        scratch = Path(tempfile.mkdtemp(prefix="verify-", dir=_made(layout.unfinished(plan.work))))
         print(f"making {len(chosen)} artefacts again in {scratch}", flush=True)
-        with locked(scratch.with_name(scratch.name + ".lock")):  # `make clean-stale` leaves it alone
+        with locked(layout.lock(scratch)):  # `make clean-stale` leaves it alone
             rebuild(plan, path, asked, chosen, scratch, cores)
             verdicts = [compare(item, scratch) for item in chosen]
-    scratch.with_name(scratch.name + ".lock").unlink()
+    layout.lock(scratch).unlink()
     print(f"{verdicts.count('bit-equal')} of {len(chosen)} bit-equal, {verdicts.count('different')} different")
     if "different" in verdicts:
         sys.exit(f"what was made again is kept in {scratch}")
@@ -123,16 +122,19 @@ def choose(plan: Plan, asked: dict[str, Artefact], names: list[str]) -> dict[str
         }
     found = {}
     for name in map(os.path.normpath, names):
-        if name == f"{plan.work}/report":
+        if name == plan.report().path:
             raise ConfigError(f"'{name}' tells when it was made and is not verified; all it tells of can be")
-        below = {f"{plan.work}/checkpoints/{name}", name}
-        evaluations = f"{plan.work}/evaluations/{name}/"
-        matching = {path: item for path, item in asked.items() if path in below or path.startswith(evaluations)}
+        matching = {path: item for path, item in asked.items() if name == path or _of_variant(item, name)}
         if not matching:
             variants = listed(map(str, plan.config.evaluated))
             raise ConfigError(f"nothing of '{name}' is in the configuration's report; variants: {variants}")
         found |= matching
     return found
+
+
+def _of_variant(item: Artefact, variant: str) -> bool:
+    """Return whether an artefact is a variant's checkpoint or an evaluation of it."""
+    return item.place.folder in ("checkpoints", "evaluations") and item.place.variant == variant
 
 
 def require_current(chosen: Any, asked: dict[str, Artefact]) -> None:
@@ -156,7 +158,7 @@ def rebuild(plan: Plan, path: str, asked: dict, chosen: dict, scratch: Path, cor
         if "path" in entry:
             entry["path"] = os.path.abspath(os.path.expanduser(os.path.expandvars(entry["path"])))
     raw["lock"] = os.path.abspath(plan.config.lock)
-    if (known := Path(plan.work, ".hashes.json")).exists():  # what is linked in need not be read again
+    if (known := layout.remembered_hashes(plan.work)).exists():  # what is linked in need not be read again
         shutil.copy(known, _made(scratch / plan.work))
     (scratch / "config.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     command = [sys.executable, "-m", "snakemake", *chosen, "--cores", cores, "--quiet", "rules"]

@@ -16,10 +16,11 @@ import torch
 from tqdm import tqdm
 
 from quantune.core.errors import QuantuneError
+from quantune.core.recipe import Recipe
+from quantune.core.workload import PROBE_TOKENS
 from quantune.data import examples, speech
 from quantune.models import loading
 from quantune.models.checkpoints import quantizable
-from quantune.quantizations import PROBE_TOKENS, Quantization
 from quantune.sources import audio
 from quantune.sources.draw import order
 
@@ -77,7 +78,7 @@ def measure(
 
 
 def guard(
-    recipe: Quantization,
+    recipe: Recipe,
     parent: Path,
     folder: Path,
     data: Path | None = None,
@@ -87,7 +88,7 @@ def guard(
     """Return how much a quantization changed a model, with warnings, as facts for the provenance.
 
     Args:
-        recipe: how it was quantized.
+        recipe: the `Quantization` that made it.
         parent: the original checkpoint.
         folder: the quantized one.
         data: the prepared calibration set, if the method has one.
@@ -159,7 +160,7 @@ def doubts(found: Measured, usual: float) -> list[str]:
 
 
 def calibration_inputs(
-    recipe: Quantization, data: Path, seed: int, parent: Path
+    recipe: Recipe, data: Path, seed: int, parent: Path
 ) -> tuple[str, list[dict[str, torch.Tensor]]]:
     """Return the first samples of a calibration set, one a batch, and what they are called."""
     samples = examples.read(data, recipe.split, parent, recipe.length)
