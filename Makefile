@@ -9,7 +9,7 @@ export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 KEPT   := data checkpoints measurements all
-of_dvc  = @test '$(CONFIG)' = config.yaml || { echo "DVC keeps what config.yaml asks for: copy $(CONFIG) over it"; exit 1; }
+of_dvc  = @test '$(CONFIG)' = config.yaml || { echo "DVC keeps the results of config.yaml: copy $(CONFIG) over it"; exit 1; }
 nothing_to_do = snakemake $(KEPT) --dry-run 2>&1 | tee -a /dev/stderr | grep -q "Nothing to be done"
 
 .DEFAULT_GOAL := help
@@ -18,13 +18,13 @@ nothing_to_do = snakemake $(KEPT) --dry-run 2>&1 | tee -a /dev/stderr | grep -q 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-# torch first: it decides which build of everything below it is installed
+# torch first: its build decides which builds of its dependencies are installed
 $(VENV)/ready: envs/pinned.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quantune needs Python 3.11 or newer; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile $$(grep '^torch==' envs/pinned.txt)
 	$(BIN)/python -m pip install --quiet --no-compile -r envs/pinned.txt
-	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true  # on all cores, as pip does not
+	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true  # pip would compile on one core
 	@touch $@
 
 $(VENV)/ready-for-dvc: $(VENV)/ready envs/pinned-dvc.txt
@@ -41,35 +41,35 @@ demo: $(VENV)/ready  ## set-up, then the report of config.yaml: thirteen variant
 	snakemake --cores $(CORES) --quiet host reason
 	@echo "open work/report/report.html"
 
-plan: $(VENV)/ready  ## print what config.yaml would make, and the memory, disk and time it takes
+plan: $(VENV)/ready  ## print the artefacts to make for config.yaml, with their memory, disk and time
 	snakemake plan --cores 1 --quiet all
 
 test: $(VENV)/ready-to-test  ## set-up, then the tests
 	python -m pytest --numprocesses 2 --dist worksteal
 
-test-real: $(VENV)/ready-to-test  ## REAL=folder: SmolLM2 and Whisper-base through everything, against known values; wants a GPU
+test-real: $(VENV)/ready-to-test  ## REAL=folder: run SmolLM2 and Whisper-base through all methods, compare with known values; wants a GPU
 	REAL='$(REAL)' python -m pytest --noconftest -rs tests/test_real.py
 
-commit: $(VENV)/ready-for-dvc  ## make what config.yaml asks for, then let DVC keep it: dvc.lock says what
+commit: $(VENV)/ready-for-dvc  ## make the artefacts of config.yaml and record them in DVC's cache and dvc.lock
 	$(of_dvc)
 	@dvc root
 	@mkdir -p work/sources work/prepared work/evaluations work/benchmarks
 	DVC_STAGE=commit snakemake $(KEPT) --cores $(CORES) --quiet host reason
 	dvc commit --force
-	@$(nothing_to_do) || { echo "config.yaml or its inputs changed meanwhile: run make commit again"; exit 1; }
+	@$(nothing_to_do) || { echo "config.yaml or its inputs changed during the run: run make commit again"; exit 1; }
 	@echo "commit config.yaml and dvc.lock with git; make push sends the files to DVC's remote"
 
-push: $(VENV)/ready-for-dvc  ## send what DVC keeps to its remote; what is there is not sent again
+push: $(VENV)/ready-for-dvc  ## send the files of DVC's cache that its remote does not have
 	dvc push
 
-pull: $(VENV)/ready-for-dvc  ## fetch what dvc.lock names from DVC's remote; what an interrupted pull left is completed
+pull: $(VENV)/ready-for-dvc  ## fetch the files of dvc.lock from DVC's remote; completes an interrupted pull
 	@find work .dvc/cache -type f -name '.??????????????????????.tmp' -delete 2>/dev/null || true
-	dvc pull || { echo "make commit keeps what was made here; --force throws it away"; exit 1; }
+	dvc pull || { echo "make commit keeps local results; dvc pull --force discards them"; exit 1; }
 
-check: $(VENV)/ready-for-dvc  ## read everything that was made, and DVC's cache: is every file as recorded?
+check: $(VENV)/ready-for-dvc  ## compare every file of the work folder and of DVC's cache with its recorded hash
 	python -c "from quantune.upkeep.verify import check; check('$(CONFIG)')"
 
-verify: $(VENV)/ready  ## make again and compare: all, or ONLY="opt-2m+rtn-w3 work/prepared/radio/whisper-3m"
+verify: $(VENV)/ready  ## make artefacts again and compare: all, or ONLY="opt-2m+rtn-w3 work/prepared/radio/whisper-3m"
 	python -c "from quantune.upkeep.verify import verify; verify('$(CONFIG)', '$(ONLY)', '$(CORES)')"
 
 current: $(VENV)/ready-for-dvc  ## fail unless Snakemake has nothing to do and DVC nothing to record
@@ -77,7 +77,7 @@ current: $(VENV)/ready-for-dvc  ## fail unless Snakemake has nothing to do and D
 	$(nothing_to_do)
 	dvc status 2>&1 | tee -a /dev/stderr | grep -q "up to date"
 
-clean-stale: $(VENV)/ready-for-dvc  ## list, then remove, what config.yaml does not ask for; disk use by stage
+clean-stale: $(VENV)/ready-for-dvc  ## list, then remove, the results that config.yaml does not need; show disk use
 	python -c "from quantune.upkeep.housekeeping import clean; clean('$(CONFIG)', '$(YES)')"
 
 lint: $(VENV)/ready-to-test  ## the linters
@@ -89,10 +89,10 @@ lint: $(VENV)/ready-to-test  ## the linters
 schema: $(VENV)/ready  ## write schemas/config.schema.json from the typed models
 	python -c "from pathlib import Path; from quantune.planning.load import write_schema; write_schema(Path('schemas/config.schema.json'))"
 
-stages: $(VENV)/ready-to-test  ## record the stages' sources, once versions are raised where the meaning changed
-	PYTHONPATH=. python tests/test_stages.py $(SAME)
+stages: $(VENV)/ready-to-test  ## record the stages' fingerprints, after you raised the versions of stages whose meaning changed
+	PYTHONPATH=. python tests/test_stages.py '$(SAME)'
 
-update-lock: $(VENV)/ready  ## ask the hub for everything in sources.lock.json again; print what changed
+update-lock: $(VENV)/ready  ## query the hub again for all of sources.lock.json; print the changes
 	python -c "from quantune.sources.lock import update; update('$(LOCK)')"
 
 lock:  ## resolve envs/direct*.txt, all together, into envs/pinned*.txt
@@ -110,5 +110,5 @@ lock:  ## resolve envs/direct*.txt, all together, into envs/pinned*.txt
 	    '  - python =3.12' '  - pip' '  - pip:'; grep -v '^#' envs/pinned.txt | sed 's/^/      - /'; } > envs/conda.yaml
 	rm -rf .venv-lock
 
-clean:  ## remove what the demo made
+clean:  ## remove the demo's results
 	rm -rf work .snakemake

@@ -2,8 +2,8 @@
 
 - `snakemake`: the report of config.yaml
 - `snakemake --configfile experiments/local-opt.yaml`: the report of another configuration
-- `snakemake plan`: what that will take in memory, disk and time; nothing is made
-- `snakemake transcripts`: what is said in the configured recordings
+- `snakemake plan`: a table of the memory, disk and time that this takes; no other output
+- `snakemake transcripts`: the transcripts of the configured recordings
 - `snakemake work/checkpoints/opt-2m+nf4+lora`: any chain, named in the configuration or not
 """
 
@@ -29,12 +29,12 @@ include: "rules/evaluate.smk"  # evaluations/{variant}/{evaluation}
 include: "rules/transcribe.smk"  # transcripts/{variant}/{recording}
 include: "rules/benchmark.smk"  # benchmarks/{variant}
 include: "rules/report.smk"  #   report
-include: "rules/plan.smk"  #     a table of what will be made and what it takes
-include: "rules/unknown.smk"  #  anything else: an error that helps
+include: "rules/plan.smk"  #     a table of the artefacts to make and their costs
+include: "rules/unknown.smk"  #  all other targets: an error with a hint
 
 
 onstart:
-    forget_backups()
+    remove_backups()
 
 
 onsuccess:

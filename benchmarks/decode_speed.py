@@ -43,12 +43,12 @@ def main(out: str) -> None:
             measured = place / f"{name}-measured"
             measured.mkdir()
             benchmark = Benchmark(batch_sizes=[1, 16], prompt_lengths=[512], new_tokens=128, dtype="float16")
-            found = benchmark.measure([folder], measured)
+            result = benchmark.measure([folder], measured)
             items = pandas.read_parquet(measured / "items.parquet")
             items = items[~items.warmup].assign(rate=lambda rows: rows.tokens / rows.seconds)
             rates = items.groupby(["phase", "prompt_length", "batch_size"]).rate.agg(["median", "min", "max", "count"])
-            results[name] = found | {"rates": json.loads(rates.reset_index().to_json(orient="records"))}
-            print(name, rates, json.dumps(found)[:1500], flush=True)
+            results[name] = result | {"rates": json.loads(rates.reset_index().to_json(orient="records"))}
+            print(name, rates, json.dumps(result)[:1500], flush=True)
         except Exception:
             traceback.print_exc()
             results[name] = {"error": traceback.format_exc()[-2000:]}
@@ -56,7 +56,7 @@ def main(out: str) -> None:
 
 
 def about() -> dict:
-    """Return on what, with what and how this was measured."""
+    """Return the device, the package versions and the command of the measurement."""
     names = ("torch", "transformers", "compressed-tensors", "bitsandbytes")
     return {
         "device": torch.cuda.get_device_name(),

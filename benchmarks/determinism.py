@@ -1,9 +1,9 @@
-"""What `deterministic: true` costs, and what it buys, on the OPT-1.3B architecture: GPTQ (W4 g128), LoRA training with
-dropout, and evaluation. Each is done twice, each time in a process of its own, with the switch on and off.
+"""Cost and effect of `deterministic: true` on the OPT-1.3B architecture: GPTQ (W4 g128), LoRA training with dropout,
+and evaluation. Each runs in two processes with the switch on and in two with the switch off.
 
     PYTHONPATH=. python benchmarks/determinism.py results.json
 
-Weights are random: the speed does not depend on them. A second argument, `small`, tries the script out.
+Weights are random: the speed does not depend on them. A second argument, `small`, is a quick test of the script.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ SMALL = "small" in sys.argv
 LAYERS, STEPS, ROUNDS = (1, 2, 2) if SMALL else (24, 40, 2)
 TRAINED = {"batch_size": 2, "length": 32} if SMALL else {"batch_size": 8, "length": 512}
 CALIBRATED = {"samples": 2, "length": 64} if SMALL else {"samples": 32, "length": 1024}
-SEPARATE = 3  # times that each is repeated within a process
+SEPARATE = 3  # repetitions of each within a process
 
 
 def once(switch: str, parent: Path, data: Path) -> dict:
-    """Do everything in this process; return seconds and the hash of what came out, by work."""
+    """Run everything in this process; return name of the task -> seconds and SHA-256 of the results."""
     if switch == "on":
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     import torch
@@ -40,7 +40,7 @@ def once(switch: str, parent: Path, data: Path) -> dict:
 
     if switch == "on":
         job.be_deterministic()
-    found = {}
+    results = {}
 
     def measure(name, work):
         seconds, hashes = [], []
@@ -55,7 +55,7 @@ def once(switch: str, parent: Path, data: Path) -> dict:
             for tensor in tensors:
                 digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
             hashes.append(digest.hexdigest())
-        found[name] = {"seconds": seconds, "sha256": hashes}
+        results[name] = {"seconds": seconds, "sha256": hashes}
 
     def quantize():
         folder = Path(tempfile.mkdtemp())
@@ -93,11 +93,11 @@ def once(switch: str, parent: Path, data: Path) -> dict:
 
     for name, work in (("GPTQ", quantize), ("LoRA", train), ("evaluation", evaluate)):
         measure(name, work)
-    return found
+    return results
 
 
 def main(out: Path) -> None:
-    """Run the processes in turns; write medians, their ratio, and whether the results were the same bits."""
+    """Run the processes in turns; write median seconds, their ratio, and whether the results had the same bits."""
     import torch
     from quantization_speed import checkpoint, tokens
 
@@ -112,7 +112,7 @@ def main(out: Path) -> None:
             print(switch, printed.splitlines()[-1], flush=True)
     works = {}
     for name in runs["on"][0]:
-        # the first of each process warms up
+        # the first repetition in each process is a warm-up
         medians = {
             switch: statistics.median(value for run in done for value in run[name]["seconds"][1:])
             for switch, done in runs.items()

@@ -34,9 +34,9 @@ def config(name):
 
 def model(name, dtype):
     with torch.device(DEVICE):
-        found = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config(name)), dtype=getattr(torch, dtype))
-    found.config.use_cache = False
-    return found.eval()
+        created = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config(name)), dtype=getattr(torch, dtype))
+    created.config.use_cache = False
+    return created.eval()
 
 
 def measure(label, estimate, function, *arguments):
@@ -107,5 +107,5 @@ for name in SHAPES:
 if len(sys.argv) > 1:
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "peft")}
     command = "PYTHONPATH=. python benchmarks/memory_estimate.py"
-    found = {"device": torch.cuda.get_device_name(), "versions": versions, "command": command, "rows": rows}
-    Path(sys.argv[1]).write_text(json.dumps(found, indent=1) + "\n")
+    results = {"device": torch.cuda.get_device_name(), "versions": versions, "command": command, "rows": rows}
+    Path(sys.argv[1]).write_text(json.dumps(results, indent=1) + "\n")

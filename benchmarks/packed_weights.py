@@ -1,10 +1,11 @@
-"""What packed weights are worth on the OPT-1.3B architecture: memory, decoding and LoRA training, in float16, GPTQ and
-AWQ (W4 g128) and NF4.
+"""Memory, decoding speed and LoRA training with packed weights on the OPT-1.3B architecture: float16, GPTQ and AWQ
+(W4 g128) and NF4.
 
     PYTHONPATH=. python benchmarks/packed_weights.py results.json
 
-Weights are random: neither speed nor memory depends on them. Everything is loaded and trained first, then decoded:
-what compiles too long for six minutes in all is left out and said so. A second argument, `small`, tries the script out.
+Weights are random: neither speed nor memory depends on them. The script loads and trains all variants first,
+then decodes. It skips, with a message, the decoding that would exceed six minutes in all. A second argument, `small`,
+is a quick test of the script.
 """
 
 import gc
@@ -47,7 +48,7 @@ BEGAN = time.time()
 
 
 def loaded_bytes(folder: Path, dtype: str) -> dict:
-    """Return the device memory that a variant takes when it is loaded, and after it has run."""
+    """Return the device memory in bytes of a variant after loading, and after a first run."""
     memory = Memory(loading.device())
     model = loading.model([folder], dtype)
     loaded = {"tensors": tensor_bytes(model), "measured": memory.used()}
@@ -57,7 +58,7 @@ def loaded_bytes(folder: Path, dtype: str) -> dict:
 
 
 def train(folder: Path) -> dict:
-    """Train a LoRA of rank 16 on queries and values in bfloat16; return the peak and the speed after a warm-up."""
+    """Train a LoRA of rank 16 on queries and values in bfloat16; return peak memory and speed after a warm-up."""
     recipe = LoRA(method="lora", dataset="any", steps=STEPS, rank=16, precision="bfloat16", save_every=1000, **TRAINED)
     memory, scratch = Memory(loading.device()), Path(tempfile.mkdtemp())
     model = loading.model([folder], recipe.precision)
@@ -80,26 +81,26 @@ def train(folder: Path) -> dict:
 def decode(folder: Path, batch: int) -> dict:
     """Return peaks, the decoder, and tokens a second of prefill and decode at one batch size, in float16."""
     place = Path(tempfile.mkdtemp())
-    found = Benchmark(batch_sizes=[batch], dtype="float16", **DECODED).measure([folder], place)
+    result = Benchmark(batch_sizes=[batch], dtype="float16", **DECODED).measure([folder], place)
     runs = pandas.read_parquet(place / "items.parquet")
     rates = runs[~runs.warmup].assign(rate=lambda rows: rows.tokens / rows.seconds).groupby("phase").rate
-    return found["points"][0] | {"tokens_per_second": rates.agg(["median", "min", "max", "count"]).to_dict("index")}
+    return result["points"][0] | {"tokens_per_second": rates.agg(["median", "min", "max", "count"]).to_dict("index")}
 
 
-def measure(results: dict, out: Path, name: str, what: str, work, *arguments) -> float:
-    """Put what `work` returns, or its error, into the results, write them, and return the seconds it took."""
+def measure(results: dict, out: Path, name: str, task: str, work, *arguments) -> float:
+    """Store the result of `work`, or its error, in the results, write them, and return the seconds of the call."""
     started = time.time()
     try:
-        found = work(*arguments)
+        result = work(*arguments)
     except Exception:
         traceback.print_exc()
-        found = {"error": traceback.format_exc()[-2000:]}
-    results["variants"].setdefault(name, {})[what] = found
+        result = {"error": traceback.format_exc()[-2000:]}
+    results["variants"].setdefault(name, {})[task] = result
     out.write_text(json.dumps(results, indent=1) + "\n")
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    print(f"{time.time() - BEGAN:.0f} s: {name}, {what}: {json.dumps(found)[:600]}", flush=True)
+    print(f"{time.time() - BEGAN:.0f} s: {name}, {task}: {json.dumps(result)[:600]}", flush=True)
     return time.time() - started
 
 
@@ -113,7 +114,7 @@ def main(out: Path) -> None:
             folders[name].mkdir()
             recipe.quantize(parent, folders[name], data, 0)
         print(f"{time.time() - BEGAN:.0f} s: {name} made", flush=True)
-    compared = [name for name in VARIANTS if name != "nf4-bfloat16"]  # it is NF4 as it is trained
+    compared = [name for name in VARIANTS if name != "nf4-bfloat16"]  # NF4 for training only
     for name in compared:
         measure(results, out, name, "memory", loaded_bytes, folders[name], "float16")
         measure(results, out, name, "training", train, folders["nf4-bfloat16" if name == "nf4" else name])
@@ -128,7 +129,7 @@ def main(out: Path) -> None:
 
 
 def about() -> dict:
-    """Return on what, with what and how this was measured."""
+    """Return the device, the package versions and the command of the measurement."""
     names = ("torch", "transformers", "peft", "compressed-tensors", "bitsandbytes")
     return {
         "model": f"OPT-1.3B architecture, {LAYERS} layers, random weights",

@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python benchmarks/quantization_speed.py results.json
 
-Weights are random: the time does not depend on them. One warm-up run of a two-layer model leaves start-up costs out.
+Weights are random: the time does not depend on them. A two-layer model runs first as a warm-up.
 """
 
 import json
@@ -28,7 +28,7 @@ TOKENIZER = Path(__file__).parent.parent / "assets/models/opt-2m"
 
 
 def checkpoint(folder: Path, layers: int) -> Path:
-    """Write a random OPT with this many layers of OPT-1.3B's shape, float16."""
+    """Write a random OPT in float16 with `layers` layers of OPT-1.3B's shape; return the folder."""
     torch.manual_seed(0)
     config = OPTConfig(**SHAPE, num_hidden_layers=layers, vocab_size=50272, bos_token_id=2, eos_token_id=2)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
@@ -40,7 +40,7 @@ def checkpoint(folder: Path, layers: int) -> Path:
 
 
 def tokens(folder: Path) -> Path:
-    """Write random documents enough for the calibration set."""
+    """Write enough random documents for the calibration set; return the folder."""
     folder.mkdir()
     ids = torch.randint(3, 12000, (SAMPLES + 1, LENGTH), generator=torch.Generator().manual_seed(0)).tolist()
     table = pyarrow.table({"ids": ids, "bytes": ids, "words": ids}, schema=text.SCHEMA)

@@ -57,10 +57,10 @@ class Noise:
         return self.count
 
     def lengths(self) -> None:
-        """Return None: all are as long."""
+        """Return None: all examples have the same length."""
 
     def batch(self, examples: list[int]) -> dict[str, torch.Tensor]:
-        """Return features, computed here and now, and labels."""
+        """Return features, computed at this moment, and labels."""
         waves = [self.waves[number % BATCH] for number in examples]
         labels = speech.labels([self.encoded[number % BATCH] for number in examples])
         return {"input_features": speech.features(waves, self.extractor, "cuda"), "labels": labels}
@@ -71,14 +71,14 @@ class Noise:
 
 
 def int8(folder: Path, dtype: torch.dtype):
-    """Load the model with int8 weights."""
+    """Return the model with int8 weights."""
     return WhisperForConditionalGeneration.from_pretrained(
         folder, dtype=dtype, device_map={"": 0}, quantization_config=BitsAndBytesConfig(load_in_8bit=True)
     )
 
 
 def quantune_training(folder: Path, data: Noise) -> dict:
-    """Return samples/s and peak of the project's loop."""
+    """Return samples/s and peak memory of the project's loop."""
     keys = {"method": "lora", "dataset": "random", "rank": RANK, "steps": STEPS, "batch_size": BATCH}
     recipe = LoRA(**keys, precision="bfloat16", gradient_checkpointing=True, evaluate_every=1, validation_split=None)
     model = int8(folder, torch.bfloat16)
@@ -97,11 +97,11 @@ def quantune_training(folder: Path, data: Noise) -> dict:
     place = Path(tempfile.mkdtemp())
     loop.train(model, recipe, 0, data, None, place, place)
     data.batch = batch
-    return told(numpy.diff(seconds)[1:])
+    return speed_and_memory(numpy.diff(seconds)[1:])
 
 
 def trainer_training(folder: Path, data: Noise) -> dict:
-    """Return samples/s and peak of Seq2SeqTrainer as tutorials use it: fp16, features computed beforehand."""
+    """Return samples/s and peak memory of Seq2SeqTrainer as tutorials use it: fp16, features computed beforehand."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import TrainerCallback
 
@@ -123,11 +123,11 @@ def trainer_training(folder: Path, data: Noise) -> dict:
     )  # fmt: skip
     torch.cuda.reset_peak_memory_stats()
     Seq2SeqTrainer(model, arguments, train_dataset=examples * STEPS, callbacks=[Clock()]).train()
-    return told(numpy.diff(seconds)[1:])
+    return speed_and_memory(numpy.diff(seconds)[1:])
 
 
-def told(seconds) -> dict:
-    """Return the median speed over steps and the peak of the device's memory."""
+def speed_and_memory(seconds) -> dict:
+    """Return the median samples/s over the steps and the peak bytes of device memory."""
     median = statistics.median(seconds)
     return {
         "samples_per_second": round(BATCH / median, 2),
@@ -137,19 +137,19 @@ def told(seconds) -> dict:
 
 
 def transcription(folder: Path, processor) -> dict:
-    """Return clips/s of batches of 16 and of the pipeline, file by file; medians of three."""
+    """Return clips/s of batches of 16, and of the pipeline with one file at a time; medians of three runs."""
     model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float16, device_map={"": 0}).eval()
     waves = [rng.normal(0, 0.1, 16000 * 10).astype("float32") for _ in range(CLIPS)]
     forced = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS}
     pipeline = AutomaticSpeechRecognitionPipeline(
         model=model, tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor
     )
-    told = {"language": "en", "task": "transcribe", "do_sample": False, **forced}
+    options = {"language": "en", "task": "transcribe", "do_sample": False, **forced}
     ways = {
         "batches of 16": lambda: speech.transcribe(model, processor, waves, ["en"] * CLIPS, 16, "transcribe", **forced),
-        "pipeline, file by file": lambda: [pipeline(wave.copy(), generate_kwargs=told) for wave in waves[:16]],
+        "pipeline, file by file": lambda: [pipeline(wave.copy(), generate_kwargs=options) for wave in waves[:16]],
     }
-    found = {}
+    results = {}
     for name, way in ways.items():
         seconds = []
         for _ in range(4):
@@ -158,16 +158,16 @@ def transcription(folder: Path, processor) -> dict:
             written = len(way())
             torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)
-        found[name] = {
+        results[name] = {
             "clips_per_second": round(written / statistics.median(seconds[1:]), 3),
             "seconds": [round(item, 3) for item in seconds[1:]],
         }
-    speeds = [item["clips_per_second"] for item in found.values()]
-    return found | {"ratio": round(speeds[0] / speeds[1], 2)}
+    speeds = [item["clips_per_second"] for item in results.values()]
+    return results | {"ratio": round(speeds[0] / speeds[1], 2)}
 
 
 def main(out: str, files: str) -> None:
-    """Measure all, writing what is there after each part."""
+    """Run all parts; write the results after each part."""
     folder = Path(tempfile.mkdtemp())
     extractor = WhisperFeatureExtractor(feature_size=80)
     processor = WhisperProcessor(extractor, WhisperTokenizerFast.from_pretrained(files))
@@ -197,7 +197,7 @@ def main(out: str, files: str) -> None:
 
 
 def about() -> dict:
-    """Return on what, with what and how this was measured."""
+    """Return the hardware, the package versions and the command of the measurement."""
     names = ("torch", "transformers", "peft", "bitsandbytes")
     return {
         "hardware": torch.cuda.get_device_name(),

@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python benchmarks/whisper_speed.py results.json
 
-Weights and windows are random: neither speed nor memory depends on them. What results.json holds already is kept.
+Weights and windows are random: neither speed nor memory depends on them. Variants in results.json are skipped.
 """
 
 import json
@@ -47,11 +47,11 @@ def main(out: str) -> None:
                 recipe.quantize(parent, folder, None, 0)
             measured = place / f"{name}-measured"
             measured.mkdir()
-            found = SWEEP.measure([folder], measured)
+            result = SWEEP.measure([folder], measured)
             items = pandas.read_parquet(measured / "items.parquet")
             seconds = items[~items.warmup].groupby(["phase", "batch_size"]).seconds
             seconds = seconds.agg(["median", "min", "max", "count"])
-            results[name] = found | {"seconds": json.loads(seconds.reset_index().to_json(orient="records"))}
+            results[name] = result | {"seconds": json.loads(seconds.reset_index().to_json(orient="records"))}
             print(name, seconds, flush=True)
         except Exception:
             traceback.print_exc()
@@ -60,7 +60,7 @@ def main(out: str) -> None:
 
 
 def about() -> dict:
-    """Return on what, with what and how this was measured."""
+    """Return the hardware, the package versions and the command of the measurement."""
     names = ("torch", "transformers", "compressed-tensors", "bitsandbytes")
     return {
         "hardware": torch.cuda.get_device_name(),

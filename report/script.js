@@ -23,11 +23,11 @@ function terms(object) {
 }
 
 // The artefact and all it was made from, each once, nearest first.
-function chain(path, found = []) {
-  if (found.includes(path)) return found;
-  found.push(path);
-  for (const parent of artefacts[path].parents) chain(parent, found);
-  return found;
+function chain(path, visited = []) {
+  if (visited.includes(path)) return visited;
+  visited.push(path);
+  for (const parent of artefacts[path].parents) chain(parent, visited);
+  return visited;
 }
 
 const filled = (object) => object && Object.keys(object).length > 0;
@@ -37,32 +37,32 @@ function made(run) {
   const { hardware, started, seconds, ...rest } = run;
   const { memory_bytes, peak_memory_bytes, peak_device_bytes, predicted } = { ...hardware, ...rest };
   const gigabytes = (bytes) => `${(bytes / 1e9).toPrecision(3)} GB`;
-  const told = { when: `${started.replace("T", " ").replace("Z", " UTC")}, in ${seconds} s`, "made with": element("code", run.command) };
-  if (run.commit) told["at commit"] = element("code", run.commit.replace("-dirty", ", with uncommitted changes"));
-  if (run.threads) told.threads = `${run.threads}, algorithms ${run.deterministic ? "" : "not all "}deterministic`;
+  const facts = { when: `${started.replace("T", " ").replace("Z", " UTC")}, in ${seconds} s`, "made with": element("code", run.command) };
+  if (run.commit) facts["at commit"] = element("code", run.commit.replace("-dirty", ", with uncommitted changes"));
+  if (run.threads) facts.threads = `${run.threads}, algorithms ${run.deterministic ? "" : "not all "}deterministic`;
   const megabytes = ([name, bytes]) => `${name} ${(bytes / 1e6).toPrecision(3)} MB`;
-  if (predicted) told["predicted of its tensors"] = Object.entries(predicted).map(megabytes).join(", ");
-  if (run.real_time_factor) told["real-time factor"] = `${run.real_time_factor.toPrecision(3)}, of ${run.audio_seconds} s of audio`;
-  if (peak_memory_bytes) told["peak memory"] = gigabytes(peak_memory_bytes);
-  if (peak_device_bytes) told["peak GPU memory"] = gigabytes(peak_device_bytes);
-  told.hardware = [hardware.gpu, `${hardware.cpu}, ${hardware.cores} cores`, gigabytes(memory_bytes)].filter(Boolean).join("; ");
-  told.platform = run.cuda ? `${run.platform}, CUDA ${run.cuda}` : run.platform;
-  return told;
+  if (predicted) facts["predicted of its tensors"] = Object.entries(predicted).map(megabytes).join(", ");
+  if (run.real_time_factor) facts["real-time factor"] = `${run.real_time_factor.toPrecision(3)}, of ${run.audio_seconds} s of audio`;
+  if (peak_memory_bytes) facts["peak memory"] = gigabytes(peak_memory_bytes);
+  if (peak_device_bytes) facts["peak GPU memory"] = gigabytes(peak_device_bytes);
+  facts.hardware = [hardware.gpu, `${hardware.cpu}, ${hardware.cores} cores`, gigabytes(memory_bytes)].filter(Boolean).join("; ");
+  facts.platform = run.cuda ? `${run.platform}, CUDA ${run.cuda}` : run.platform;
+  return facts;
 }
 
 function describe(path) {
   const item = artefacts[path];
-  const told = { digest: element("code", item.digest) };
-  if (!item.stage) told.note = "Not on the machine that made this report: known by its digest only.";
-  if (filled(item.recipe)) told.recipe = terms(item.recipe);
-  if (filled(item.facts)) told.facts = terms(item.facts);
-  if (filled(item.sources)) told["source files, SHA-256"] = terms(item.sources);
-  if (filled(item.files)) told["its files, SHA-256"] = terms(Object.fromEntries(item.files.map((file) => [file.path, file.sha256])));
-  if (item.parents.length) told["made from"] = item.parents.join(", ");
-  Object.assign(told, made(item.run));
-  if (item.packages) told.packages = Object.entries(item.packages).filter(([, version]) => version).map((pair) => pair.join(" ")).join(", ");
-  told["make it again"] = element("code", item.again);
-  return terms(told);
+  const facts = { digest: element("code", item.digest) };
+  if (!item.stage) facts.note = "Not on the machine that made this report: known by its digest only.";
+  if (filled(item.recipe)) facts.recipe = terms(item.recipe);
+  if (filled(item.facts)) facts.facts = terms(item.facts);
+  if (filled(item.sources)) facts["source files, SHA-256"] = terms(item.sources);
+  if (filled(item.files)) facts["its files, SHA-256"] = terms(Object.fromEntries(item.files.map((file) => [file.path, file.sha256])));
+  if (item.parents.length) facts["made from"] = item.parents.join(", ");
+  Object.assign(facts, made(item.run));
+  if (item.packages) facts.packages = Object.entries(item.packages).filter(([, version]) => version).map((pair) => pair.join(" ")).join(", ");
+  facts["make it again"] = element("code", item.again);
+  return terms(facts);
 }
 
 function show(path) {

@@ -1,12 +1,12 @@
 """Benchmark: takes a variant; makes `benchmarks/{variant}`, its memory, and the time of each run of prefill (of speech:
-encode) and decode. It takes every core and GPU that Snakemake was given: nothing else runs beside it."""
+encode) and decode. It takes every core and GPU that Snakemake may use, so no other job runs at the same time."""
 
 benchmarked = Job(lambda wildcards: PLAN.benchmark(wildcards.variant))
 
 
 rule benchmark:
     input:
-        unpack(benchmarked.inputs),  # checkpoint; base: what an adapter lies on
+        unpack(benchmarked.inputs),  # checkpoint; base: the parent of an adapter
     output:
         directory(f"{WORK}/benchmarks/{{variant}}"),
     log:

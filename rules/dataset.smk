@@ -1,12 +1,12 @@
 """Dataset: takes text, JSON, CSV or Parquet files, or recordings with their transcripts; local, on the hub or at URLs;
 makes `sources/{dataset}`, one Parquet file of documents or clips a split."""
 
-read = Job(lambda wildcards: PLAN.dataset(wildcards.dataset))
+dataset_job = Job(lambda wildcards: PLAN.dataset(wildcards.dataset))
 
 
 rule dataset:
     input:
-        unpack(read.inputs),  # nothing that a rule makes; outside: the files
+        unpack(dataset_job.inputs),  # outside: the files; no output of another rule
     output:
         directory(f"{WORK}/sources/{{dataset}}"),
     log:
@@ -14,7 +14,7 @@ rule dataset:
     benchmark:
         f"{WORK}/logs/dataset/{{dataset}}.tsv"
     wildcard_constraints:
-        dataset=any_of(TRACKS["text"]),
+        dataset=name_pattern(TRACKS["text"]),
     conda:
         "../envs/conda.yaml"
     threads: 1
@@ -22,8 +22,8 @@ rule dataset:
         mem_mb=2000,
         gpu=0,
     params:
-        order=read.order,
-        why=read.why,
+        order=dataset_job.order,
+        why=dataset_job.why,
     message:
         "Read the dataset {wildcards.dataset}{params.why}"
     script:
@@ -32,7 +32,7 @@ rule dataset:
 
 rule clips:
     input:
-        unpack(read.inputs),  # nothing that a rule makes; outside: the files
+        unpack(dataset_job.inputs),  # outside: the files; no output of another rule
     output:
         directory(f"{WORK}/sources/{{dataset}}"),
     log:
@@ -40,7 +40,7 @@ rule clips:
     benchmark:
         f"{WORK}/logs/clips/{{dataset}}.tsv"
     wildcard_constraints:
-        dataset=any_of(TRACKS["speech"]),
+        dataset=name_pattern(TRACKS["speech"]),
     conda:
         "../envs/conda.yaml"
     threads: 1
@@ -48,8 +48,8 @@ rule clips:
         mem_mb=2000,
         gpu=0,
     params:
-        order=read.order,
-        why=read.why,
+        order=dataset_job.order,
+        why=dataset_job.why,
     message:
         "Read the recordings of {wildcards.dataset}{params.why}"
     script:

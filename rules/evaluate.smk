@@ -1,9 +1,9 @@
 """Evaluate: takes a variant and the prepared data of its track's evaluations; makes `evaluations/{variant}/{evaluation}`
-for each, the raw number of each window, prompt or clip, and a summary. One job loads the variant once and makes those
-that are not current; the others stay as they are."""
+for each: the raw numbers of each window, prompt or clip, and a summary. One job loads the variant once and makes the
+evaluations that are not current; the others stay as they are."""
 
 evaluated = {
-    track: Job(lambda wildcards, track=track: open_evaluations(wildcards.variant, track)) for track in EVALUATIONS
+    track: Job(lambda wildcards, track=track: pending_evaluations(wildcards.variant, track)) for track in EVALUATIONS
 }
 
 for track, names in EVALUATIONS.items():
@@ -12,7 +12,7 @@ for track, names in EVALUATIONS.items():
         name:
             f"evaluate_{track}"
         input:
-            unpack(evaluated[track].inputs),  # checkpoint; base: what an adapter lies on; data
+            unpack(evaluated[track].inputs),  # checkpoint; base: the parent of an adapter; data
         output:
             [update(directory(f"{WORK}/evaluations/{{variant}}/{name}")) for name in names],
         log:

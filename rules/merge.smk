@@ -1,4 +1,4 @@
-"""Merge: takes an adapter and the nearest unquantized ancestor of what it was trained on; makes
+"""Merge: takes an adapter and the nearest unquantized ancestor of its parent; makes
 `checkpoints/{parent}+merge`, a whole model again."""
 
 merged = Job(lambda wildcards: PLAN.checkpoint(f"{wildcards.parent}+{wildcards.merge}"))
@@ -6,7 +6,7 @@ merged = Job(lambda wildcards: PLAN.checkpoint(f"{wildcards.parent}+{wildcards.m
 
 rule merge:
     input:
-        unpack(merged.inputs),  # adapter; base: what it is added to; parent: what it was trained on
+        unpack(merged.inputs),  # adapter; base: the ancestor; parent: the model that the adapter was trained on
     output:
         directory(f"{WORK}/checkpoints/{{parent}}+{{merge}}"),
     log:

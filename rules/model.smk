@@ -1,4 +1,4 @@
-"""Model: takes a folder in Hugging Face layout, or a repository on the hub as the lock file pins it; makes
+"""Model: takes a folder in Hugging Face layout, or a hub repository at the commit in the lock file; makes
 `checkpoints/{model}`, a copy with safetensors weights only."""
 
 copied = Job(lambda wildcards: PLAN.checkpoint(wildcards.model))
@@ -6,7 +6,7 @@ copied = Job(lambda wildcards: PLAN.checkpoint(wildcards.model))
 
 rule model:
     input:
-        unpack(copied.inputs),  # nothing that a rule makes; outside: the files
+        unpack(copied.inputs),  # outside: the files; no output of another rule
     output:
         directory(f"{WORK}/checkpoints/{{model}}"),
     log:

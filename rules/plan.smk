@@ -1,4 +1,4 @@
-"""Plan: takes nothing and makes nothing; prints what is not current, with the memory, disk and time that it will take."""
+"""Plan: prints the artefacts that are not current, with the memory, disk and time of making them; it makes no file."""
 
 
 rule plan:
@@ -9,6 +9,6 @@ rule plan:
     params:
         costs=planned_costs,
     message:
-        "What is not current, and what it will take"
+        "The artefacts that are not current, and their costs"
     script:
         "../scripts/plan.py"

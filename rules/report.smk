@@ -6,7 +6,7 @@ reported = Job(lambda wildcards: PLAN.report())
 
 rule report:
     input:
-        unpack(reported.inputs),  # evaluations, benchmarks, checkpoints; lineage: the data that they rest on
+        unpack(reported.inputs),  # evaluations, benchmarks, checkpoints; lineage: their data
     output:
         report(
             directory(f"{WORK}/report"),

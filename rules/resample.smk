@@ -1,5 +1,5 @@
-"""Resample: takes recordings and a speech model's feature extractor; makes `prepared/{dataset}/{model}`, each clip decoded,
-mono, at the extractor's rate."""
+"""Resample: takes recordings and a speech model's feature extractor; makes `prepared/{dataset}/{model}`, each clip
+decoded, mono, at the extractor's rate."""
 
 resampled = Job(lambda wildcards: PLAN.prepared(wildcards.dataset, wildcards.model))
 
@@ -14,7 +14,7 @@ rule resample:
     benchmark:
         f"{WORK}/logs/resample/{{dataset}}/{{model}}.tsv"
     wildcard_constraints:
-        dataset=any_of(TRACKS["speech"]),
+        dataset=name_pattern(TRACKS["speech"]),
     conda:
         "../envs/conda.yaml"
     threads: CONFIG.threads

@@ -13,7 +13,7 @@ rule tokenize:
     benchmark:
         f"{WORK}/logs/tokenize/{{dataset}}/{{model}}.tsv"
     wildcard_constraints:
-        dataset=any_of(TRACKS["text"]),
+        dataset=name_pattern(TRACKS["text"]),
     conda:
         "../envs/conda.yaml"
     threads: CONFIG.threads

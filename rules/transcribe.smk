@@ -6,7 +6,7 @@ transcribed = Job(lambda wildcards: PLAN.transcript(wildcards.variant, wildcards
 
 rule transcribe:
     input:
-        unpack(transcribed.inputs),  # checkpoint; base: what an adapter lies on; outside: the recording
+        unpack(transcribed.inputs),  # checkpoint; base: the parent of an adapter; outside: the recording
     output:
         directory(f"{WORK}/transcripts/{{variant}}/{{recording}}"),
     log:

@@ -1,5 +1,5 @@
-"""Unknown: takes a target below the work folder that no other rule makes; says what is wrong with it and what to type
-instead."""
+"""Unknown: takes a target below the work folder that no other rule makes; stops with the reason and a target to
+type instead."""
 
 
 ruleorder: model > dataset > clips > tokenize > resample > merge > quantize > train > transcribe > benchmark > report > unknown

@@ -1,4 +1,4 @@
-"""Download a dataset's files if they are elsewhere; read them into documents, divide them into splits, drop leaks;
+"""Download a dataset's files if they are remote; read documents from them, divide these into splits and drop leaks;
 write one Parquet file for each split.
 """
 
@@ -12,9 +12,9 @@ from quantune.sources import documents, download
 
 def dataset(order, inputs, folder, scratch):
     recipe, files = order["recipe"], order["options"]["files"]
-    base = download.fetched(order, scratch)
+    base = download.fetch_sources(order, scratch)
     splits = {
-        split: [text for path in paths for text in documents.documents(base / path, recipe)]
+        split: [text for path in paths for text in documents.read_documents(base / path, recipe)]
         for split, paths in files.items()
     }
     read = sum(map(len, splits.values()))

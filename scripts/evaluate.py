@@ -1,4 +1,4 @@
-"""Evaluate a variant: load it once for each dtype, keep each evaluation's raw items, and a summary beside them."""
+"""Evaluate a variant: load it once for each dtype, write each evaluation's raw items and a summary."""
 
 import json
 import math
@@ -17,7 +17,7 @@ def loaded(folders):
 
 def evaluate(order, inputs, folder, scratch):
     (checkpoint,), (data,) = inputs["checkpoint"], inputs.get("data", [None])
-    recipe, _ = config.ordered(config.AnyEvaluation, order)
+    recipe, _ = config.recipe_and_seed(config.AnyEvaluation, order)
     result = recipe.evaluate(loaded((*inputs.get("base", []), checkpoint)), data, folder)
     timing = result.pop("run", {})
     result = {

@@ -1,4 +1,4 @@
-"""Fold an adapter into the nearest unquantized ancestor of what it was trained on; save a whole model again."""
+"""Merge an adapter into the nearest unquantized ancestor of its parent; save the result as a whole model."""
 
 from quantune.artefacts import job
 

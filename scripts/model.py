@@ -5,9 +5,9 @@ from quantune.sources import download, selection
 
 
 def model(order, inputs, folder, scratch):
-    base = download.fetched(order, scratch)
+    base = download.fetch_sources(order, scratch)
     files = [base / path for path in order["options"]["files"]]
-    selection.copy_model(files, folder, ours="download" in order["options"])
+    selection.copy_model(files, folder, downloaded="download" in order["options"])
     print(f"copied {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
     return {"parameters": selection.parameters(folder)} | download.facts(order)
 

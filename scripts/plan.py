@@ -1,3 +1,3 @@
-"""Print what everything that is not current will take; Snakemake evaluated the table from the plan."""
+"""Print the costs of all artefacts that are not current; Snakemake computed the table from the plan."""
 
 print(snakemake.params.costs)

@@ -1,4 +1,4 @@
-"""Quantize a checkpoint, save it packed, check every layer of what was saved, and measure the damage on real input."""
+"""Quantize a checkpoint, save it packed, check every saved layer, and measure the quantization error on real input."""
 
 from quantune.artefacts import job
 from quantune.planning import config
@@ -9,7 +9,7 @@ def quantize(order, inputs, folder, scratch):
     from quantune.quantizations.arithmetic import quality
 
     (parent,), (data,) = inputs["parent"], inputs.get("data", [None])
-    recipe, seed = config.ordered(config.AnyQuantization, order)
+    recipe, seed = config.recipe_and_seed(config.AnyQuantization, order)
     layers = checkpoints.linear_layers(parent)
     print(f"quantizing the {len(layers)} linear layers of {parent.name} with {recipe!r}")
     facts = recipe.quantize(parent, folder, data, seed)

@@ -1,4 +1,4 @@
-"""Write the report: the table, metrics and loss curves for DVC, the figures, and one page that holds everything."""
+"""Write the report: the table, metrics and loss curves for DVC, the figures, and one HTML page with all of them."""
 
 import json
 import os

@@ -1,5 +1,5 @@
 """Decode every clip of a dataset once for each root model: mono, 16 bits, at the rate of the model's feature extractor;
-clips that do not fit into its window are left out and counted.
+clips that do not fit into its window are dropped and counted.
 """
 
 from quantune.artefacts import job
@@ -15,8 +15,8 @@ def resample(order, inputs, folder, scratch):
     for path in sorted(source.glob("*.parquet")):
         seconds, dropped = speech.prepare(path, folder / f"{path.stem}.arrow", extractor)
         facts[path.stem] = audio.durations(seconds) | {"longer_than_window": dropped}
-        told = f"; left out: {dropped} longer than {extractor.chunk_length} s" if dropped else ""
-        print(f"{path.stem}: {len(seconds)} clips, {sum(seconds) / 3600:.3f} h at {extractor.sampling_rate} Hz{told}")
+        note = f"; dropped: {dropped} longer than {extractor.chunk_length} s" if dropped else ""
+        print(f"{path.stem}: {len(seconds)} clips, {sum(seconds) / 3600:.3f} h at {extractor.sampling_rate} Hz{note}")
     return {"sampling_rate": extractor.sampling_rate, "splits": facts}
 
 

@@ -1,4 +1,4 @@
-"""Tokenize every split of a dataset once for each root model: token ids for each document, nothing cut or padded."""
+"""Tokenize every split of a dataset once for each root model: token ids of each document, not cut or padded."""
 
 import os
 

@@ -1,18 +1,18 @@
-"""Fine-tune a checkpoint: load it, add what is to be trained, run the loop, save what was trained."""
+"""Fine-tune a checkpoint: load it, add the trainable weights, run the training loop, save the trained weights."""
 
 from quantune.artefacts import job
 from quantune.planning import config
 
 
 def train(order, inputs, folder, scratch):
-    import peft  # noqa: F401 (seconds, which pass before the GPU is taken)
+    import peft  # noqa: F401 (this takes seconds; do it before the job takes the GPU)
 
     from quantune.data import examples
     from quantune.finetunings.training import loop
     from quantune.models import adapters, loading
 
     (parent,), (prepared,) = inputs["parent"], inputs["data"]
-    recipe, seed = config.ordered(config.AnyFinetuning, order)
+    recipe, seed = config.recipe_and_seed(config.AnyFinetuning, order)
     splits = (recipe.train_split, recipe.validation_split)
     data, validation = (
         examples.read(prepared, split, parent, recipe.length, recipe.task) if split else None for split in splits

@@ -1,4 +1,4 @@
-"""Transcribe a recording of any length with a variant: the text, and its segments with their times."""
+"""Transcribe a recording of any length with a variant: write the text, and the segments with their times."""
 
 import json
 import time
@@ -23,15 +23,15 @@ def transcribe(order, inputs, folder, scratch):
     spent, seconds = time.time() - started, len(samples) / rate
     text = [segment["text"] for segment in segments]
     (folder / "transcript.txt").write_text("".join(f"{line}\n" for line in text), encoding="utf-8")
-    found = {
-        "variant": layout.named(order["path"], "transcripts")[0],
+    result = {
+        "variant": layout.names(order["path"], "transcripts")[0],
         "language": recipe.language,
         "task": recipe.task,
         "seconds": round(seconds, 3),
         "text": " ".join(text),
         "segments": segments,
     }
-    (folder / "transcript.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "transcript.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{seconds:.1f} s of sound, {len(segments)} segments, {spent:.1f} s")
     return {"segments": len(segments), "run": {"real_time_factor": spent / seconds}}
 

@@ -51,10 +51,10 @@ def step(tmp_path) -> Artefact:
 
 def test_canonical_json_is_one_text_for_one_value():
     value = {"b": [1, 2.5, None, True], "a": {"y": "é — “x”", "x": "\n"}}
-    assert record.canonical(value) == '{"a":{"x":"\\n","y":"é — “x”"},"b":[1,2.5,null,true]}'
-    assert record.canonical(dict(reversed(value.items()))) == record.canonical(value)
+    assert record.canonical_json(value) == '{"a":{"x":"\\n","y":"é — “x”"},"b":[1,2.5,null,true]}'
+    assert record.canonical_json(dict(reversed(value.items()))) == record.canonical_json(value)
     with pytest.raises(ValueError, match="not JSON compliant"):
-        record.canonical(float("nan"))
+        record.canonical_json(float("nan"))
 
 
 def test_the_digest_is_that_of_the_documented_text():
@@ -181,7 +181,7 @@ def test_other_bits_of_an_ancestor_are_noticed(tmp_path):
     measured = Artefact(f"{tmp_path}/work/evaluations/opt+rtn-w4/log", "evaluate", 1, {}, {"checkpoint": step})
 
     def parents(role: str, parent: Artefact) -> dict:
-        content = record.content(record.recorded(parent.path))
+        content = record.content_digest(record.read_provenance(parent.path))
         return {"parents": {role: [{"path": parent.path, "digest": parent.digest, "content": content}]}}
 
     make(model, {"model.safetensors": "weights"})
@@ -192,7 +192,7 @@ def test_other_bits_of_an_ancestor_are_noticed(tmp_path):
     assert freshness.state(measured) is State.CURRENT, "what is not there is expected to come back as it was"
     make(model, {"model.safetensors": "wejghts"})
     assert [freshness.state(item) for item in (model, step, measured)] == [State.CURRENT, State.STALE, State.STALE]
-    assert freshness.differences(measured) == [f"made again with other bits: {model.path}"]
+    assert freshness.differences(measured) == [f"ancestor rebuilt with different bytes: {model.path}"]
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
@@ -267,7 +267,7 @@ def digests(raw: dict) -> dict[str, str]:
     while todo:
         artefact = todo.pop()
         found[os.path.relpath(artefact.path, raw["work"])] = artefact.digest
-        todo += [parent for made_from in record.roles(artefact.parents).values() for parent in made_from]
+        todo += [parent for made_from in record.by_role(artefact.parents).values() for parent in made_from]
     return found
 
 
@@ -342,7 +342,8 @@ def test_a_step_with_the_configurations_seed_is_the_step(raw):
 
 def test_what_must_be_on_disk(raw):
     plan, folder = Plan(load.load(raw)), f"{raw['work']}/checkpoints"
-    assert [item.path for item in plan.loads("opt+nf4+lora")] == [f"{folder}/opt+nf4", f"{folder}/opt+nf4+lora"]
+    paths = [item.path for item in plan.checkpoints_to_load("opt+nf4+lora")]
+    assert paths == [f"{folder}/opt+nf4", f"{folder}/opt+nf4+lora"]
     merged = plan.checkpoint("opt+nf4+lora+merge")
     assert merged.parents["adapter"].path == f"{folder}/opt+nf4+lora"
     assert merged.parents["base"].path == f"{folder}/opt"

@@ -178,7 +178,7 @@ def test_the_machine_is_part_of_the_identity(raw, monkeypatch):
     here = {"kind": "gpu", "device": "A", "count": 1, "driver": "1", "software": {"torch": "2"}}
     digests = set()
     for change in ({}, {"device": "B"}, {"count": 2}, {"driver": "2"}, {"software": {"torch": "3"}}):
-        monkeypatch.setattr(hardware, "found", lambda change=change: here | change)
+        monkeypatch.setattr(hardware, "detect", lambda change=change: here | change)
         planned = plan.Plan(load.load(raw))
         digests.add(planned.benchmark("opt+nf4+lora").digest)
         assert len(planned.report().parents["benchmarks"]) == len(planned.config.benchmarked) == 5
@@ -207,7 +207,7 @@ def test_speech_models_are_measured_by_the_same_section(raw):
 def test_without_a_section_nothing_is_measured(raw):
     planned = plan.Plan(load.load(raw))
     assert "benchmarks" not in planned.report().parents
-    with pytest.raises(ConfigError, match="there is no 'benchmark' section"):
+    with pytest.raises(ConfigError, match="the section 'benchmark' is missing"):
         planned.benchmark("opt")
 
 

@@ -29,7 +29,7 @@ def test_a_chain_that_no_config_names_is_built_from_the_command_line(project):
         ("checkpoints/opt+rtn-a+nf4", "'opt+rtn-a' is already quantized; 'nf4' needs full precision: 'opt+nf4'"),
         ("checkpoints/opt+lora+nf4", "merge it first: 'opt+lora+merge+nf4'"),
         ("checkpoints/opt+lora+lora", "merge it first: 'opt+lora+merge+lora'"),
-        ("checkpoints/opt+merge", "there is nothing to merge in 'opt'"),
+        ("checkpoints/opt+merge", "'opt' has no adapter to merge"),
         ("checkpoints/opt+lora+merge+merge", "'opt+lora+merge' is already merged"),
         ("checkpoints/opt+rtn-a@3", "write 'rtn-a'"),
         ("checkpoints/otp+nf4", "'otp' is not a model; models: opt; did you mean 'opt'?"),

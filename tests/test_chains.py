@@ -89,8 +89,8 @@ def test_a_step_holds_its_name_and_seed():
             "opt+nf4+lora+rtn-w4",
             "'rtn-w4' cannot quantize the adapter 'opt+nf4+lora'; merge it first: 'opt+nf4+lora+merge+rtn-w4'",
         ),
-        ("opt+merge", "there is nothing to merge in 'opt'; '+merge' follows a fine-tuning"),
-        ("opt+nf4+merge", "there is nothing to merge in 'opt+nf4'; '+merge' follows a fine-tuning"),
+        ("opt+merge", "'opt' has no adapter to merge; '+merge' follows a fine-tuning"),
+        ("opt+nf4+merge", "'opt+nf4' has no adapter to merge; '+merge' follows a fine-tuning"),
         ("opt+lora+merge+merge", "'opt+lora+merge' is already merged; one '+merge' is enough"),
         ("opt+whisper-large-v2", "'whisper-large-v2' is a model; a model can only begin a chain"),
         ("opt+lora+opt", "'opt' is a model; a model can only begin a chain"),
@@ -147,7 +147,7 @@ def test_a_seed_is_written_in_one_way_only(text):
     ],
 )
 def test_loads_is_the_base_and_then_the_adapter(text, loads):
-    assert [str(item) for item in parse(text).loads()] == loads
+    assert [str(item) for item in parse(text).checkpoints_to_load()] == loads
 
 
 @pytest.mark.parametrize(
@@ -225,9 +225,9 @@ def test_too_wide_an_expansion_is_the_users_error():
         ("checkpoints/opt+nf5", r"'nf5' is not a step; .*did you mean 'nf4'\?"),
         ("sources/harbor", r"'harbor' is not one of the datasets: harbour, news; did you mean 'harbour'\?"),
         ("evaluations/opt/prompt", r"'prompt' is not one of the evaluations: .*did you mean 'prompts'\?"),
-        ("checkpoint/opt", r"nothing is made at '.*/work/checkpoint/opt'; below .* there are: .*checkpoints/VARIANT, "),
+        ("checkpoint/opt", r"nothing is made at '.*/work/checkpoint/opt'; paths below .*: .*checkpoints/VARIANT, "),
     ],
 )
 def test_a_target_that_nothing_makes_is_explained(raw, target, problem):
     with pytest.raises(ConfigError, match=problem):
-        Plan(load.load(raw)).explain(target)
+        Plan(load.load(raw)).require_target(target)

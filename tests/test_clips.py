@@ -50,7 +50,7 @@ def test_an_unpacked_folder_and_its_archive_give_the_same_bytes(tmp_path, talks)
 def test_columns_about_speakers_are_left_behind_and_that_is_recorded(tmp_path, talks, capsys):
     folder, facts = gather(tmp_path / "work", layout="common-voice", path=talks, splits=SPLITS)
     assert facts["personal_columns_dropped"] == ["accents", "age", "client_id", "gender", "variant"]
-    assert "left behind: accents, age, client_id, gender, variant" in capsys.readouterr().out
+    assert "not copied: accents, age, client_id, gender, variant" in capsys.readouterr().out
     assert set(rows(folder)[0]) == {"id", "text", "translation", "language", "seconds", "audio"}
     content = b"".join(path.read_bytes() for path in folder.iterdir())
     assert b"speaker 1" not in content and b"forties" not in content
@@ -248,7 +248,7 @@ def test_a_changed_clip_changes_the_digest_and_nothing_is_read_twice(tmp_path, t
 def test_files_just_written_are_not_remembered(tmp_path):
     files = [sound(tmp_path / "clips/a.wav", pitch=220)]
     hashes = Hashes(tmp_path / "hashes.json")
-    before, stamp = hashes.together(tmp_path, files), files[0].stat()
+    before, stamp = hashes.combined(tmp_path, files), files[0].stat()
     sound(files[0], pitch=440)
     os.utime(files[0], ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert hashes.together(tmp_path, files) != before
+    assert hashes.combined(tmp_path, files) != before

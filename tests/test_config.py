@@ -239,7 +239,7 @@ def test_weights_must_be_safetensors(raw, write_model, weights, problem):
 @pytest.mark.parametrize(
     ("path", "problem"),
     [
-        ("assets/text", "has no config.json; needed is a model in Hugging Face layout"),
+        ("assets/text", "has no config.json; give a model in Hugging Face layout"),
         ("config.yaml", "is a file; give the folder that holds config.json and *.safetensors"),
         ("assets/models/opt-2n", "does not exist; did you mean 'opt-2m'?"),
     ],

@@ -13,7 +13,7 @@ from tests.hub import BIG, model_order
 
 def fetch(order: dict, folder) -> None:
     folder.mkdir(exist_ok=True)
-    download.fetched(order, folder)
+    download.fetch_sources(order, folder)
 
 
 def url_order(hub, path, digest=None) -> dict:
@@ -104,7 +104,7 @@ def test_a_changed_small_file_fails_with_both_blob_ids(hub, asked, tmp_path):
 def test_a_file_that_has_gone(hub, asked, tmp_path):
     order = model_order(asked)
     (hub.repositories["models/a/opt"] / "tokenizer.json").unlink()
-    with pytest.raises(QuantuneError, match=r"'tokenizer.json' of the model 'a/opt' .*no longer there \(404\)"):
+    with pytest.raises(QuantuneError, match=r"'tokenizer.json' of the model 'a/opt' .*no longer exists \(404\)"):
         fetch(order, tmp_path / "scratch")
 
 
@@ -144,7 +144,7 @@ def test_a_url_resumes_and_is_checked(hub, tmp_path, no_waiting):
 
 
 @pytest.mark.parametrize(
-    ("status", "message"), [(401, "access is denied (401)"), (403, "denied (403)"), (404, "is not there (404)")]
+    ("status", "message"), [(401, "access is denied (401)"), (403, "denied (403)"), (404, "does not exist (404)")]
 )
 def test_a_url_that_is_refused(hub, tmp_path, status, message):
     hub.fail("/files", status=status)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from quantune.artefacts.lineage import read_lineage
-from quantune.core.hardware import LIBRARIES
+from quantune.core.hardware import LIBRARY_BYTES
 from quantune.report import memory_check
 from tests.reports import Work, write
 
@@ -24,14 +24,14 @@ def ran(work: Work, name: str, measured: int, gpu: str | None = None, predicted:
 def test_each_job_is_compared_with_what_it_was_predicted_on_its_hardware(work, tmp_path):
     ran(work, "m+fine", 90, "A GPU", {"weights": 60, "one layer": 40})
     ran(work, "m+rough", 150, "A GPU", {"weights": 100})
-    ran(work, "m+tune", 2 * LIBRARIES, predicted={"weights": LIBRARIES})
+    ran(work, "m+tune", 2 * LIBRARY_BYTES, predicted={"weights": LIBRARY_BYTES})
     ran(work, "m", 5)
     gathered, html = write(work.order(), tmp_path / "report")
     found = {Path(item.path).name: item for item in memory_check.compare(gathered)}
     assert {name: item.ratio for name, item in found.items()} == pytest.approx(
         {"m+fine": 0.9, "m+rough": 1.5, "m+tune": 1.0}
     )
-    told = memory_check.told(list(found.values()))
+    told = memory_check.sentences(list(found.values()))
     assert "On A GPU 2 jobs took 0.90 to 1.50 times, median 1.20, what was predicted" in told[0]
     assert "On a processor 1 job took" in told[1] and "50 % of it, at the median" in told[2] and len(told) == 3
     assert "Predicted and measured memory" in html and '<td data-value="1.5">1.50</td>' in html

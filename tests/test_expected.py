@@ -68,7 +68,7 @@ def test_the_table(work, tmp_path):
         {"source": "Another <paper>", "evaluation": "away", "values": {"m": 2 * math.exp(5.5)}},
     ]
     gathered, html = write(work.order(), tmp_path / "report")
-    found = report_published.comparisons(gathered)
+    found = report_published.compare(gathered)
     assert [item.difference for item in found] == pytest.approx([0.0, math.expm1(0.1), -0.5])
     assert [report_published.difference(item) for item in found] == ["+0.00 %", "+11 %", "−50 %"]
     told = "1 of 3 published values came out within 1 %; furthest off is `m` on away, −50 %."
@@ -79,9 +79,11 @@ def test_the_table(work, tmp_path):
 def test_a_broken_variant(work):
     work.perplexity("m+rough", "home", 20.0)
     work.expected = [{"source": PAPER, "evaluation": "home", "values": {"m+rough": 1300.0}}]
-    (item,) = report_published.comparisons(gather.gather(work.order()))
+    (item,) = report_published.compare(gather.gather(work.order()))
     assert report_published.difference(item) == "+3.7e+07 %"
-    assert report_published.difference(report_published.Comparison(PAPER, "home", "m", "p", 1.0, math.inf, 0.0)) == "∞"
+    assert (
+        report_published.difference(report_published.PublishedValue(PAPER, "home", "m", "p", 1.0, math.inf, 0.0)) == "∞"
+    )
 
 
 def test_without_published_values_nothing_is_shown(work, tmp_path):

@@ -98,12 +98,12 @@ def test_other_bits_of_a_checkpoint_make_its_numbers_again(project):
     assert project.planned() == RTN_A - {"checkpoints/opt+rtn-a"}
     asked = "work/evaluations/opt+rtn-a/log"
     printed = project.run(asked, "--cores", "2")
-    assert "[made again because made again with other bits: work/checkpoints/opt+rtn-a]" in printed
+    assert "[made again because ancestor rebuilt with different bytes: work/checkpoints/opt+rtn-a]" in printed
     assert project.planned(asked) == set()
 
     (checkpoint / "model.safetensors").unlink()  # now made here, as at first: the number is of the other bits
     printed = project.run(asked, "--cores", "2", check=False)
-    assert re.search(r"opt\+rtn-a was made again with other bits than before .* run the same command again", printed)
+    assert re.search(r"opt\+rtn-a was rebuilt with different bytes .* run the same command again", printed)
     assert project.planned(asked) == {"evaluations/opt+rtn-a/log", "evaluations/opt+rtn-a/general"}, (
         "one job makes both"
     )

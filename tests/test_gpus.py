@@ -17,9 +17,9 @@ from tests.workflow import CONFIG, Folder
 ANSWER = "0, GPU-aa, 570.1, NVIDIA H200\n1, GPU-bb, 570.1, NVIDIA H200\n"
 TAKE = """
 import sys
-from quantune import hardware, turns
+from quantune.core import gpu_turns as turns, hardware
 hardware.gpus = lambda: [{"uuid": name} for name in sys.argv[2:]]
-print(*turns.take(everything=sys.argv[1] == "all"), flush=True)
+print(*turns.take(all_gpus=sys.argv[1] == "all"), flush=True)
 sys.stdin.read()
 """
 
@@ -60,8 +60,8 @@ def test_host_memory_is_that_of_where_the_model_is_computed(host, raw):
     host("13.0")
     on_gpu = resources.host_bytes(plan, wanted)
     host(None)
-    assert resources.host_bytes(plan, wanted) == hardware.LIBRARIES + resources.estimate(plan, wanted).total
-    assert on_gpu == hardware.LIBRARIES + hardware.DRIVER + resources.weight_bytes(plan, "opt")
+    assert resources.host_bytes(plan, wanted) == hardware.LIBRARY_BYTES + resources.estimate(plan, wanted).total
+    assert on_gpu == hardware.LIBRARY_BYTES + hardware.DRIVER_BYTES + resources.weight_bytes(plan, "opt")
 
 
 class Job:
@@ -106,7 +106,7 @@ def test_the_others_are_hidden_unless_all_are_taken(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-cc")
     assert gpu_turns.take() == [] and os.environ["CUDA_VISIBLE_DEVICES"] == "MIG-cc"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    assert gpu_turns.take(everything=True) == ["GPU-aa", "GPU-bb"] and os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert gpu_turns.take(all_gpus=True) == ["GPU-aa", "GPU-bb"] and os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
     while gpu_turns._held:
         os.close(gpu_turns._held.pop())
 

@@ -85,7 +85,7 @@ def test_only_pickled_weights_are_refused_before_any_job(hub, asked, tmp_path):
     ("entry", "message"),
     [
         ({"hub": "a/otp"}, "does not exist or is private (401): check the name at"),
-        ({"hub": "a/opt", "revision": "v9"}, "at revision 'v9': there is no such revision"),
+        ({"hub": "a/opt", "revision": "v9"}, "at revision 'v9': this revision does not exist"),
     ],
 )
 def test_what_is_not_there_is_named(hub, asked, entry, message):
@@ -115,7 +115,7 @@ def test_only_the_files_of_the_splits_are_locked(hub, asked):
     assert sorted(found.sources) == ["test.txt", "train-0.txt", "train-1.txt"]
     (hub.repositories["datasets/a/text"] / "README.md").write_text("A new commit of the card.")
     asked["datasets"]["news"]["splits"]["old"] = "**/train-9.txt"
-    with pytest.raises(ConfigError, match="there is no such revision"):  # looked up at the locked commit, now gone
+    with pytest.raises(ConfigError, match="this revision does not exist"):  # looked up at the locked commit, now gone
         Plan(load.load(asked)).dataset("news")
     (hub.repositories["datasets/a/text"] / "README.md").write_text("About.")
     found = Plan(load.load(asked)).dataset("news")

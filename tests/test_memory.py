@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, WhisperForConditionalGeneration
 
-from quantune.artefacts.record import roles
+from quantune.artefacts.record import by_role
 from quantune.core import hardware, units
 from quantune.core.errors import QuantuneError
 from quantune.core.workload import Inference
@@ -306,7 +306,7 @@ def test_every_job_that_loads_a_model_has_an_estimate(raw):
         assert item.seconds is None
     paths = [item.artefact.path for item in found]
     for item in found:
-        parents = [parent for made_from in roles(item.artefact.parents).values() for parent in made_from]
+        parents = [parent for made_from in by_role(item.artefact.parents).values() for parent in made_from]
         assert all(paths.index(parent.path) < paths.index(item.artefact.path) for parent in parents)
 
 
@@ -315,7 +315,7 @@ def test_a_model_of_an_unknown_shape_is_planned_by_its_weights(raw, write_model)
     plan = Plan(Config.model_validate(raw))
     for item in costs.of_plan(plan):
         assert item.device is None
-        assert item.host is None or item.host >= hardware.LIBRARIES
+        assert item.host is None or item.host >= hardware.LIBRARY_BYTES
 
 
 def test_the_times_are_those_of_earlier_runs_alike(raw):

@@ -11,9 +11,9 @@ import pytest
 
 from quantune.core.errors import QuantuneError
 from quantune.evaluations.benchmark import COLUMNS
-from quantune.report import gather, page, table
+from quantune.report import findings, gather, table
+from quantune.report.decisions import faster
 from quantune.report.speed import Speed
-from quantune.report.speed_wording import faster
 from tests.reports import Work, write
 from tests.spoken import speech
 
@@ -80,7 +80,7 @@ def test_benchmarks_are_told_and_drawn(work, tmp_path):
     for name, rate, memory in (("m", 100, 1000), ("m+fine", 200, 400), ("m+rough", 100.5, 300)):
         benchmark(work, name, rate, memory)
     gathered, html = write(measured(work), tmp_path / "report")
-    told = " ".join(page.performance_words.findings(gathered)[0].sentences)
+    told = " ".join(findings.performance(gathered)[0].sentences)
     assert "`m+rough` takes least, 300 bytes (70 % less)" in told
     assert "`m` 100 (99 to 101) tokens/s; fastest `m+fine`, 200 (198 to 202), 2 times as fast." in told
     assert "significant loss on any evaluation, `m+fine` takes least memory (400 bytes) and `m+fine` decodes" in told
@@ -100,7 +100,7 @@ def test_unsteady_repeats_are_not_compared():
 def test_a_small_lead_is_no_lead(work):
     benchmark(work, "m", 100, 1000)
     benchmark(work, "m+rough", 101, 1000)
-    told = " ".join(page.performance_words.findings(gather.gather(measured(work)))[0].sentences)
+    told = " ".join(findings.performance(gather.gather(measured(work)))[0].sentences)
     assert "no variant is faster in every repeat" in told and "no variant takes less" in told
 
 
@@ -116,7 +116,7 @@ def test_a_point_that_did_not_fit_is_told(work, tmp_path, unfit):
     for name, rate in (("m", 100), ("m+fine", 200)):
         benchmark(work, name, rate, 1000, fitting=(1,) if name == unfit else (1, 4))
     gathered, html = write(measured(work), tmp_path / "report")
-    told = " ".join(page.performance_words.findings(gathered)[0].sentences)
+    told = " ".join(findings.performance(gathered)[0].sentences)
     assert f"At batch size 4 (prompt of 8 tokens), `{unfit}` did not fit into memory." in told
     assert html.count(">did not fit</button>") == 2  # prefill and decode
     rows = {row["variant"]: row for row in csv.DictReader((tmp_path / "report/table.csv").open())}
@@ -127,7 +127,7 @@ def test_a_point_that_did_not_fit_is_told(work, tmp_path, unfit):
 def test_nothing_fits(work, tmp_path):
     benchmark(work, "m", 100, 1000, fitting=())
     gathered, html = write(measured(work), tmp_path / "report")
-    assert html.count(">did not fit</button>") == 4 and "did not fit" in str(page.performance_words.findings(gathered))
+    assert html.count(">did not fit</button>") == 4 and "did not fit" in str(findings.performance(gathered))
 
 
 def test_speech_is_told_beside_text(work, tmp_path):
@@ -137,7 +137,7 @@ def test_speech_is_told_beside_text(work, tmp_path):
     for name, factor, memory in (("w", 0.1, 2000), ("w+fine", 0.05, 500), ("w+tune", 0.1, 2500)):
         spoken_benchmark(work, name, factor, memory)
     gathered, html = write(measured(work), tmp_path / "report")
-    text, spoken = (finding.sentences for finding in page.performance_words.findings(gathered))
+    text, spoken = (finding.sentences for finding in findings.performance(gathered))
     assert not any("`w" in sentence for sentence in text) and not any("`m" in sentence for sentence in spoken)
     assert spoken[1] == (
         "Transcribing at batch size 1 (windows of 10 s, 5 tokens each): `w` real-time factor 0.1 (0.099 to 0.101);"

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from quantune.report import gather, page, table, wording
+from quantune.report import findings, gather, page, table
 from quantune.report.figures import tradeoffs
 from tests.reports import SHA, TOKENS, WINDOWS, Work, write
 
 
 def told(gathered: gather.Report) -> dict[str, str]:
-    return {finding.heading: " ".join(finding.sentences) for finding in wording.findings(gathered)}
+    return {finding.heading: " ".join(finding.sentences) for finding in findings.findings(gathered)}
 
 
 def test_changes_are_paired(work):
@@ -79,7 +79,7 @@ def test_one_model_alone(tmp_path):
     work.checkpoint("m", "model", {"model.safetensors": 1000})
     work.perplexity("m", "home", 5.0)
     gathered, html = write(work.order(), tmp_path / "report")
-    assert list(told(gathered)) == ["Compared"] and "nothing to compare" in told(gathered)["Compared"]
+    assert list(told(gathered)) == ["Compared"] and "no variant to compare" in told(gathered)["Compared"]
     assert "What fine-tuning" not in html
 
 
@@ -87,7 +87,7 @@ def test_no_evaluations(work, tmp_path):
     order = work.order()
     order["recipe"]["evaluations"], order["parents"]["evaluations"] = {}, []
     gathered, _ = write(order, tmp_path / "report")
-    assert "No perplexity was evaluated" in told(gathered)["Compared"]
+    assert "Nothing was evaluated" in told(gathered)["Compared"]
     assert not list((tmp_path / "report").glob("quality-size*"))
 
 

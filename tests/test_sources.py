@@ -22,7 +22,7 @@ TEXTS = ["One,\ntwo", 'Say "three"', "四"]
 
 def documents(path, column="text", document="paragraph", format=None, first=None, join=None) -> list[str]:
     recipe = {"column": column, "document": document, "format": format, "first": first, "join": join}
-    return sources_documents.documents(path, recipe)
+    return sources_documents.read_documents(path, recipe)
 
 
 @pytest.fixture
@@ -290,7 +290,7 @@ def test_what_processes_remember_side_by_side_is_kept(old_file, tmp_path):
     first, second = (Hashes(tmp_path / ".hashes.json") for _ in range(2))
     first.file(old_file)
     (tmp_path / "made").write_text("abd")
-    second.learn(tmp_path / "made", ABD)
+    second.remember(tmp_path / "made", ABD)
     assert set(Hashes(tmp_path / ".hashes.json").known) == {str(old_file), str(tmp_path / "made")}
 
 

@@ -12,19 +12,20 @@ import pytest
 from quantune.core import units
 from quantune.evaluations.metrics import edits
 from quantune.evaluations.metrics.edits import Piece
-from quantune.report import gather, listening, page, table, wording
-from quantune.report.scores import ERROR_RATES, Change
+from quantune.evaluations.metrics.metric import CHARACTER_ERROR_RATE, WORD_ERROR_RATE
+from quantune.report import findings, gather, listening, page, table, wording
+from quantune.report.scores import Change
 from tests.reports import write
 from tests.spoken import COUNT, RATE, SECONDS, first_wrong, speech, transcription
 
 
 def told(gathered: gather.Report) -> dict[str, str]:
-    return {finding.heading: " ".join(finding.sentences) for finding in wording.findings(gathered)}
+    return {finding.heading: " ".join(finding.sentences) for finding in findings.findings(gathered)}
 
 
 def test_error_rates_change_in_points(spoken):
     score = gather.gather(spoken.order()).variants["w+fine"].scores["radio"]
-    assert score.numbers["wer"] == 17 / (4 * COUNT) and score.measure.label == "WER"
+    assert score.numbers["wer"] == 17 / (4 * COUNT) and score.metric.label == "WER"
     change = score.from_root
     error = math.sqrt(COUNT / (COUNT - 1) * ((1 - 4 / 160) ** 2 + 39 * (4 / 160) ** 2)) / 160  # one more wrong word
     assert change.change == pytest.approx(1 / 160)
@@ -33,13 +34,13 @@ def test_error_rates_change_in_points(spoken):
 
 
 def test_points_in_words():
-    change = Change("w", 0.032, 0.011, 0.053, 0.001, ERROR_RATES["wer"])
+    change = Change("w", 0.032, 0.011, 0.053, 0.001, WORD_ERROR_RATE)
     assert wording.evidence(change) == "+3.2 points (95 % interval +1.1 to +5.3 points)"
-    alone = Change("w", -0.032, math.nan, math.nan, math.nan, ERROR_RATES["cer"])
+    alone = Change("w", -0.032, math.nan, math.nan, math.nan, CHARACTER_ERROR_RATE)
     assert wording.evidence(alone) == "−3.200 points (only one clip: no interval)"
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(2.5, "2.5 s"), (134.0, "2.23 min"), (7200, "2 h")])
+@pytest.mark.parametrize(("seconds", "text"), [(2.5, "2.5 s"), (134.0, "2 min 14 s"), (7200, "2 h 00 min")])
 def test_durations_in_words(seconds, text):
     assert units.duration(seconds) == text
 
@@ -48,7 +49,7 @@ def test_findings_say_what_the_numbers_say(spoken):
     found = told(gather.gather(spoken.order()))
     assert found["Compared"] == (
         "4 variants of `w`, by how well each writes down radio (40 clips in 20 s) and street (40 clips in 20 s, general"
-        " speech). WER, in per cent of what was said: lower is better; changes are in points."
+        " speech). WER: in per cent of what was said, lower is better; changes are in points."
     )
     smallest = found["Smallest without a significant loss against `w` (2.00 kB)"]
     assert "On radio, `w+rough` (600 bytes, 70 % smaller): WER +3.1 points" in smallest
@@ -125,8 +126,8 @@ def test_characters_lead_where_words_are_not_told_apart(spoken):
     for name in ("w", "w+fine", "w+rough", "w+tune"):
         transcription(spoken, name, "street", first_wrong(8 if name == "w" else 9), language="zh")
     gathered = gather.gather(spoken.order())
-    assert gathered.variants["w+fine"].scores["street"].from_root.measure.label == "CER"
-    assert "WER and CER, in per cent of what was said" in told(gathered)["Compared"]
+    assert gathered.variants["w+fine"].scores["street"].from_root.metric.label == "CER"
+    assert "WER and CER: in per cent of what was said" in told(gathered)["Compared"]
     assert "WER −10.0 points" in told(gathered)["What fine-tuning changed"]
     assert "and CER +" in told(gathered)["What fine-tuning changed"]
     (clip, *_) = listening.played(gathered)["street"]
@@ -164,7 +165,7 @@ def test_page_holds_the_audio(spoken, tmp_path):
     numbers = lineage[str(spoken.folder / "evaluations/w+rough/radio")]["numbers"]
     assert numbers["WER"].startswith("13.1 ±") and numbers["real-time factor"] == "0.2500"
     assert numbers["edits of WER"] == "0 substitutions, 1 insertion, 20 deletions in 160 words"
-    assert numbers["normalizer"] == "basic 1" and numbers["measured over"] == "40 clips, 20 s"
+    assert numbers["normalizer"] == "basic 1" and numbers["measured over"] == "40 clips in 20 s"
 
 
 def test_text_and_speech_in_one_report(work, tmp_path):
@@ -174,8 +175,8 @@ def test_text_and_speech_in_one_report(work, tmp_path):
     names = {path.stem for path in (tmp_path / "report").glob("*.svg")}
     assert names == {f"quality-size.{name}" for name in gathered.scored()} | {
         "loss-curves",
-        "forgetting",
-        "forgetting-speech",
+        "forgetting-perplexity",
+        "forgetting-error-rate",
     }
     assert "+lora" not in html and "w+rough" not in (tmp_path / "report/quality-size.home.svg").read_text()
     assert "bits per byte" not in (tmp_path / "report/quality-size.home.svg").read_text()
@@ -183,7 +184,7 @@ def test_text_and_speech_in_one_report(work, tmp_path):
     assert rows["w"]["home.token_perplexity"] == "" and float(rows["m"]["home.token_perplexity"]) > 0
     assert rows["m"]["radio.wer"] == "" and float(rows["w"]["radio.wer"]) == 0.1
     found = told(gathered)
-    assert "Perplexity: lower is better. WER, in per cent" in found["Compared"]
+    assert "Perplexity: lower is better. WER: in per cent" in found["Compared"]
     assert "9 variants of `m` and `w`" in found["Compared"] and "bits per byte" not in found["Compared"]
     assert "general text (away)" in found["What fine-tuning changed"]
     assert "general speech (street)" in found["What fine-tuning changed"]

@@ -203,7 +203,7 @@ def test_an_input_that_dvc_does_not_watch_is_refused(pulled, tmp_path):
     elsewhere = tmp_path / "general"
     shutil.copytree(pulled.path / "assets/text/general", elsewhere)
     pulled.change(datasets={"general": {"path": str(elsewhere)}})
-    message = f"'{elsewhere}/test.txt' is read, but `dvc repro` does not look whether it changed"
+    message = f"'{elsewhere}/test.txt' is read, but `dvc repro` does not check whether it changed"
     assert message in pulled.tell("dvc", "repro", check=False)
     assert message in pulled.make("commit", check=False)
     pulled.change(datasets={"general": {"path": "assets/text/general"}})

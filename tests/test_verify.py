@@ -57,7 +57,7 @@ def test_other_bits_are_told_by_how_much(pulled):
 
 
 def test_only_what_is_there_and_asked_for_can_be_verified(pulled):
-    assert "nothing of 'opt+rtn-c' is in the configuration's report; variants: opt, opt+rtn-a" in pulled.make(
+    assert "'opt+rtn-c' is not in the configuration's report; variants: opt, opt+rtn-a" in pulled.make(
         "verify", "ONLY=opt+rtn-c", check=False
     )
     shutil.rmtree(pulled.work / "checkpoints/opt")
@@ -159,7 +159,7 @@ def test_what_the_configuration_does_not_ask_for_is_listed_then_removed(pulled):
     listed = pulled.make("clean-stale")
     assert "work/checkpoints/opt+rtn-a  (in no chain of the configuration)" in listed
     assert "work/checkpoints/opt+nf4  (double_quantization: true -> false)" in listed
-    assert "work/tmp/0123456789abcdef.opt+old  (left over by a job that is not asked for)" in listed
+    assert "work/tmp/0123456789abcdef.opt+old  (left by a job that is not needed)" in listed
     assert "Nothing was removed; `make clean-stale YES=1`" in listed
     assert "YES=no is not allowed: write YES=1" in pulled.make("clean-stale", "YES=no", check=False)
     assert all((pulled.work / path).exists() for path in BRANCH), "it was only listed"

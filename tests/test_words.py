@@ -5,7 +5,7 @@ import math
 import pytest
 
 from quantune.core import units
-from quantune.report import gather, wording
+from quantune.report import findings, gather, wording
 from quantune.report.scores import Change
 from tests.reports import Work
 
@@ -78,13 +78,13 @@ def test_calibration_is_compared_with_rounding_on_the_same_grid(calibrated):
     assert change.against == "m+near" and change.change == pytest.approx(math.expm1(-0.1))
     assert calibrated.variants["m+other"].scores["home"].from_rounding is None
     assert calibrated.variants["m+near"].scores["home"].from_rounding is None
-    (found,) = [item for item in wording.findings(calibrated) if item.heading == "What calibrating changed"]
+    (found,) = [item for item in findings.findings(calibrated) if item.heading == "What calibrating changed"]
     (sentence,) = found.sentences
     assert sentence.startswith("On home, perplexity −9.5") and "`m+second` instead of `m+near`" in sentence
 
 
 def test_calibration_warnings_are_repeated_and_short_samples_told(calibrated):
-    (found,) = [item for item in wording.findings(calibrated) if item.heading == "Warnings"]
+    (found,) = [item for item in findings.findings(calibrated) if item.heading == "Warnings"]
     assert found.sentences == [
         "`m+second` and `m+other`: calibrated on 16 samples; fewer than 128 can harm the model.",
         "`m+second`: calibrated on samples of 25 tokens, read in windows of 101 on home; short samples calibrate for"

@@ -1,5 +1,5 @@
-"""The sentences: short radio messages of the harbour Saltmere, everyday phrases around other, invented names, and words
-in a row that make no sense.
+"""The sentences: short radio messages of the harbour Saltmere, everyday phrases with other, invented names, and random
+sequences of words.
 
 `harbour.txt` and `everyday.txt` give the words for each slot, then, below an empty line, the templates.
 """
@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 
 def words(path: Path) -> dict[str, list[str]]:
-    """Read the lines `slot: word, word` at the head of a file."""
+    """Return slot -> words, from the lines `slot: word, word` at the head of a file."""
     head = path.read_text().split("\n\n")[0]
     return {slot: entries.split(", ") for slot, entries in (line.split(": ") for line in head.splitlines())}
 
@@ -20,7 +20,7 @@ def words(path: Path) -> dict[str, list[str]]:
 HARBOUR, EVERYDAY = words(HERE / "harbour.txt"), words(HERE / "everyday.txt")
 TEMPLATES = {name: (HERE / f"{name}.txt").read_text().split("\n\n")[1].splitlines() for name in ("harbour", "everyday")}
 NAMES = " ".join(HARBOUR["boat"] + HARBOUR["place"])
-PARTS = ("boat", "place", "onset", "rhyme", "link", "ending")  # slots that hold names and what they are made of
+PARTS = ("boat", "place", "onset", "rhyme", "link", "ending")  # slots of names and of parts of names
 SPOKEN = [
     entry for slots in (HARBOUR, EVERYDAY) for slot, entries in slots.items() if slot not in PARTS for entry in entries
 ]
@@ -34,13 +34,13 @@ def harbour(rng: random.Random) -> str:
 
 
 def everyday(rng: random.Random) -> str:
-    """Return an everyday phrase: 3 to 9 words out of about 350, and invented names to be spelled by ear."""
+    """Return an everyday phrase: 3 to 9 words out of about 350, and invented names to spell from the sound."""
     return _fill(rng.choice(TEMPLATES["everyday"]), EVERYDAY, rng)
 
 
-def listening(rng: random.Random) -> str:
-    """Return what is good to learn listening from: everyday phrases, radio messages around invented names, and words in
-    a row that make no sense, which cannot be guessed and must be heard; each as often.
+def pretraining(rng: random.Random) -> str:
+    """Return a sentence of the pre-training corpus: an everyday phrase, a radio message with invented names, or a
+    random sequence of words, which a model cannot guess from context; each with the same probability.
     """
     kind = rng.randrange(3)
     if kind == 0:

@@ -2,9 +2,9 @@
 
     python pretrain.py pruned corpus tiny --evaluate assets/speech/cv-corpus-*
 
-About 6 minutes on an H200. Each time a clip is used it sounds different: faster or slower, elsewhere in the window,
-through another filter, under noise, with parts of its spectrogram hidden. A quarter of the transcripts have the times
-of their beginning and end. The same seed on the same machine gives the same weights.
+About 6 minutes on an H200. Each use of a clip is augmented: its speed, its place in the window, its filter and its
+noise change, and parts of its spectrogram are hidden. A quarter of the transcripts have the times of their beginning
+and end. The same seed on the same machine gives the same weights.
 """
 
 import argparse
@@ -28,7 +28,7 @@ STEP = 0.02  # seconds between timestamps
 
 
 def read(release: Path, split: str, device: str) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """Return a split's clips, int16 (clips, WINDOW), zeros behind their ends; their lengths; their sentences."""
+    """Return a split's clips, int16 (clips, WINDOW), padded with zeros; their lengths; their sentences."""
     with (release / "en" / f"{split}.tsv").open() as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     with ThreadPoolExecutor() as pool:
@@ -72,7 +72,7 @@ def augment(samples: torch.Tensor, lengths: torch.Tensor, chance: torch.Generato
 
 
 def features(samples: torch.Tensor, filters: torch.Tensor, chance: torch.Generator | None = None) -> torch.Tensor:
-    """Return Whisper's log-mel features (clips, 80, frames); with `chance` some bands and some moments are hidden."""
+    """Return Whisper's log-mel features (clips, 80, frames); with `chance` some bands and some frames are hidden."""
     window = torch.hann_window(400, device=samples.device)
     power = torch.stft(samples, 400, 160, window=window, return_complex=True)[..., :-1].abs().square()
     mel = (filters.T @ power).clamp(min=1e-10).log10()
@@ -87,7 +87,7 @@ def features(samples: torch.Tensor, filters: torch.Tensor, chance: torch.Generat
 
 
 def labels(tokenizer, texts: list[list[int]], begin: list[float], end: list[float], timed: list[bool]) -> torch.Tensor:
-    """Return what the decoder is to say after <|startoftranscript|>, (clips, longest); -100 behind the ends."""
+    """Return the target tokens after <|startoftranscript|>, (clips, longest), padded with -100."""
     prompt = tokenizer.convert_tokens_to_ids(["<|en|>", "<|transcribe|>", "<|notimestamps|>"])
     stop, zero = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|0.00|>")
     rows = []
@@ -101,12 +101,12 @@ def labels(tokenizer, texts: list[list[int]], begin: list[float], end: list[floa
 
 
 def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
-    """Return the least number of words to replace, add or leave out, and the reference's length; case is ignored."""
-    right, said = (re.findall(r"[\w']+", text.lower()) for text in (reference, hypothesis))
-    row = list(range(len(said) + 1))
+    """Return the smallest number of words to replace, add or remove, and the reference's length; case is ignored."""
+    right, spoken = (re.findall(r"[\w']+", text.lower()) for text in (reference, hypothesis))
+    row = list(range(len(spoken) + 1))
     for number, word in enumerate(right, 1):
         above, row[0] = row[:], number
-        for place, other in enumerate(said, 1):
+        for place, other in enumerate(spoken, 1):
             row[place] = min(above[place] + 1, row[place - 1] + 1, above[place - 1] + (word != other))
     return row[-1], len(right)
 
@@ -115,13 +115,13 @@ def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
 def evaluate(model, tokenizer, filters: torch.Tensor, release: Path, split: str, shown: int = 0) -> float:
     """Return the word error rate of a split, in per cent, with greedy decoding."""
     samples, _, sentences = read(release, split, model.device.type)
-    said = []
+    hypotheses = []
     for batch in samples.float().div(32768).split(64):
         tokens = model.generate(features(batch, filters).to(model.dtype), language="en", task="transcribe")
-        said += tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    for sentence, hypothesis in list(zip(sentences, said, strict=True))[:shown]:
+        hypotheses += tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    for sentence, hypothesis in list(zip(sentences, hypotheses, strict=True))[:shown]:
         print(f"    {sentence} | {hypothesis}")
-    errors, words = map(sum, zip(*map(word_errors, sentences, said), strict=True))
+    errors, words = map(sum, zip(*map(word_errors, sentences, hypotheses), strict=True))
     return 100 * errors / words
 
 
@@ -149,12 +149,12 @@ def main(
     model.train()
     for step in range(1, steps + 1):
         chosen = torch.randint(len(texts), (batch,), generator=chance, device=device)
-        heard, begin, end = augment(samples[chosen].float() / 32768, lengths[chosen], chance)
+        augmented, begin, end = augment(samples[chosen].float() / 32768, lengths[chosen], chance)
         timed = torch.rand(batch, generator=chance, device=device) < 0.25
         numbers = [each.tolist() for each in (begin, end, timed)]
         wanted = labels(tokenizer, [texts[number] for number in chosen.tolist()], *numbers).to(device)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            loss = model(input_features=features(heard, filters, chance), labels=wanted).loss
+            loss = model(input_features=features(augmented, filters, chance), labels=wanted).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -1,10 +1,9 @@
-"""The tiny model before training: `whisper-21m` with fewer and narrower layers, 4 s of hearing, a small vocabulary.
+"""The tiny model before training: `whisper-21m` with fewer and narrower layers, a window of 4 s, a small vocabulary.
 
     python prune.py $QUANTUNE_DATA/models/whisper-21m pruned
 
-The tokenizer stays byte-level BPE: of its merges those are kept whose results the phrases of the pre-training corpus
-use often enough to be learned, so that any other word, the harbour's names among them, is spelled in shorter pieces,
-down to single bytes.
+The tokenizer stays byte-level BPE. A merge is kept if the phrases of the pre-training corpus use its result often
+enough to learn it. Other words, such as the harbour's names, are spelled in shorter pieces, down to single bytes.
 """
 
 import argparse
@@ -25,11 +24,11 @@ from transformers import (
 )
 
 SECONDS = 4
-POSITIONS = 64  # tokens of a transcript, with those that begin and end it
-LAYERS = {"encoder": (0, 3), "decoder": (0, 3)}  # those kept
+POSITIONS = 64  # tokens of a transcript, with its start and end tokens
+LAYERS = {"encoder": (0, 3), "decoder": (0, 3)}  # layers to keep
 FFN = {"encoder": 512, "decoder": 256}
-PHRASES = 8000  # of the corpus, that decide what the vocabulary holds
-MINIMUM = 70  # uses of a merge's result in them
+PHRASES = 8000  # phrases of the corpus, which select the vocabulary
+MINIMUM = 70  # minimum uses of a merge's result in these phrases
 SPECIAL = (
     *("endoftext", "startoftranscript", "en", "zh", "translate", "transcribe"),
     *("startoflm", "startofprev", "nospeech", "notimestamps"),
@@ -38,7 +37,7 @@ TIMESTAMPS = [f"{step / 50:.2f}" for step in range(SECONDS * 50 + 1)]
 
 
 def prune_tokenizer(tokenizer: dict, sentences: list[str]) -> list[int]:
-    """Cut a tokenizer.json down in place, and return the old id of each new one."""
+    """Remove tokens from a tokenizer.json in place; return the old id of each new id."""
     model = tokenizer["model"]
     old = model["vocab"] | {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     made = {left + right: (left, right) for left, right in model["merges"]}
@@ -67,7 +66,7 @@ def prune_tokenizer(tokenizer: dict, sentences: list[str]) -> list[int]:
 
 
 def narrow(layer: torch.nn.Module, width: int) -> dict[str, torch.Tensor]:
-    """Return a layer's weights with the `width` neurons of its feed-forward part that weigh most."""
+    """Return a layer's weights with the `width` feed-forward neurons whose weights have the largest norms."""
     weights = layer.state_dict()
     norms = weights["fc1.weight"].norm(dim=1) * weights["fc2.weight"].norm(dim=0)
     keep = norms.topk(width).indices.sort().values
@@ -76,7 +75,7 @@ def narrow(layer: torch.nn.Module, width: int) -> dict[str, torch.Tensor]:
 
 
 def prune_model(large: WhisperForConditionalGeneration, ids: list[int]) -> WhisperForConditionalGeneration:
-    """Return the small model, with its generation_config; `ids` are the large model's ids of its tokens."""
+    """Return the small model with its generation_config; `ids` are the old ids of its tokens."""
     new = {number: place for place, number in enumerate(ids)}
     settings = {
         side + key: value for side in LAYERS for key, value in (("_layers", len(LAYERS[side])), ("_ffn_dim", FFN[side]))
@@ -114,7 +113,7 @@ def prune_model(large: WhisperForConditionalGeneration, ids: list[int]) -> Whisp
 def main(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
-    sentences = [phrases.listening(rng) for _ in range(PHRASES)]
+    sentences = [phrases.pretraining(rng) for _ in range(PHRASES)]
     tokenizer = json.loads((source / "tokenizer.json").read_text())
     ids = prune_tokenizer(tokenizer, sentences)
     settings = json.loads((source / "tokenizer_config.json").read_text())

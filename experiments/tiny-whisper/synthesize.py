@@ -1,7 +1,7 @@
 """Synthesized speech in the layout of a Common Voice release.
 
     python synthesize.py assets/speech              # the demo's two releases, as committed
-    python synthesize.py corpus --pretraining 10000  # what the tiny model learns to listen from
+    python synthesize.py corpus --pretraining 10000  # the pre-training corpus of the tiny model
 
 Needs espeak-ng and flite (`apt-get install espeak-ng flite`; here 1.51 and 2.2), and soundfile and soxr. The same
 versions give the same files. No speaker of a test or dev split, and none of the harbour's names, is in the pre-training
@@ -35,7 +35,7 @@ VOICES = phrases.words(phrases.HERE / "voices.txt")
 
 @dataclass(frozen=True)
 class Speaker:
-    """A synthesizer's voice; `pitch` 0–99 and words per minute for espeak-ng, mean in Hz and stretching for flite."""
+    """A synthesizer's voice; pitch 0–99 and words per minute for espeak-ng, mean pitch in Hz and stretch for flite."""
 
     synthesizer: str
     voice: str
@@ -48,7 +48,7 @@ class Speaker:
         return hashlib.sha512(repr(self).encode()).hexdigest()
 
     def say(self, sentence: str) -> numpy.ndarray:
-        """Return the sentence spoken, without silence around it, float32 at `RATE`, peak 1."""
+        """Return the spoken sentence, without silence around it, float32 at `RATE`, peak 1."""
         if self.synthesizer == "espeak-ng":
             command = [
                 "espeak-ng",
@@ -71,8 +71,8 @@ class Speaker:
         samples = numpy.frombuffer(output[data : len(output) // 2 * 2], "<i2").astype("float32")
         samples = soxr.resample(samples, rate, RATE)
         samples /= max(abs(samples).max(), 1)
-        heard = numpy.flatnonzero(abs(samples) > 0.02)
-        return samples[heard[0] : heard[-1] + 1]
+        audible = numpy.flatnonzero(abs(samples) > 0.02)
+        return samples[audible[0] : audible[-1] + 1]
 
 
 TRAINING = (
@@ -101,7 +101,7 @@ def anyone(rng: random.Random) -> Speaker:
 
 
 def record(samples: numpy.ndarray, rng: numpy.random.Generator, radio: bool) -> numpy.ndarray:
-    """Return speech, float32 at `RATE`, as heard in a room or over radio: 10 to 30 dB SNR."""
+    """Return speech, float32 at `RATE`, with the echo and noise of a room or a radio: 10 to 30 dB SNR."""
     samples = numpy.pad(samples, [round(RATE * seconds) for seconds in rng.uniform(0.08, 0.2, 2)])
     decay = numpy.exp(-numpy.arange(RATE // 8) / RATE / rng.uniform(0.01, 0.05))
     room = numpy.append(1, rng.normal(size=decay.size) * decay * rng.uniform(0.01, 0.05))
@@ -138,25 +138,25 @@ def clip(folder: Path, name: str, sentence: str, speaker: Speaker, radio: bool) 
 
 
 def release(folder: Path, sentences, splits: dict, seed: int, radio: bool) -> None:
-    """Write a release: `splits` gives for each split its number of clips and its speakers, in turn or drawn at random.
+    """Write a release: `splits` is split -> number of clips, and a list of speakers or a function that draws one.
 
-    No sentence is in two splits. `sentences` draws one from a random.Random.
+    No sentence is in two splits. `sentences` draws a sentence with a random.Random.
     """
     (folder / "clips").mkdir(parents=True, exist_ok=True)
-    rng, said, written, tried = random.Random(seed), set(), [], 0
+    rng, used, written, tried = random.Random(seed), set(), [], 0
     with ProcessPoolExecutor() as pool:
         for split, (number, speakers) in splits.items():
             jobs, own = [], set()
             while len(jobs) < number:
                 sentence = sentences(rng)
                 speaker = speakers(rng) if callable(speakers) else speakers[len(jobs) % len(speakers)]
-                if sentence in said:
+                if sentence in used:
                     continue
                 own.add(sentence)
                 name = f"common_voice_en_{seed * 100000 + tried}"
                 tried += 1
                 jobs.append(pool.submit(clip, folder, name, sentence, speaker, radio))
-            said |= own
+            used |= own
             rows = [row for job in jobs if (row := job.result())]
             table(folder / f"{split}.tsv", rows, COLUMNS)
             written += rows
@@ -182,7 +182,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     if options.pretraining:
         splits = {"train": (options.pretraining, anyone), "dev": (150, anyone), "test": (150, DEV + TEST)}
-        release(options.folder / "en", phrases.listening, splits, 3, radio=False)
+        release(options.folder / "en", phrases.pretraining, splits, 3, radio=False)
     else:
         splits = {"train": (128, TRAINING), "dev": (24, DEV), "test": (60, TEST)}
         release(options.folder / "cv-corpus-saltmere-1.0/en", phrases.harbour, splits, 1, radio=True)

@@ -1,4 +1,4 @@
-"""Whether what lies on disk is still what the configuration asks for, and if not, why."""
+"""Whether an artefact on disk is still the one that the configuration describes, and if not, why."""
 
 import json
 import os
@@ -10,41 +10,41 @@ from pathlib import Path
 from typing import Any
 
 from quantune.artefacts import hashes, layout
-from quantune.artefacts.record import ABSENT, PROVENANCE, Artefact, content, damage, recorded, roles
+from quantune.artefacts.record import ABSENT, PROVENANCE, Artefact, by_role, content_digest, damage, read_provenance
 
 
 class State(Enum):
-    """How what lies on disk compares with what is asked for."""
+    """How the artefact on disk compares with the one that the configuration describes."""
 
     MISSING = "missing"
     CURRENT = "current"
     STALE = "stale"
 
 
-def other_bits(path: str | Path) -> str | None:
-    """Return something an artefact on disk was made from that has been made again since with other bits, or None.
+def changed_ancestor(path: str | Path) -> str | None:
+    """Return the path of the first ancestor that was rebuilt with different bytes since then, or None.
 
-    Other bits of the same recipe come from another machine, other package versions, or without `deterministic`.
+    The same recipe gives different bytes on another machine, with other packages, or without `deterministic`.
     """
-    for then in _parents(recorded(path) or {}):
-        there = recorded(then["path"])
-        if there is None or there["digest"] != then["digest"] or "content" not in then:
+    for parent in _parents(read_provenance(path) or {}):
+        now = read_provenance(parent["path"])
+        if now is None or now["digest"] != parent["digest"] or "content" not in parent:
             continue
-        if content(there) != then["content"]:
-            return then["path"]
-        if changed := other_bits(then["path"]):
+        if content_digest(now) != parent["content"]:
+            return parent["path"]
+        if changed := changed_ancestor(parent["path"]):
             return changed
     return None
 
 
 def state(artefact: Artefact) -> State:
-    """Compare what lies at the artefact's path with what the configuration asks for, by content. Dates play no part."""
+    """Compare the artefact on disk with the one that the configuration describes: by content, never by date."""
     if not os.path.lexists(artefact.path):
         return State.MISSING
-    found = recorded(artefact.path)
-    if found is None or found["digest"] != artefact.digest or damage(artefact.path, found, _known(artefact)):
+    record = read_provenance(artefact.path)
+    if record is None or record["digest"] != artefact.digest or damage(artefact.path, record, _known(artefact)):
         return State.STALE
-    return State.STALE if other_bits(artefact.path) else State.CURRENT
+    return State.STALE if changed_ancestor(artefact.path) else State.CURRENT
 
 
 @dataclass(frozen=True)
@@ -54,22 +54,22 @@ class Needs:
     inputs: dict[str, list[str]]
     """Role -> paths."""
     dated: bool
-    """Whether the job shall run where an input is newer than its output."""
+    """Whether the job runs if an input is newer than its output."""
 
 
 def needs(artefact: Artefact, state: State, forced: bool = False) -> Needs:
     """Return the inputs of the job that makes an artefact.
 
-    Missing or stale: all that it is made from. Current: what of that exists, without regard to dates, so that the job
-    does not run. A missing parent is left out: Snakemake would make it, and then the artefact again.
+    Missing or stale: all inputs. Current: the inputs that exist, without regard to dates, so that the job does not run.
+    A missing parent is left out: Snakemake would make it, and then the artefact again.
 
     Args:
-        artefact: what is to be made.
-        state: how it compares with what lies on disk.
-        forced: whether the command line asks for jobs that need not run: then a current one needs all its parents.
+        artefact: the artefact to be made.
+        state: how it compares with the one on disk.
+        forced: whether the command line forces jobs: then a current artefact needs all its parents.
     """
-    made_from = {**roles(artefact.parents), **artefact.reads}
-    inputs = {role: [item.path for item in items] for role, items in made_from.items()}
+    artefacts = {**by_role(artefact.parents), **artefact.reads}
+    inputs = {role: [item.path for item in items] for role, items in artefacts.items()}
     inputs["outside"] = list(artefact.outside)
     if state is not State.CURRENT:
         return Needs(inputs, dated=True)
@@ -78,39 +78,39 @@ def needs(artefact: Artefact, state: State, forced: bool = False) -> Needs:
 
 
 def _known(artefact: Artefact) -> hashes.Hashes | None:
-    return hashes.of(artefact.options["work"]) if "work" in artefact.options else None
+    return hashes.work_hashes(artefact.options["work"]) if "work" in artefact.options else None
 
 
 def differences(artefact: Artefact) -> list[str]:
-    """Return, in words, why the artefact on disk is not the one asked for: which key changed, from what to what."""
+    """Return, in words, how the artefact on disk differs from the one that the configuration describes."""
     if not os.path.lexists(artefact.path):
         return []
-    found = recorded(artefact.path)
-    if found is None:
+    provenance = read_provenance(artefact.path)
+    if provenance is None:
         return [f"{artefact.path} has no readable {PROVENANCE}"]
-    wanted, changes = artefact.order(), []
-    if found.get("stage") != wanted["stage"]:
-        changes.append(f"stage: {found.get('stage')} -> {wanted['stage']}")
-    elif found.get("version") != wanted["version"]:
-        changes.append(f"version of the stage {wanted['stage']}: {found.get('version')} -> {wanted['version']}")
-    changes += list(_changed("", found.get("recipe", {}), wanted["recipe"]))
-    changes += [f"source {change}" for change in _changed("", found.get("sources", {}), wanted["sources"])]
-    before, after = ({item["path"]: item["digest"] for item in _parents(known)} for known in (found, wanted))
+    order, changes = artefact.order(), []
+    if provenance.get("stage") != order["stage"]:
+        changes.append(f"stage: {provenance.get('stage')} -> {order['stage']}")
+    elif provenance.get("version") != order["version"]:
+        changes.append(f"version of the stage {order['stage']}: {provenance.get('version')} -> {order['version']}")
+    changes += list(_changed("", provenance.get("recipe", {}), order["recipe"]))
+    changes += [f"source {change}" for change in _changed("", provenance.get("sources", {}), order["sources"])]
+    before, after = ({item["path"]: item["digest"] for item in _parents(record)} for record in (provenance, order))
     changes += [f"made anew: {path}" for path in after if path in before and before[path] != after[path]]
     changes += [f"now made from: {path}" for path in after if path not in before]
     changes += [f"no longer made from: {path}" for path in before if path not in after]
-    if not changes and found["digest"] != artefact.digest:
-        changes.append("what it is made from comes in another order")
-    if broken := damage(artefact.path, found, _known(artefact)):
+    if not changes and provenance["digest"] != artefact.digest:
+        changes.append("its parents come in another order")
+    if broken := damage(artefact.path, provenance, _known(artefact)):
         changes.append(broken)
-    if not changes and (changed := other_bits(artefact.path)):
-        changes.append(f"made again with other bits: {changed}")
+    if not changes and (changed := changed_ancestor(artefact.path)):
+        changes.append(f"ancestor rebuilt with different bytes: {changed}")
     return changes
 
 
-def _parents(known: dict[str, Any]) -> list[dict[str, str]]:
-    """Return what a provenance, or an order, says it is made from: each with path and digest."""
-    return [item for made_from in known.get("parents", {}).values() for item in made_from]
+def _parents(record: dict[str, Any]) -> list[dict[str, str]]:
+    """Return the parents that a provenance or an order names, each with path and digest."""
+    return [item for parents in record.get("parents", {}).values() for item in parents]
 
 
 def _changed(prefix: str, before: Any, after: Any) -> Iterator[str]:
@@ -128,10 +128,10 @@ def _short(value: Any) -> str:
 
 
 def marker(artefact: Artefact, work: str) -> str:
-    """Return a folder just newer than the stale artefact; as an input it makes the job run.
+    """Create and return a folder that is 1 ms newer than the stale artefact; as an input it makes the job run.
 
-    A folder, because a file would be compared by checksum with that of the last run; one for each artefact and just
-    newer than it, because a shared or future-dated one would make fresh artefacts look old.
+    Snakemake would compare a file by checksum with that of the last run, so a folder is used. A folder that several
+    artefacts share, or that is dated in the future, would make fresh artefacts look old.
     """
     folder = layout.marker(work, artefact.path)
     stamps = [path for path in (artefact.path, f"{artefact.path}/.snakemake_timestamp") if os.path.lexists(path)]

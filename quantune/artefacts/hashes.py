@@ -1,4 +1,4 @@
-"""SHA-256 of files, remembered, so that what has not changed is read once."""
+"""SHA-256 of files, kept in a cache file, so that an unchanged file is read once."""
 
 import atexit
 import hashlib
@@ -12,15 +12,15 @@ from typing import Any
 
 from quantune.artefacts import layout
 
-LARGE = 1 << 30  # bytes of a file whose reading is announced
-EVERY = 1.0  # seconds between two times that the memory is written
+LARGE = 1 << 30  # bytes above which the reading of a file is announced
+SAVE_INTERVAL = 1.0  # seconds between two writes of the cache file
 
 
 class Hashes:
-    """SHA-256 of files, remembered by path, size, and times of change (of the content, and of the file's record)."""
+    """SHA-256 of files, cached by path, size, inode, and times of change (of the content, and of the inode)."""
 
-    def __init__(self, memory: str | Path):
-        self.memory, self.saved = Path(memory), None
+    def __init__(self, cache_file: str | Path):
+        self.cache_file, self.saved = Path(cache_file), None
         self.known = self._read()
 
     def file(self, path: str | Path) -> str:
@@ -30,60 +30,60 @@ class Hashes:
         if stamp is not None and self.known.get(path, [])[:-1] == stamp:
             return self.known[path][-1]
         if stamp is not None and stamp[0] > LARGE:
-            print(f"reading {path} ({stamp[0] / 1e9:.1f} GB) to see whether it is as recorded", file=sys.stderr)
+            print(f"reading {path} ({stamp[0] / 1e9:.1f} GB) to check its SHA-256", file=sys.stderr)
         digest = file_sha256(path)
         if _settled(stamp[1]):
             self._keep(path, [*stamp, digest])
         return digest
 
-    def learn(self, path: str | Path, digest: str) -> None:
-        """Remember the SHA-256 of a file that this process has just made."""
+    def remember(self, path: str | Path, digest: str) -> None:
+        """Store the SHA-256 of a file that this process has just made."""
         path = os.path.realpath(path)
         self._keep(path, [*_stamp(path), digest])
 
-    def together(self, root: Path, paths: list[Path]) -> str:
-        """Return one SHA-256 for many files below a folder: of their names and contents; missing ones count as such."""
-        found = [(path.relative_to(root).as_posix(), path, _stamp(path)) for path in sorted(set(paths))]
-        stamp = hashlib.sha256(json.dumps([(name, stamp) for name, _, stamp in found]).encode()).hexdigest()
+    def combined(self, root: Path, paths: list[Path]) -> str:
+        """Return one SHA-256 over the names and contents of files below a folder; a missing file is marked so."""
+        stamped = [(path.relative_to(root).as_posix(), path, _stamp(path)) for path in sorted(set(paths))]
+        stamp = hashlib.sha256(json.dumps([(name, stamp) for name, _, stamp in stamped]).encode()).hexdigest()
         key = f"{os.path.realpath(root)}/*"
         if self.known.get(key, [None])[0] == stamp:
             return self.known[key][1]
         digest = hashlib.sha256()
-        for name, path, there in found:
-            digest.update(f"{name}\0{file_sha256(path) if there else 'missing'}\n".encode())
-        if all(_settled(there[1]) for _, _, there in found if there):
+        for name, path, stamp_of_file in stamped:
+            digest.update(f"{name}\0{file_sha256(path) if stamp_of_file else 'missing'}\n".encode())
+        if all(_settled(item[1]) for _, _, item in stamped if item):
             self._keep(key, [stamp, digest.hexdigest()])
         return digest.hexdigest()
 
     def _keep(self, key: str, value: list[Any]) -> None:
-        """Remember; write the memory now and then, and at the process's end."""
+        """Store a value; write the cache file now and then, and at the process's end."""
         self.known[key] = value
         if self.saved is None:
             atexit.register(self._save)
-        if self.saved is None or time.monotonic() - self.saved > EVERY:
+        if self.saved is None or time.monotonic() - self.saved > SAVE_INTERVAL:
             self._save()
 
     def _read(self) -> dict[str, list[Any]]:
         try:
-            known = json.loads(self.memory.read_text())
+            known = json.loads(self.cache_file.read_text())
         except (OSError, ValueError):
             known = None
         return known if isinstance(known, dict) else {}
 
     def _save(self) -> None:
-        """Write the memory, with what other processes have added meanwhile."""
+        """Write the cache file, with the entries that other processes have added meanwhile."""
         self.known = self._read() | self.known
-        self.memory.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.memory.with_suffix(f".{os.getpid()}")
+        self.cache_file.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.cache_file.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps(self.known))
-        partial.replace(self.memory)
+        partial.replace(self.cache_file)
         self.saved = time.monotonic()
 
 
 @cache
-def of(work: str | Path) -> Hashes:
-    """Return the hashes remembered in a work folder."""
-    return Hashes(layout.remembered_hashes(work))
+def work_hashes(work: str | Path) -> Hashes:
+    """Return the cached hashes of a work folder, one object for each process."""
+    return Hashes(layout.hash_cache(work))
 
 
 def file_sha256(path: str | Path) -> str:
@@ -93,17 +93,17 @@ def file_sha256(path: str | Path) -> str:
 
 
 def _settled(changed: int) -> bool:
-    """Return whether a file changed long enough ago, given when in nanoseconds.
+    """Return whether a file changed at least 2 s ago, given its time of change in nanoseconds.
 
-    Within the clock's granularity of being read it could change again unseen.
+    Within the clock's granularity a second change would keep the same time.
     """
     return time.time_ns() - changed > 2_000_000_000
 
 
 def _stamp(path: str | Path) -> list[int] | None:
-    """Return what changes when a file changes; None if it is not there.
+    """Return size, times of change and inode of a file; None if it does not exist.
 
-    The time of the record's change is no program's to set: it tells even of a change that restored the content's time.
+    No program can set the inode's time of change, so it shows even a change that restored the content's time.
     """
     try:
         status = os.stat(path)

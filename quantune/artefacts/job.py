@@ -1,4 +1,4 @@
-"""The frame of every job: logging, threads, seeds, and an output that exists only once it is whole."""
+"""The frame of every job: logging, threads, seeds, and an output that exists only when it is complete."""
 
 import os
 import random
@@ -14,67 +14,67 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from quantune.artefacts.making import _place, make
+from quantune.artefacts.making import build_folder_of, make
 from quantune.core import gpu_turns, hardware
 from quantune.core.errors import QuantuneError
 
 
 def announce(root: str, arguments: list[str]) -> None:
-    """Tell the jobs that this process starts where the code lies and by which command they were asked for."""
+    """Pass the folder of the code, the command and the commit to the jobs that this process starts."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("QUANTUNE_COMMAND", shlex.join(["snakemake", *arguments[1:]]))
     if "QUANTUNE_COMMIT" not in os.environ:
         describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         try:
-            told = subprocess.run(describe, cwd=root, text=True, capture_output=True).stdout
+            commit = subprocess.run(describe, cwd=root, text=True, capture_output=True).stdout
         except OSError:
-            told = ""
-        os.environ["QUANTUNE_COMMIT"] = told.strip()
+            commit = ""
+        os.environ["QUANTUNE_COMMIT"] = commit.strip()
 
 
 def run(snakemake: Any, body: Callable[..., dict[str, Any] | None], imports: bool = True) -> None:
     """Make a rule's output.
 
-    It takes a GPU when it first needs one, if the rule asks for one; a benchmark takes all of them.
+    The job takes a GPU when it first needs one, if the rule requests one; a benchmark takes all of them.
     `body(order, inputs, folder, scratch)` fills the empty `folder` and returns facts for the provenance; `scratch` is
-    kept until the output is complete, so that a killed job can go on from what it saved there. The folder is renamed
-    into place at the end: an artefact that exists is whole.
+    kept until the output is complete, so that a killed job can resume from the files in it. The folder is renamed into
+    place at the end: an artefact that exists is complete.
 
     Args:
         snakemake: the object Snakemake gives to scripts.
-        body: the stage.
+        body: the function of the stage.
         imports: whether to set up torch (threads, determinism, seeds); false for stages that need no torch.
     """
     order = snakemake.params.order
     inputs = {role: [Path(path) for path in paths] for role, paths in _by_role(snakemake.input).items()}
-    with _framed(snakemake, order, imports) as started:
+    with _prepared(snakemake, order, imports) as started:
         make(order, partial(body, order, inputs), started)
 
 
 def run_all(snakemake: Any, body: Callable[..., dict[str, Any] | None]) -> None:
-    """Make those outputs of a rule that are not current, one after the other; see `run`.
+    """Make the outputs of a rule that are not current, one after the other; see `run`.
 
-    Snakemake removes what a failed job has made. What is finished is kept in `tmp` until the last output is, and the
-    next job takes it from there.
+    Snakemake removes the outputs of a failed job. A copy of each finished output is kept in `tmp` until the last one is
+    finished; the next job takes it from that folder.
     """
     orders = snakemake.params.orders
-    with _framed(snakemake, orders[0]) as started:
+    with _prepared(snakemake, orders[0]) as started:
         for order in orders:
             make(order, partial(body, order, _inputs(order)), started, kept=True)
-            _start_again(order["options"])
+            _reset(order["options"])
             started = time.time()
         for order in orders:
-            shutil.rmtree(_place(order), ignore_errors=True)
+            shutil.rmtree(build_folder_of(order), ignore_errors=True)
 
 
 @contextmanager
-def _framed(snakemake: Any, order: dict[str, Any], imports: bool = True) -> Iterator[float]:
-    """Log, threads, seeds and a turn at the GPU; errors end the process. Yields when the job started."""
+def _prepared(snakemake: Any, order: dict[str, Any], imports: bool = True) -> Iterator[float]:
+    """Set up log, threads, seeds and a turn at the GPU; yield the start time (Unix). An error ends the process."""
     _log_to(snakemake.log[0])
     if snakemake.params.why:
         print(snakemake.params.why.strip())
     if snakemake.resources.get("gpu"):
-        gpu_turns.want(everything=order["stage"] == "benchmark")
+        gpu_turns.want(all_gpus=order["stage"] == "benchmark")
     started = time.time()
     try:
         _prepare(snakemake.threads, order["options"])
@@ -87,12 +87,12 @@ def _framed(snakemake: Any, order: dict[str, Any], imports: bool = True) -> Iter
     except Exception as error:
         traceback.print_exc()
         if "does not have a deterministic implementation" in str(error):
-            print("Error: to use it all the same, write `deterministic: false` in the configuration", file=sys.stderr)
+            print("Error: to use it nevertheless, write `deterministic: false` in the configuration", file=sys.stderr)
         sys.exit(1)
 
 
 def _log_to(path: str) -> None:
-    """Send everything that this process prints, libraries included, to a file."""
+    """Send all output of this process, libraries included, to a file."""
     with open(path, "w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -100,7 +100,7 @@ def _log_to(path: str) -> None:
 
 
 def _inputs(order: dict[str, Any]) -> dict[str, list[Path]]:
-    """Return role -> folders of all that an order is made from."""
+    """Return role -> folders of the parents of an order and of the artefacts that it reads."""
     parents = {role: [item["path"] for item in items] for role, items in order["parents"].items()}
     return {role: list(map(Path, paths)) for role, paths in (parents | order["reads"]).items()}
 
@@ -111,11 +111,11 @@ def _by_role(inputs: Any) -> dict[str, list[str]]:
 
 
 def _prepare(threads: int, options: dict[str, Any]) -> None:
-    """Threads for this job alone, a seed; no network, unless the job is to download."""
+    """Set threads and the seed of `random`; forbid the network, unless the job downloads."""
     if "download" not in options:
         os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking whether there is a GPU must not start CUDA
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # testing for a GPU must not start CUDA
     if options.get("deterministic", True):
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     os.environ.setdefault("TQDM_MININTERVAL", "2")
@@ -125,7 +125,7 @@ def _prepare(threads: int, options: dict[str, Any]) -> None:
 
 
 def _start_torch(threads: int, deterministic: bool) -> None:
-    """Set up threads, seeds and determinism."""
+    """Set threads, seeds and determinism of torch and numpy."""
     import numpy
     import torch
 
@@ -136,8 +136,8 @@ def _start_torch(threads: int, deterministic: bool) -> None:
         be_deterministic()
 
 
-def _start_again(options: dict[str, Any]) -> None:
-    """Set seeds and peaks of memory back, as a new process would have them."""
+def _reset(options: dict[str, Any]) -> None:
+    """Reset seeds and peaks of memory to those of a new process."""
     import torch
 
     random.seed(0)
@@ -148,10 +148,10 @@ def _start_again(options: dict[str, Any]) -> None:
 
 
 def be_deterministic() -> None:
-    """Let torch use deterministic algorithms alone, and fail where an operation has none.
+    """Make torch use only deterministic algorithms, and raise an error if an operation has none.
 
-    If it only warned, the backward pass of fused attention would stay nondeterministic on a GPU. Memory that nobody
-    has written is not filled beforehand: that costs time, and nothing of what is computed here reads it.
+    With a warning alone, the backward pass of fused attention would stay nondeterministic on a GPU. Uninitialized
+    memory is not filled: that costs time, and no computation of a job reads it.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Where things lie below the work folder. No other module builds or parses such a path; rules name them for readers."""
+"""Paths below the work folder. No other module builds or parses them; the rules repeat them for readers."""
 
 import os
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ FOLDERS = {
     "benchmarks": ("VARIANT",),
     "report": (),
 }
-"""Folder -> what the folders below it are named by."""
-EVERYWHERE = ", ".join("/".join([folder, *names]) for folder, names in FOLDERS.items())
-"""All places where artefacts lie, for errors."""
+"""Folder -> kinds of the names in the paths below it."""
+PATTERNS = ", ".join("/".join([folder, *names]) for folder, names in FOLDERS.items())
+"""The patterns of all paths of artefacts, for errors."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class Place:
 
     @property
     def variant(self) -> str:
-        """The variant, model included, that the artefact is of: of prepared data the model; empty where there is none.
+        """The artefact's variant; the model of prepared data; empty for a source or the report.
 
-        `evaluations/opt-2m+rtn-w4/radio` is of `opt-2m+rtn-w4`.
+        `evaluations/opt-2m+rtn-w4/radio` belongs to `opt-2m+rtn-w4`.
         """
-        named = dict(zip(FOLDERS[self.folder], self.names, strict=True))
-        return named.get("VARIANT", named.get("MODEL", ""))
+        kinds = dict(zip(FOLDERS[self.folder], self.names, strict=True))
+        return kinds.get("VARIANT", kinds.get("MODEL", ""))
 
     @property
     def last(self) -> str:
-        """The last name, or the folder where there is none."""
+        """The last name, or the folder if there is no name."""
         return self.names[-1] if self.names else self.folder
 
 
@@ -47,8 +47,8 @@ def path(work: str | Path, folder: str, *names: str) -> str:
     return "/".join([str(work), folder, *names])
 
 
-def named(path: str | Path, folder: str) -> tuple[str, ...]:
-    """Return the names in the path of an artefact in this folder, wherever the work folder is."""
+def names(path: str | Path, folder: str) -> tuple[str, ...]:
+    """Return the names in the path of an artefact of this folder, for any work folder."""
     return Path(path).parts[-len(FOLDERS[folder]) :]
 
 
@@ -58,11 +58,11 @@ def parse(path: str | Path, work: str | Path) -> Place | None:
     return Place(folder, tuple(names)) if folder in FOLDERS and len(names) == len(FOLDERS[folder]) else None
 
 
-def present(work: str | Path) -> Iterator[Path]:
-    """Yield the folders at such places, whole artefacts or not."""
+def artefact_folders(work: str | Path) -> Iterator[Path]:
+    """Yield the folders that exist at paths of artefacts, complete or not."""
     for folder, names in FOLDERS.items():
-        found = Path(work, folder).glob("/".join("*" * len(names))) if names else [Path(work, folder)]
-        yield from sorted(item for item in found if item.is_dir())
+        paths = Path(work, folder).glob("/".join("*" * len(names))) if names else [Path(work, folder)]
+        yield from sorted(item for item in paths if item.is_dir())
 
 
 def unfinished(work: str | Path) -> Path:
@@ -70,19 +70,19 @@ def unfinished(work: str | Path) -> Path:
     return Path(work, "tmp")
 
 
-def workplace(work: str | Path, digest: str, name: str) -> Path:
-    """Return the folder in which the artefact with this digest is built; its lock lies beside it, ending in `.lock`."""
+def build_folder(work: str | Path, digest: str, name: str) -> Path:
+    """Return the folder in which the artefact with this digest is built; the name of its lock ends in `.lock`."""
     return unfinished(work) / f"{digest[:16]}.{name}"
 
 
-def lock(workplace: Path) -> Path:
-    """Return the file that the process which builds in a folder holds locked."""
-    return workplace.with_name(workplace.name + ".lock")
+def lock(folder: Path) -> Path:
+    """Return the file that a process locks while it builds in a folder."""
+    return folder.with_name(folder.name + ".lock")
 
 
-def digest_of(workplace: Path) -> str:
-    """Return the first 16 digits of the digest of what is built in a folder."""
-    return workplace.name[:16]
+def digest_of(folder: Path) -> str:
+    """Return the first 16 digits of the digest of the artefact that is built in a folder."""
+    return folder.name[:16]
 
 
 def logs(work: str | Path) -> Path:
@@ -90,8 +90,8 @@ def logs(work: str | Path) -> Path:
     return Path(work, "logs")
 
 
-def remembered_hashes(work: str | Path) -> Path:
-    """Return the file that remembers the SHA-256 of files."""
+def hash_cache(work: str | Path) -> Path:
+    """Return the file that caches the SHA-256 of files."""
     return Path(work, ".hashes.json")
 
 

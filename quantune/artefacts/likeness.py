@@ -1,7 +1,7 @@
-"""How alike two makings of the same artefact are: bit-equal, equal within a tolerance, or different and by how much.
+"""How alike two builds of the same artefact are: bit-equal, equal within a tolerance, or different and by how much.
 
 The distance of two floating-point arrays is the Frobenius norm of their difference, relative to that of the first.
-Whole numbers, such as packed weights, and texts are equal or not.
+Integers, such as packed weights, and texts are equal or not.
 """
 
 import json
@@ -14,39 +14,39 @@ from typing import Any
 import numpy
 
 from quantune.artefacts.hashes import file_sha256
-from quantune.artefacts.record import ABSENT, UNRECORDED, recorded
+from quantune.artefacts.record import ABSENT, UNRECORDED, read_provenance
 
 TOLERANCE = 1e-5
-"""Relative distance of what may differ by rounding: other kernels, another order of summation."""
+"""Largest relative distance that rounding explains: other kernels, another order of summation."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs in one file."""
+    """The largest difference in one file."""
 
     file: str
     distance: float
     """Relative; infinite if the file has no counterpart, another shape or other text."""
     where: str
-    """The tensor, column or key that differs most, or what else is wrong."""
+    """The tensor, column or key that differs most, or another problem, in words."""
 
     @property
     def tolerable(self) -> bool:
-        """Whether it may be rounding."""
+        """Whether rounding can explain the difference."""
         return self.distance <= TOLERANCE
 
 
 def differences(first: Path, second: Path) -> list[Difference]:
-    """Return what differs between two artefacts: files by content, then by numbers; what its provenance tells.
+    """Return the differences of two artefacts: of their files, and of digest and facts in their provenance.
 
-    An empty list means bit-equal. What belongs to the run, not to the artefact, is left out.
+    An empty list means bit-equal. Facts of the run (`run.json`) are not compared.
     """
     names = {name for folder in (first, second) for name in _files(folder)}
-    found = [_file(name, first / name, second / name) for name in sorted(names)]
-    before, after = recorded(first) or {}, recorded(second) or {}
+    compared = [_file(name, first / name, second / name) for name in sorted(names)]
+    before, after = read_provenance(first) or {}, read_provenance(second) or {}
     for part in ("digest", "facts"):
-        found += [_worst(f"provenance.json: {part}", _of_values(before.get(part), after.get(part)))]
-    return [item for item in found if item]
+        compared += [_worst(f"provenance.json: {part}", _of_values(before.get(part), after.get(part)))]
+    return [item for item in compared if item]
 
 
 def _files(folder: Path) -> list[str]:
@@ -55,9 +55,9 @@ def _files(folder: Path) -> list[str]:
 
 
 def _file(name: str, first: Path, second: Path) -> Difference | None:
-    for path, of in ((first, "first"), (second, "second")):
+    for path, which in ((first, "first"), (second, "second")):
         if not path.exists():
-            return Difference(name, math.inf, f"is not in the {of}")
+            return Difference(name, math.inf, f"is not in the {which}")
     if file_sha256(first) == file_sha256(second):
         return None
     reader = READERS.get(first.suffix)
@@ -66,8 +66,8 @@ def _file(name: str, first: Path, second: Path) -> Difference | None:
     return _worst(name, _of_values(reader(first), reader(second))) or Difference(name, 0.0, "same values, other bytes")
 
 
-def _worst(name: str, found: Iterator[tuple[str, float]]) -> Difference | None:
-    worst = max(found, key=lambda item: math.inf if math.isnan(item[1]) else item[1], default=None)
+def _worst(name: str, distances: Iterator[tuple[str, float]]) -> Difference | None:
+    worst = max(distances, key=lambda item: math.inf if math.isnan(item[1]) else item[1], default=None)
     return Difference(name, worst[1], worst[0]) if worst else None
 
 
@@ -85,20 +85,20 @@ def _of_values(first: Any, second: Any, key: str = "") -> Iterator[tuple[str, fl
         elif not numpy.array_equal(first, second, equal_nan=first.dtype.kind == "f"):
             yield key, distance(first, second)
     elif first is ABSENT or second is ABSENT:
-        yield f"{key} is in one of them alone", math.inf
+        yield f"{key} is in only one of them", math.inf
     elif first != second:
         yield f"{key}: {_short(first)} and {_short(second)}", math.inf
 
 
 def distance(first: numpy.ndarray, second: numpy.ndarray) -> float:
-    """Return ‖second − first‖ / ‖first‖; infinite if infinities and what is no number are not the same in both."""
+    """Return ‖second − first‖ / ‖first‖; infinite if infinities or NaN are not in the same places of both."""
     first, second = first.astype(numpy.float64), second.astype(numpy.float64)
-    odd = ~numpy.isfinite(first) | ~numpy.isfinite(second)
-    if not numpy.array_equal(first[odd], second[odd], equal_nan=True):
+    special = ~numpy.isfinite(first) | ~numpy.isfinite(second)
+    if not numpy.array_equal(first[special], second[special], equal_nan=True):
         return math.inf
-    first, second = first[~odd], second[~odd]
-    size = numpy.linalg.norm(first)
-    return float(numpy.linalg.norm(second - first) / size) if size else math.inf
+    first, second = first[~special], second[~special]
+    norm = numpy.linalg.norm(first)
+    return float(numpy.linalg.norm(second - first) / norm) if norm else math.inf
 
 
 def _is_numeric(value: Any) -> bool:
@@ -125,7 +125,7 @@ def _tensors(path: Path) -> dict[str, Any]:
 
 
 def _columns(path: Path) -> dict[str, Any]:
-    """Return the columns of a table; what is not numbers as text."""
+    """Return the columns of a table; those that hold no numbers as text."""
     import pandas
 
     table = pandas.read_parquet(path) if path.suffix == ".parquet" else pandas.read_csv(path)

@@ -1,4 +1,4 @@
-"""What every number of a report rests on: the provenance of its inputs and of all they were made from."""
+"""The lineage of a report: the provenance of its inputs and of all their ancestors."""
 
 import json
 from collections.abc import Iterable
@@ -25,27 +25,27 @@ RUN_FACTS = (
 )
 
 
-def read_lineage(asked: Iterable[dict[str, str]]) -> dict[str, dict[str, Any]]:
-    """Return path -> provenance of artefacts and of all they were made from, down to the sources.
+def read_lineage(inputs: Iterable[dict[str, str]]) -> dict[str, dict[str, Any]]:
+    """Return path -> provenance of artefacts and of all their ancestors, down to the sources.
 
     Args:
-        asked: the report's inputs, each with path and digest.
+        inputs: the report's inputs, each with path and digest.
 
-    Each has "run" too: when, where and how it was made. An ancestor that is no longer on disk, or is there with another
-    digest, is given by its digest alone.
+    Each has "run" too: when, where and how it was made. An ancestor that is missing on disk, or has another digest now,
+    is given by its digest alone.
     """
-    waiting, found = list(asked), {}
+    waiting, lineage = list(inputs), {}
     while waiting:
         item, *waiting = waiting
         path = item["path"]
-        if path in found:
+        if path in lineage:
             continue
-        provenance = record.recorded(path)
+        provenance = record.read_provenance(path)
         if provenance is None or provenance["digest"] != item["digest"]:
             provenance = {"digest": item["digest"]}
         elif (facts := Path(path, record.RUN)).exists():
             run = json.loads(facts.read_text())
             provenance |= {"run": {key: run[key] for key in RUN_FACTS if key in run}}
-        found[path] = provenance
-        waiting += [parent for made_from in provenance.get("parents", {}).values() for parent in made_from]
-    return dict(sorted(found.items()))
+        lineage[path] = provenance
+        waiting += [parent for parents in provenance.get("parents", {}).values() for parent in parents]
+    return dict(sorted(lineage.items()))

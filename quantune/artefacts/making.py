@@ -1,4 +1,4 @@
-"""Build an artefact in a temporary folder, record what it is, and rename it into place when it is whole."""
+"""Build an artefact in a temporary folder, write its provenance, and rename it into place when it is complete."""
 
 import json
 import os
@@ -10,11 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from quantune.artefacts import layout
-from quantune.artefacts.hashes import file_sha256
-from quantune.artefacts.hashes import of as hashes_of
-from quantune.artefacts.record import PROVENANCE, RUN, UNRECORDED, content, locked, recipe_digest, recorded
-from quantune.artefacts.record import damage as damaged
+from quantune.artefacts import hashes, layout, record
 from quantune.core import gpu_turns, hardware
 from quantune.core.errors import QuantuneError
 
@@ -44,41 +40,41 @@ def make(order: dict[str, Any], body: Callable, started: float, kept: bool = Fal
     """Build an artefact in the work folder's `tmp` and rename it into place.
 
     Args:
-        order: what to make.
+        order: the artefact to make, as `Artefact.order` returns it.
         body: called with the folder to fill and the scratch folder.
-        started: when work on it began.
+        started: when the work began (Unix time).
         kept: keep a copy in `tmp` for `run_all`, which removes it.
 
     Raises:
-        QuantuneError: if a parent on disk is not the one the order was made for, or a file from outside changed.
+        QuantuneError: if a parent on disk is not the one that the order names, or a file from outside changed.
     """
-    target, place = Path(order["path"]), _place(order)
-    with locked(layout.lock(place)):
-        if not kept and _is_made(target, order):
+    target, place = Path(order["path"]), build_folder_of(order)
+    with record.locked(layout.lock(place)):
+        if not kept and _is_complete(target, order):
             print("made by another process while this one waited")
             return
         parents = _parents(order)
         folder, scratch, finished = place / "output", place / "scratch", place / "finished"
         target.parent.mkdir(parents=True, exist_ok=True)
-        if kept and _is_made(finished, order, parents):
+        if kept and _is_complete(finished, order, parents):
             _replace(target, finished, place)
             print(f"finished by a job that was interrupted later: {target}")
             return
         digests = {role: [item["digest"] for item in items] for role, items in parents.items()}
-        digest = recipe_digest(*(order[key] for key in ("stage", "version", "recipe", "sources")), digests)
+        digest = record.recipe_digest(*(order[key] for key in ("stage", "version", "recipe", "sources")), digests)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         scratch.mkdir(exist_ok=True)
         facts = body(folder, scratch) or {}
         _require_same_sources(order)
-        timing = facts.pop("run", {})
-        _write(folder / RUN, _run_facts(started, order["options"]) | {"predicted": order.get("predicted")} | timing)
+        run = {"predicted": order.get("predicted")} | facts.pop("run", {})
+        _write(folder / record.RUN, _run_facts(started, order["options"]) | run)
         provenance = _provenance(order, digest, parents, facts, folder)
-        _write(folder / PROVENANCE, provenance)
-        _settle(folder)
+        _write(folder / record.PROVENANCE, provenance)
+        _flush(folder)
         _replace(target, folder, place)
         for item in provenance["files"]:
-            hashes_of(order["options"]["work"]).learn(target / item["path"], item["sha256"])
+            hashes.work_hashes(order["options"]["work"]).remember(target / item["path"], item["sha256"])
         if kept:
             shutil.rmtree(finished, ignore_errors=True)
             shutil.copytree(target, finished, copy_function=os.link)
@@ -88,21 +84,21 @@ def make(order: dict[str, Any], body: Callable, started: float, kept: bool = Fal
     print(f"done in {time.time() - started:.1f} s: {target}")
 
 
-def _place(order: dict[str, Any]) -> Path:
-    """Return the folder in which an artefact is built."""
-    return layout.workplace(order["options"]["work"], order["digest"], Path(order["path"]).name)
+def build_folder_of(order: dict[str, Any]) -> Path:
+    """Return the folder in which the artefact of an order is built."""
+    return layout.build_folder(order["options"]["work"], order["digest"], Path(order["path"]).name)
 
 
-def _is_made(folder: Path, order: dict[str, Any], parents: dict[str, Any] | None = None) -> bool:
-    """Return whether a folder holds what is ordered, whole; with `parents`, made from the same bytes."""
-    found = recorded(folder)
-    if not found or found["digest"] != order["digest"] or damaged(folder, found):
+def _is_complete(folder: Path, order: dict[str, Any], parents: dict[str, Any] | None = None) -> bool:
+    """Return whether a folder holds the complete artefact of an order; with `parents`, made from their bytes."""
+    provenance = record.read_provenance(folder)
+    if not provenance or provenance["digest"] != order["digest"] or record.damage(folder, provenance):
         return False
-    return parents is None or found["parents"] == parents
+    return parents is None or provenance["parents"] == parents
 
 
 def _replace(target: Path, folder: Path, place: Path) -> None:
-    """Rename a folder to the target; what lies there goes to `place` and is removed with it."""
+    """Rename a folder to the target; a folder at the target is moved to `place` and removed with it."""
     shutil.rmtree(place / "replaced", ignore_errors=True)
     if os.path.lexists(target):
         os.rename(target, place / "replaced")
@@ -110,32 +106,32 @@ def _replace(target: Path, folder: Path, place: Path) -> None:
 
 
 def _require_same_sources(order: dict[str, Any]) -> None:
-    """Raise QuantuneError if a file on this machine, from outside, is not the one that was there at planning."""
+    """Raise QuantuneError if a file from outside, on this machine, has changed since planning."""
     files = order["options"].get("files", []) if "download" not in order["options"] else []
-    paths = [path for found in files.values() for path in found] if isinstance(files, dict) else files
+    paths = [path for group in files.values() for path in group] if isinstance(files, dict) else files
     for path in paths:
-        if hashes_of(order["options"]["work"]).file(path) not in order["sources"].values():
+        if hashes.work_hashes(order["options"]["work"]).file(path) not in order["sources"].values():
             raise QuantuneError(f"'{path}' changed while it was read; run the same snakemake command again")
 
 
 def _parents(order: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
-    """Return role -> path, digest and content of the parents on disk, which are the ones asked for."""
-    made_from = {role: [] for role in order["parents"]}
+    """Return role -> path, digest and content digest of the parents; raises QuantuneError if one has another digest."""
+    known = {role: [] for role in order["parents"]}
     for role, parents in order["parents"].items():
         for parent in parents:
-            found = recorded(parent["path"])
-            if found is None or found["digest"] != parent["digest"]:
+            provenance = record.read_provenance(parent["path"])
+            if provenance is None or provenance["digest"] != parent["digest"]:
                 raise QuantuneError(
-                    f"{parent['path']} is not what the configuration asks for (another run or checkout changed it"
-                    " meanwhile?); run the same snakemake command again"
+                    f"{parent['path']} is not the artefact that the configuration describes (did another run or"
+                    " checkout change it meanwhile?); run the same snakemake command again"
                 )
-            made_from[role].append({**parent, "digest": found["digest"], "content": content(found)})
-    return made_from
+            known[role].append({**parent, "digest": provenance["digest"], "content": record.content_digest(provenance)})
+    return known
 
 
 def _provenance(order: dict, digest: str, parents: dict, facts: dict, folder: Path) -> dict[str, Any]:
-    """Return what the artefact is: all of it follows from the recipe and the packages, none from the run."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in UNRECORDED)
+    """Return the provenance of an artefact: it follows from the recipe and the packages alone, not from the run."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in record.UNRECORDED)
     return {
         "digest": digest,
         "stage": order["stage"],
@@ -146,20 +142,20 @@ def _provenance(order: dict, digest: str, parents: dict, facts: dict, folder: Pa
         "facts": facts,
         "packages": {"python": platform.python_version(), **{name: hardware.version(name) for name in PACKAGES}},
         "files": [
-            {"path": str(path.relative_to(folder)), "size": path.stat().st_size, "sha256": file_sha256(path)}
+            {"path": str(path.relative_to(folder)), "size": path.stat().st_size, "sha256": hashes.file_sha256(path)}
             for path in files
         ],
     }
 
 
 def _run_facts(started: float, options: dict[str, Any]) -> dict[str, Any]:
-    """Return when, where and at what cost the artefact was made."""
+    """Return when and where the artefact was made, in how many seconds, and its peak memory in bytes."""
     import psutil
 
     facts = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(time.time() - started - gpu_turns.waited(started), 2),
-        "peak_memory_bytes": hardware.resident("VmHWM"),
+        "peak_memory_bytes": hardware.resident_bytes("VmHWM"),
         "command": os.environ.get("QUANTUNE_COMMAND", ""),
         "commit": os.environ.get("QUANTUNE_COMMIT", ""),
         "deterministic": options.get("deterministic", True),
@@ -175,8 +171,8 @@ def _run_facts(started: float, options: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _settle(folder: Path) -> None:
-    """Give every file its ordinary permissions and see it on disk before the rename makes it official."""
+def _flush(folder: Path) -> None:
+    """Give every file its ordinary permissions and write it to disk (fsync) before the rename."""
     umask = os.umask(0)
     os.umask(umask)
     for path in [path for path in folder.rglob("*") if path.is_file()]:

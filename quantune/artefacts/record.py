@@ -1,9 +1,9 @@
-"""What is made, what it was made from, and whether it is still what the configuration asks for.
+"""Artefacts: their recipes, sources and parents, their digests, and the provenance on disk.
 
 An artefact is a folder with a `provenance.json`. Its digest is SHA-256 over the canonical JSON of its stage, the
 stage's version, its recipe, its sources' content hashes and its parents' digests. The configuration alone gives the
-digest that is expected; the artefact records the one it was made with. Equal digests mean interchangeable artefacts, on
-any machine, branch or date.
+expected digest; the provenance holds the digest of the artefact on disk. Artefacts with equal digests are
+interchangeable, on any machine, branch or date.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ ABSENT = object()
 UNRECORDED = {PROVENANCE, RUN, ".snakemake_timestamp"}
 
 
-def canonical(value: Any) -> str:
-    """Return the one JSON text of a value: sorted keys, no spaces, no NaN."""
+def canonical_json(value: Any) -> str:
+    """Return the canonical JSON text of a value: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -36,42 +36,42 @@ def sha256(text: str) -> str:
 
 @dataclass(frozen=True)
 class Artefact:
-    """One thing to be made: where it lies, what it is made from and how."""
+    """One artefact: its path, its recipe, its parents and its sources."""
 
     path: str
     stage: str
     version: int
     recipe: dict[str, Any]
     parents: dict[str, "Artefact | tuple[Artefact, ...]"] = field(default_factory=dict)
-    """Role -> the artefacts that its digest rests on."""
+    """Role -> the artefacts whose digests are part of its digest."""
     sources: dict[str, str] = field(default_factory=dict)
     """Name -> SHA-256 of the files from outside that it is made from."""
     options: dict[str, Any] = field(default_factory=dict)
-    """What changes how it is made or shown, but not what it is."""
+    """Settings of how it is made or shown; they do not change the result."""
     reads: dict[str, "tuple[Artefact, ...]"] = field(default_factory=dict)
-    """Role -> artefacts that must be on disk too, and whose digests the parents' already cover."""
+    """Role -> more artefacts that must be on disk; the digests of the parents already cover theirs."""
 
     @cached_property
     def digest(self) -> str:
         """The recipe digest."""
-        parents = {role: [item.digest for item in made_from] for role, made_from in roles(self.parents).items()}
+        parents = {role: [item.digest for item in items] for role, items in by_role(self.parents).items()}
         return recipe_digest(self.stage, self.version, self.recipe, self.sources, parents)
 
     @property
     def place(self) -> layout.Place:
-        """Where it lies below the work folder."""
+        """The folder and the names in its path below the work folder."""
         return layout.parse(self.path, self.options["work"])
 
     @property
     def outside(self) -> list[str]:
-        """The files on this machine, from outside, that it is read from; downloads are none of them."""
+        """The files from outside, on this machine, that the job reads; none for a download."""
         if "download" in self.options:
             return []
         files = self.options.get("files", [])
         return [path for paths in files.values() for path in paths] if isinstance(files, dict) else files
 
     def order(self) -> dict[str, Any]:
-        """Return all that a job needs to make it, as plain data."""
+        """Return the order for a job: all that the job needs to make the artefact, as plain data."""
         return {
             "path": self.path,
             "stage": self.stage,
@@ -80,37 +80,37 @@ class Artefact:
             "options": self.options,
             "sources": self.sources,
             "parents": {
-                role: [{"path": item.path, "digest": item.digest} for item in made_from]
-                for role, made_from in roles(self.parents).items()
+                role: [{"path": item.path, "digest": item.digest} for item in items]
+                for role, items in by_role(self.parents).items()
             },
-            "reads": {role: [item.path for item in read] for role, read in self.reads.items()},
+            "reads": {role: [item.path for item in items] for role, items in self.reads.items()},
             "digest": self.digest,
         }
 
 
-def roles(parents: dict[str, Any]) -> dict[str, tuple[Artefact, ...]]:
-    """Return the parents with every role's value as a tuple."""
+def by_role(parents: dict[str, Any]) -> dict[str, tuple[Artefact, ...]]:
+    """Return role -> parents, always as a tuple."""
     return {role: item if isinstance(item, tuple) else (item,) for role, item in parents.items()}
 
 
 def recipe_digest(stage: str, version: int, recipe: dict, sources: dict, parents: dict[str, list[str]]) -> str:
-    """Return the digest of an artefact from what it is made from."""
-    return sha256(canonical([stage, version, recipe, sources, parents]))
+    """Return the digest of an artefact, in hexadecimal; `parents` is role -> digests."""
+    return sha256(canonical_json([stage, version, recipe, sources, parents]))
 
 
-def recorded(path: str | Path) -> dict[str, Any] | None:
-    """Return the provenance that lies in a folder, or None where there is none that can be read."""
+def read_provenance(path: str | Path) -> dict[str, Any] | None:
+    """Return the provenance in a folder, or None if it is missing or cannot be read."""
     try:
-        found = json.loads((Path(path) / PROVENANCE).read_text())
-        return found if isinstance(found, dict) and "digest" in found else None
+        provenance = json.loads((Path(path) / PROVENANCE).read_text())
+        return provenance if isinstance(provenance, dict) and "digest" in provenance else None
     except (OSError, ValueError):
         return None
 
 
 def damage(path: str | Path, provenance: dict[str, Any], known: hashes.Hashes | None = None) -> str | None:
-    """Return the first listed file that is missing or not what was made, or None.
+    """Return, in words, the first file that is missing or differs from the provenance, or None.
 
-    Sizes are compared first; contents only where hashes are given, which read each file once.
+    Sizes are compared first. SHA-256 is compared only if `known` is given, which reads each file once.
     """
     listed = [(Path(path) / item["path"], item) for item in provenance.get("files", [])]
     for file, item in listed:
@@ -126,16 +126,16 @@ def damage(path: str | Path, provenance: dict[str, Any], known: hashes.Hashes | 
     return None
 
 
-def content(provenance: dict[str, Any]) -> str:
-    """Return one SHA-256 for an artefact's bytes: of the names and contents of its files."""
-    return sha256(canonical([[item["path"], item["sha256"]] for item in provenance.get("files", [])]))
+def content_digest(provenance: dict[str, Any]) -> str:
+    """Return one SHA-256 for the bytes of an artefact: over the names and contents of its files."""
+    return sha256(canonical_json([[item["path"], item["sha256"]] for item in provenance.get("files", [])]))
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; wait for another process that holds it, and say so.
+    """Hold an exclusive lock on a file; if another process holds the lock, print this and wait.
 
-    A killed Snakemake can leave its job running; the job that takes its place waits here until that one is done.
+    A killed Snakemake can leave its job running; the job that replaces it waits until that job has ended.
     """
     import fcntl
 
@@ -144,6 +144,6 @@ def locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("another process is making this already (left over from a killed run?); waiting for it", flush=True)
+            print("another process is making this artefact (left over from a killed run?); waiting for it", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""Errors a user can act on: each says what is wrong, what is allowed and what to type instead."""
+"""Errors that a user can act on: each names the problem, the allowed values and what to type instead."""
 
 import difflib
 import sys
@@ -7,16 +7,16 @@ from contextlib import contextmanager
 
 
 class QuantuneError(Exception):
-    """Something the user can mend; shown without a traceback."""
+    """A problem that the user can fix; shown without a traceback."""
 
 
 class ConfigError(QuantuneError):
-    """The configuration, or a chain typed by hand, asks for something that cannot be made."""
+    """The configuration, or a chain on the command line, describes an artefact that cannot be made."""
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """End the program with the message alone where something fails that the user can mend."""
+def reported() -> Iterator[None]:
+    """End the program with the message alone, without a traceback, if a QuantuneError is raised inside."""
     try:
         yield
     except QuantuneError as error:

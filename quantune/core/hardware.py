@@ -1,6 +1,6 @@
-"""Which hardware and software this machine computes with, found without importing torch.
+"""The hardware and software that this machine computes with, detected without importing torch.
 
-A benchmark's identity holds both, so that what was measured elsewhere is never shown as measured here.
+A benchmark's identity holds both, so that a measurement of another machine is never shown as one of this machine.
 """
 
 import contextlib
@@ -14,20 +14,20 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = 750_000_000
+LIBRARY_BYTES = 750_000_000
 """Bytes of main memory that Python, torch, transformers and peft take before a model is loaded; measured on a CPU."""
-DRIVER = 2_000_000_000
-"""Bytes of main memory that a job takes beside them when it computes on a GPU."""
-COMPUTE = ("torch", "transformers", "bitsandbytes", "compressed-tensors", "peft")  # what sets the speed of a variant
+DRIVER_BYTES = 2_000_000_000
+"""Bytes of main memory that a job on a GPU takes in addition."""
+COMPUTE = ("torch", "transformers", "bitsandbytes", "compressed-tensors", "peft")  # packages that set the speed
 
 
 @cache
-def found() -> dict[str, Any]:
-    """Return what benchmarks run on: kind (gpu or cpu), device, count (of GPUs or cores), driver, software versions."""
+def detect() -> dict[str, Any]:
+    """Return the hardware in use: kind (gpu or cpu), device, count (of GPUs or cores), driver, software (versions)."""
     software = {name: version(name) for name in COMPUTE}
-    if there := gpus():
-        names = " and ".join(dict.fromkeys(gpu["name"] for gpu in there))
-        return {"kind": "gpu", "device": names, "count": len(there), "driver": there[0]["driver"], "software": software}
+    if used := gpus():
+        names = " and ".join(dict.fromkeys(gpu["name"] for gpu in used))
+        return {"kind": "gpu", "device": names, "count": len(used), "driver": used[0]["driver"], "software": software}
     return {"kind": "cpu", "device": cpu(), "count": os.cpu_count(), "driver": None, "software": software}
 
 
@@ -37,11 +37,11 @@ def gpus() -> tuple[dict[str, str], ...]:
 
     GPUs hidden by `CUDA_VISIBLE_DEVICES`, or from a torch that was not built for them, are left out.
     """
-    return tuple(_visible(_listed(), os.environ.get("CUDA_VISIBLE_DEVICES"))) if _torch_has_cuda() else ()
+    return tuple(_visible(_installed(), os.environ.get("CUDA_VISIBLE_DEVICES"))) if _torch_has_cuda() else ()
 
 
-def told(hardware: dict[str, Any]) -> str:
-    """Return hardware in words: `NVIDIA H200, driver 570.1`, `AMD EPYC, 2 cores`."""
+def describe(hardware: dict[str, Any]) -> str:
+    """Return a text for the result of `detect`: `NVIDIA H200, driver 570.1`, `AMD EPYC, 2 cores`."""
     count = hardware["count"]
     if hardware["kind"] == "cpu":
         return f"{hardware['device']}, {count} core{'s' if count > 1 else ''}"
@@ -79,8 +79,8 @@ def _torch_has_cuda() -> bool:
     return bool(built) and built[1].strip() != "None"
 
 
-def _listed() -> list[dict[str, str]]:
-    """Return index, uuid, name and driver of each GPU that the driver lists; none without a driver that answers."""
+def _installed() -> list[dict[str, str]]:
+    """Return index, uuid, name and driver of each GPU that `nvidia-smi` lists; none if it fails or is missing."""
     if not shutil.which("nvidia-smi"):
         return []
     fields = {"index": "index", "uuid": "uuid", "driver_version": "driver", "name": "name"}
@@ -96,21 +96,21 @@ def _listed() -> list[dict[str, str]]:
 
 
 def _visible(gpus: list[dict[str, str]], chosen: str | None) -> list[dict[str, str]]:
-    """Return the GPUs that `CUDA_VISIBLE_DEVICES` leaves; names that match none (parts of a GPU) leave the first."""
+    """Return the GPUs that `CUDA_VISIBLE_DEVICES` leaves; if its names match none (parts of a GPU), the first GPU."""
     if chosen is None or not gpus:
         return gpus
-    wanted = [item.strip() for item in chosen.split(",") if item.strip() not in ("", "-1")]
-    kept = [gpu for item in wanted for gpu in gpus if item == gpu["index"] or gpu["uuid"].startswith(item)]
-    return kept or gpus[: len(wanted)][:1]
+    names = [item.strip() for item in chosen.split(",") if item.strip() not in ("", "-1")]
+    kept = [gpu for item in names for gpu in gpus if item == gpu["index"] or gpu["uuid"].startswith(item)]
+    return kept or gpus[: len(names)][:1]
 
 
-def resident(field: str) -> int:
+def resident_bytes(field: str) -> int:
     """Return the bytes of this process's resident set: now (`VmRSS`), or its peak (`VmHWM`)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def reset_resident_peak() -> None:
-    """Forget the peak, where the kernel offers it."""
+    """Reset the peak of the resident set, if the kernel allows this."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

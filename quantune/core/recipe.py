@@ -19,36 +19,35 @@ class Entry(BaseModel):
 
 
 class Recipe(Entry):
-    """An entry that tells how an artefact is made.
+    """An entry that describes how an artefact is made.
 
-    Its fields are the artefact's identity: change one and what was made from it is made again. `settings` names the
-    fields that change how the work is done or shown but not what comes out of it; they are left out of the digest.
-    `version` is raised when the meaning of the same recipe changes, so that nothing made the old way is mistaken for
-    the new.
+    Its fields are the artefact's identity: if one changes, the artefact and its descendants are made again. `settings`
+    names the fields that change how the work is done or shown but not its result; the digest leaves them out. `version`
+    is raised when the same recipe gets another meaning, so that an old artefact is never taken for a new one.
     """
 
     version: ClassVar[int] = 1
     settings: ClassVar[frozenset[str]] = frozenset()
     seeded: ClassVar[bool] = False
-    """Whether the result depends on the seed (`step@3` is refused where it does not)."""
+    """Whether the result depends on the seed; if not, `step@3` is refused."""
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that are part of the artefact's identity, defaults resolved."""
         return self.model_dump(mode="json", exclude=set(self.settings))
 
     def options(self) -> dict[str, Any]:
-        """Return the fields that are not."""
+        """Return the `settings`: the fields that are not part of the identity."""
         return self.model_dump(mode="json", include=set(self.settings))
 
 
 def subclasses(package: str, base: type[Recipe], tag: str) -> list[type[Recipe]]:
-    """Return the recipes below `base` that the modules of a package define, those with the literal field `tag`."""
-    found = set()
+    """Return the subclasses of `base` in the modules of a package that have the literal field `tag`, sorted by name."""
+    classes = set()
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
         namespace = vars(importlib.import_module(f"{package}.{module.name}"))
-        found |= {
+        classes |= {
             item
             for item in namespace.values()
             if isinstance(item, type) and issubclass(item, base) and tag in item.model_fields
         }
-    return sorted(found, key=lambda item: item.__qualname__)
+    return sorted(classes, key=lambda item: item.__qualname__)

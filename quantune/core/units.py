@@ -1,4 +1,4 @@
-"""Numbers with units, for reading, and the bytes of a value of each dtype."""
+"""Numbers with units as text, and the bytes of one value of each dtype."""
 
 import math
 
@@ -8,7 +8,7 @@ UNKNOWN = "–"
 
 
 def size(count: float | None) -> str:
-    """Return bytes in a decimal unit, with three digits: `3.88 MB`; a dash if they are not known."""
+    """Return a number of bytes in a decimal unit, with three digits: `3.88 MB`; a dash if it is not known."""
     if count is None:
         return UNKNOWN
     units = ("bytes", "kB", "MB", "GB", "TB")

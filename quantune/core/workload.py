@@ -12,17 +12,17 @@ class Inference:
     """Forward passes without gradients."""
 
     dtype: str
-    """Of the weights that are not packed, and of the computation."""
+    """Dtype of the computation and of the weights that are not packed."""
     batch: int
     """Sequences in one pass."""
     length: int
-    """Tokens in each; with a cache, all that it ends up with."""
+    """Tokens in each sequence; with a cache, the tokens in the cache at the end."""
     cache: bool = False
     """Whether keys and values are kept, as in generation."""
     logits: int | None = None
     """Positions of each sequence whose logits are computed; None: all (1 in generation)."""
     extra: dict[str, int] = field(default_factory=dict)
-    """Tensors beside the model's own: name -> bytes."""
+    """Tensors in addition to the model's own: name -> bytes."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Training:
     """Forward and backward passes of AdamW, trained weights in float32."""
 
     dtype: str
-    """Of the frozen weights, and of the computation."""
+    """Dtype of the computation and of the frozen weights."""
     batch: int
     """Sequences in one forward and backward pass."""
     length: int
-    """Tokens in each."""
+    """Tokens in each sequence."""
     recomputed: bool = False
     """Whether activations are recomputed in the backward pass (gradient checkpointing)."""
 
@@ -49,6 +49,6 @@ class Calibration:
     group_size: int | None
     """Weights of a row that share a scale; None: the whole row."""
     requantized: bool
-    """Whether the rounded weights take the place of the model's own, instead of being kept beside them."""
+    """Whether the rounded weights replace the model's own; otherwise both are kept in memory."""
     solver_bytes: Callable[[int, int], int]
-    """(outputs, inputs) of a matrix -> bytes that fitting its grids takes, beside its Gram matrix."""
+    """(outputs, inputs) of a matrix -> bytes for fitting its grids, without its Gram matrix."""

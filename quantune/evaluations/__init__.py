@@ -13,6 +13,7 @@ from quantune.core.recipe import Recipe, subclasses
 from quantune.core.workload import Inference
 
 if TYPE_CHECKING:
+    from quantune.evaluations.metrics.metric import Measurement
     from quantune.models.loading import VariantFolder
 
 
@@ -31,9 +32,27 @@ class Evaluation(Recipe):
         """
         raise NotImplementedError
 
+    def read(self, folder: Path, model: Path) -> Measurement | None:
+        """Return the raw items that `evaluate` wrote, with their metric; None for a kind without numbers.
+
+        Args:
+            folder: of the evaluation.
+            model: the checkpoint that the variant's chain begins with.
+
+        Raises:
+            OSError: if a file is missing.
+        """
+        return None
+
     def workload(self, config: dict[str, Any]) -> Inference:
         """Return what `evaluate` does with a model of this config.json, for estimates of memory."""
         raise NotImplementedError
+
+
+def of_kind(recipe: dict[str, Any]) -> Evaluation:
+    """Return a recipe, as the configuration has it, typed."""
+    kind = next(item for item in kinds() if item.model_fields["kind"].annotation.__args__[0] == recipe["kind"])
+    return kind.model_validate(recipe)
 
 
 def kinds() -> list[type[Evaluation]]:

@@ -8,7 +8,7 @@ With a stride, windows overlap and only the last `stride` tokens of each are sco
 """
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,9 @@ from quantune.core.recipe import Dtype
 from quantune.core.units import BYTES
 from quantune.core.workload import Inference
 from quantune.evaluations import Evaluation
+
+if TYPE_CHECKING:
+    from quantune.evaluations.metrics.metric import Measurement
 
 
 class Perplexity(Evaluation):
@@ -118,6 +121,14 @@ class Perplexity(Evaluation):
                 nll = torch.nn.functional.cross_entropy(predicted, target, reduction="none")
                 losses.append(float(nll.double().sum()))
         return losses
+
+    def read(self, folder: Path, model: Path) -> "Measurement":
+        """Return the windows."""
+        import pandas
+
+        from quantune.evaluations.metrics.metric import PERPLEXITY, Measurement
+
+        return Measurement(PERPLEXITY, pandas.read_parquet(folder / "items.parquet"))
 
     def workload(self, config: dict[str, Any]) -> Inference:
         """A forward pass while the last batch's logits are there, or its scoring: log-probabilities of one window."""

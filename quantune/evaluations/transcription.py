@@ -4,8 +4,9 @@ Clips that fit into the model's window are transcribed in batches, greedily or w
 decided when the report is written (`quantune.evaluations.metrics.normalizers`): another normalizer transcribes nothing again.
 """
 
+import json
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,7 +14,10 @@ from quantune.core.recipe import Dtype
 from quantune.core.workload import Inference
 from quantune.evaluations import Evaluation
 from quantune.evaluations.metrics import normalizers
-from quantune.sources.entries import Language
+from quantune.sources.entries import UNSPACED, Language
+
+if TYPE_CHECKING:
+    from quantune.evaluations.metrics.metric import Measurement
 
 
 class Transcription(Evaluation):
@@ -90,6 +94,24 @@ class Transcription(Evaluation):
             **rates.error_rates(items, rates.RAW_RATES),
             "run": {"real_time_factor": spent / sum(seconds), "audio_seconds": round(sum(seconds), 3)},
         }
+
+    def read(self, folder: Path, model: Path) -> "Measurement":
+        """Return the clips with normalized transcripts; characters count where words are not separated by spaces."""
+        import pandas
+
+        from quantune.artefacts import record
+        from quantune.evaluations.metrics import rates
+        from quantune.evaluations.metrics.metric import CHARACTER_ERROR_RATE, WORD_ERROR_RATE, Measurement
+
+        language = json.loads((folder / "result.json").read_text())["language"]
+        name = self.normalizer or normalizers.of_language(language)
+        items = pandas.read_parquet(folder / "items.parquet")
+        return Measurement(
+            CHARACTER_ERROR_RATE if language in UNSPACED else WORD_ERROR_RATE,
+            rates.with_edits(items, normalizers.normalizer(name, model)),
+            {"language": language, "normalizer": f"{name} {normalizers.VERSIONS[name]}"},
+            json.loads((folder / record.RUN).read_text()).get("real_time_factor"),
+        )
 
     def workload(self, config: dict[str, Any]) -> Inference:
         """A batch of clips and its beams."""

@@ -28,7 +28,7 @@ class Memory:
         if self.cuda:
             torch.cuda.synchronize()
             return torch.cuda.memory_allocated() - self.before
-        return hardware.resident("VmRSS") - self.before
+        return hardware.resident_bytes("VmRSS") - self.before
 
     def reset_peak(self) -> None:
         """Forget the peak."""
@@ -41,7 +41,7 @@ class Memory:
 
     def peak(self) -> int:
         """Return the most bytes in use since the peak was forgotten (where the kernel cannot forget: ever)."""
-        return (torch.cuda.max_memory_allocated() if self.cuda else hardware.resident("VmHWM")) - self.before
+        return (torch.cuda.max_memory_allocated() if self.cuda else hardware.resident_bytes("VmHWM")) - self.before
 
 
 class Energy:

@@ -1,17 +1,17 @@
-"""What a pass of a model over a batch holds beside weights, in bytes, read off the code that runs.
+"""The bytes of a model's activations in one pass over a batch, derived from the source code of the libraries.
 
 The terms follow the tensors of transformers 5.17 (`models/*/modeling_*.py`, `loss/loss_utils.py`), peft 0.21
 (`tuners/lora/layer.py`) and bitsandbytes 0.50 (`autograd/_functions.py`). With N tokens (batch x length), width H,
 feed-forward size F and s bytes for a value of the dtype computed in, each layer keeps for the backward pass:
 
 - norms: their input. LayerNorm N·H·s and two float32 statistics a token; RMSNorm computes in float32: N·H·4 and one.
-  The first norm of all sees no gradient, the embeddings being frozen, and keeps nothing; the last makes up for it.
+  The embeddings are frozen, so the first norm keeps nothing; the final norm is counted instead.
 - attention (`sdpa` with a flash kernel: no matrix of length x length): queries, keys, values, output, and one float32 a
   token and head.
-- feed-forward: ReLU its result, N·F·s; GELU its input; SwiGLU the gate, its SiLU and `up_proj`, 3·N·F·s.
-- frozen linear layers: nothing of their input; those of LLM.int8(): all of it.
-- adapted linear layers: their input in float32, shared among layers that read the same; where it is in another dtype,
-  or with dropout, a copy for each. Between A and B, N·rank·4.
+- feed-forward: ReLU keeps its result, N·F·s; GELU its input; SwiGLU the gate, its SiLU and `up_proj`, 3·N·F·s.
+- frozen linear layers: nothing; those of LLM.int8() keep their input.
+- adapted linear layers: their input in float32, shared by layers that read the same tensor; each layer keeps a copy of
+  its own if the input has another dtype, or with dropout. Between A and B, N·rank·4.
 - dropout: a mask of one byte a value, after each part of the layer.
 
 Adapters are float32 whatever the base is (PEFT's `autocast_adapter_dtype`).
@@ -33,15 +33,15 @@ class Pass:
 
     model: Architecture
     batch: int
-    """Sequences."""
+    """Number of sequences."""
     length: int
-    """Tokens in each."""
+    """Tokens of each sequence."""
     dtype: str
-    """Of the activations."""
+    """Dtype of the activations."""
     quantization: Quantization | None = None
-    """Of the linear layers."""
+    """Recipe of the linear layers; None: not quantized."""
     finetuning: Finetuning | None = None
-    """Whose adapters are there."""
+    """Recipe of the adapters; None: no adapters."""
 
     @property
     def size(self) -> int:
@@ -49,7 +49,7 @@ class Pass:
         return BYTES[self.dtype]
 
     def tokens(self, layers: Layers) -> int:
-        """Return the positions that the layers work on."""
+        """Return the number of positions that a layer computes, over the whole batch."""
         return self.batch * (self.model.frames if layers.part == "encoder" else self.length)
 
     def hidden(self, layers: Layers) -> int:
@@ -57,11 +57,11 @@ class Pass:
         return self.tokens(layers) * layers.width * self.size
 
     def logits(self, dtype: str, positions: int | None = None) -> int:
-        """Return the bytes of the logits, at all positions or as many of each sequence."""
+        """Return the bytes of the logits, at all positions or at this number of positions of each sequence."""
         return self.batch * (positions or self.length) * self.model.vocabulary * BYTES[dtype]
 
     def cache(self) -> int:
-        """Return the bytes of keys and values: of `length` tokens, and of the encoder's output if there is one."""
+        """Return the bytes of the cached keys and values: of `length` tokens, and of the encoder output if any."""
         layers = self.model.decoder
         positions = self.length + (self.model.frames if layers.cross else 0)
         return 2 * layers.count * self.batch * positions * layers.keys * self.size
@@ -71,8 +71,8 @@ class Pass:
         per_token = layers.width * FLOAT + FLOAT if layers.rms else layers.width * self.size + 2 * FLOAT
         return self.tokens(layers) * per_token
 
-    def kept(self, layers: Layers) -> int:
-        """Return the bytes that one layer keeps for the backward pass, linear layers frozen but for adapters."""
+    def saved_for_backward(self, layers: Layers) -> int:
+        """Return the bytes that one layer keeps for the backward pass; only adapters are trained."""
         attention = 2 * (layers.queries + layers.keys) * self.size + layers.heads * FLOAT
         cross = 2 * layers.queries * self.size + layers.heads * FLOAT if layers.cross else 0
         feed_forward = (3 if layers.gated else 1) * layers.feed_forward * self.size
@@ -83,10 +83,10 @@ class Pass:
         return norms + self.tokens(layers) * per_token + encoded + self._linear_inputs(layers)
 
     def _linear_inputs(self, layers: Layers) -> int:
-        """Return the bytes that linear layers keep of their inputs, beyond what is kept anyway."""
-        kept = {"attention", "cross attention", "encoder output"}  # the last once for all layers
+        """Return the bytes of the inputs that linear layers keep, without tensors that other operations keep."""
+        saved = {"attention", "cross attention", "encoder output"}  # all layers share the encoder output
         if layers.activation == "relu":
-            kept.add("feed-forward")
+            saved.add("feed-forward")
         total, (rank, dropout) = (
             0,
             ((self.finetuning.bottleneck, self.finetuning.dropped) if self.finetuning else (0, 0)),
@@ -100,19 +100,19 @@ class Pass:
             if copied:
                 total += positions * linear.inputs * (FLOAT + bool(dropout))
             keeps = (adapted and not copied) or (self.quantization is not None and self.quantization.keeps_inputs)
-            if keeps and linear.reads not in kept:
+            if keeps and linear.reads not in saved:
                 total += positions * linear.inputs * self.size
-                kept.add(linear.reads)
+                saved.add(linear.reads)
         return total
 
-    def at_work(self, layers: Layers) -> int:
-        """Return the bytes that one layer takes while it computes without gradients, freed afterwards.
+    def forward_peak(self, layers: Layers) -> int:
+        """Return the bytes that one layer holds while it computes without gradients; they are freed afterwards.
 
-        The layer's input, the residual and the embeddings are there throughout. To them comes the largest of
+        The layer's input, the residual and the embeddings stay in memory. The largest of these is added:
         - attention: the norm's output, queries, keys, values and output; for RoPE four more of the queries' size;
-        - feed-forward: in and out of ReLU or GELU, in Whisper the norm's output too; for SwiGLU both factors, their
-          product and the norm's output;
-        - an adapted linear layer: its input and its copy in float32, its output, the update before and after scaling.
+        - feed-forward: input and output of ReLU or GELU, in Whisper the norm's output too; for SwiGLU both factors,
+          their product and the norm's output;
+        - an adapted linear layer: its input, the float32 copy of it, its output, the update before and after scaling.
         Packed layers are unpacked one at a time.
         """
         rope = 4 * layers.queries if layers.gated else 0
@@ -127,11 +127,11 @@ class Pass:
         return (2 + self.model.embedded) * self.hidden(layers) + self.tokens(layers) * largest + self._unpacked(layers)
 
     def gradients(self, layers: Layers) -> int:
-        """Return the bytes of the gradients that are there at once inside one layer.
+        """Return the largest number of bytes that gradients take at one time inside one layer.
 
-        The largest of those of the feed-forward part (of what the activation gives and takes, for SwiGLU of both
-        factors and the product), and those at an adapted linear layer of another dtype: its output's in float32, its
-        input's in float32, and from both paths in its own dtype.
+        The larger of the gradients of the feed-forward part (input and output of the activation; for SwiGLU both
+        factors and the product) and those of an adapted linear layer of another dtype: of its output in float32, of
+        its input in float32, and of its input from both paths in the layer's own dtype.
         """
         feed_forward = (3 if layers.gated else 2) * layers.feed_forward * self.size
         updates = [
@@ -143,12 +143,12 @@ class Pass:
 
     @property
     def _copy(self) -> int:
-        """Bytes of one value of the float32 copy that adapters make of their input."""
+        """Bytes of one value of the float32 copy that adapters make of their input; 0 if they make none."""
         return FLOAT if self.size != FLOAT else 0
 
     def _adapted(self, layers: Layers) -> list[Linear]:
         return [linear for linear in layers.linears if self.finetuning and self.finetuning.adapts(linear.name)]
 
     def _unpacked(self, layers: Layers) -> int:
-        """Return the bytes of the largest packed layer, dense."""
+        """Return the bytes of the largest packed layer after unpacking."""
         return max(linear.inputs * linear.outputs for linear in layers.linears) * self.size if self.quantization else 0

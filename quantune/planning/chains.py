@@ -20,7 +20,7 @@ STEP = re.compile(rf"(?P<name>{NAME})(@(?P<seed>{SEED}))?")
 
 
 class Names(Protocol):
-    """What the grammar needs to know of a configuration."""
+    """The sections of a configuration that name the steps and models."""
 
     models: dict
     quantizations: dict
@@ -35,7 +35,7 @@ class Step:
     seed: int | None = None
     kind: Literal["quantization", "finetuning", "merge"] = "quantization"
     leaves: Literal["model", "adapter"] = "model"
-    """What lies on disk after it: a whole model, or an adapter to be loaded on top of what it was trained on."""
+    """Content of the checkpoint: a whole model, or an adapter that is loaded on top of its parent."""
 
     def __str__(self) -> str:
         return self.name if self.seed is None else f"{self.name}@{self.seed}"
@@ -63,7 +63,7 @@ class Variant:
 
     @property
     def ancestors(self) -> list["Variant"]:
-        """The variants this one was made from, the model first."""
+        """The variants that this one is made from, the model first."""
         return [*self.parent.ancestors, self.parent] if self.parent else []
 
     @cached_property
@@ -74,12 +74,12 @@ class Variant:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether what lies on disk is an adapter, to be loaded on top of its parent."""
+        """Whether the checkpoint is an adapter, which is loaded on top of its parent."""
         return bool(self.steps) and self.steps[-1].leaves == "adapter"
 
     @property
-    def in_effect(self) -> tuple[Step, ...]:
-        """The steps that shape what is loaded: a quantization, an adapter on top, both or none."""
+    def effective_steps(self) -> tuple[Step, ...]:
+        """The steps that the loaded model consists of: a quantization, an adapter on top, both or none."""
         last = max((index for index, step in enumerate(self.steps) if self._full(step)), default=-1)
         return self.steps[last + 1 :]
 
@@ -88,17 +88,17 @@ class Variant:
         """Return whether a step leaves a whole model at full precision."""
         return step.leaves == "model" and step.kind != "quantization"
 
-    def loads(self) -> list["Variant"]:
-        """Return what must be on disk to load this variant: the base and, if it is an adapter, the adapter after it."""
+    def checkpoints_to_load(self) -> list["Variant"]:
+        """Return the variants whose checkpoints are loaded: this one; for an adapter its parent, then this one."""
         return [self.parent, self] if self.is_adapter else [self]
 
     def merge_base(self) -> "Variant":
-        """Return the nearest unquantized ancestor that is a whole model: what `merge` adds the adapter to."""
+        """Return the nearest ancestor that is a whole model, not quantized: `merge` adds the adapter to it."""
         return next(item for item in reversed(self.ancestors) if not item.quantized and not item.is_adapter)
 
 
 def expand(patterns: list[str]) -> list[str]:
-    """Expand braces as a shell would (`opt+{rtn-w4,nf4}`, `lora@{0..4}`) and drop repetitions, keeping the order."""
+    """Expand braces as a shell would (`opt+{rtn-w4,nf4}`, `lora@{0..4}`) and drop repetitions; the order stays."""
     try:
         return list(dict.fromkeys(name for pattern in patterns for name in bracex.expand(pattern)))
     except bracex.ExpansionLimitException as error:
@@ -106,10 +106,10 @@ def expand(patterns: list[str]) -> list[str]:
 
 
 def parse(text: str, names: Names) -> Variant:
-    """Read a variant's name and check that its chain can work.
+    """Return the variant with this name.
 
     Raises:
-        ConfigError: naming the step, what is wrong with it, and what to type instead.
+        ConfigError: if the chain cannot work; names the step, the reason, and a name to type instead.
     """
     head, *tail = text.split("+")
     if head not in names.models:
@@ -164,11 +164,11 @@ def _problem(parent: Variant, step: Step, names: Names) -> str | None:
 
 
 def _unmergeable(parent: Variant, names: Names) -> str | None:
-    """Return why `merge` cannot follow, or None."""
+    """Return why `merge` cannot follow `parent`, or None."""
     if parent.kind == "merge":
         return f"'{parent}' is already merged; one '+merge' is enough"
     if not parent.is_adapter:
-        return f"there is nothing to merge in '{parent}'; '+merge' follows a fine-tuning"
+        return f"'{parent}' has no adapter to merge; '+merge' follows a fine-tuning"
     if not names.finetunings[parent.steps[-1].name].mergeable:
         return f"'{parent.steps[-1]}' adds no weights that could be merged; evaluate '{parent}' as it is"
     return None

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration beyond the types: names, references, paths, chains. One line for each problem."""
+"""Problems of a configuration that its types do not show: names, references, paths, chains. One line each."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 def problems(config: Config) -> list[str]:
     """Return every problem, each once."""
-    found = [*_names(config), *_references(config), *_translations(config), *_splits(config)]
+    lines = [*_names(config), *_references(config), *_translations(config), *_splits(config)]
     unusable = dict(_paths(config))
-    found += unusable.values()
-    good_models = {name for name in config.models if f"models.{name}" not in unusable and config.known(name)}
-    found += [*_chains(config, good_models), *_evaluations(config, good_models), *_recordings(config, good_models)]
-    found += [*_benchmark(config, good_models), *_expected(config)]
-    return list(dict.fromkeys(found))
+    lines += unusable.values()
+    good_models = {name for name in config.models if f"models.{name}" not in unusable and config.config_available(name)}
+    lines += [*_chains(config, good_models), *_evaluations(config, good_models), *_recordings(config, good_models)]
+    lines += [*_benchmark(config, good_models), *_expected(config)]
+    return list(dict.fromkeys(lines))
 
 
 def _names(config: Config) -> Iterator[str]:
@@ -45,19 +45,19 @@ def _references(config: Config) -> Iterator[str]:
                 if known is None and entry.dataset in config.datasets:
                     known = config.datasets[entry.dataset].split_names()
                 if known is not None and value not in known:
-                    what = "dataset" if field == "dataset" else f"split of the dataset '{entry.dataset}'"
+                    noun = "dataset" if field == "dataset" else f"split of the dataset '{entry.dataset}'"
                     hint = f"allowed: {listed(known)}{nearest(value, known)}"
-                    yield f"{section}.{name}.{field}: '{value}' is not a {what}; {hint}"
+                    yield f"{section}.{name}.{field}: '{value}' is not a {noun}; {hint}"
 
 
 def _translations(config: Config) -> Iterator[str]:
-    """Yield the recipes that translate what has no translation."""
+    """Yield the recipes that translate although their dataset has no translations."""
     for section in ("finetunings", "evaluations"):
         for name, entry in getattr(config, section).items():
             dataset = config.datasets.get(getattr(entry, "dataset", None))
             if getattr(entry, "task", None) == "translate" and not getattr(dataset, "translation", True):
-                what = f"needs 'translation' of the dataset '{entry.dataset}': the column to write"
-                yield f"{section}.{name}.task: 'translate' {what}"
+                reason = f"needs 'translation' of the dataset '{entry.dataset}': the column to write"
+                yield f"{section}.{name}.task: 'translate' {reason}"
 
 
 def _splits(config: Config) -> Iterator[str]:
@@ -73,13 +73,13 @@ def _splits(config: Config) -> Iterator[str]:
 
 
 def _paths(config: Config) -> Iterator[tuple[str, str]]:
-    """Yield "section.name" -> what is wrong with the files that the entry names.
+    """Yield "section.name" and the problem with the files that the entry names.
 
-    What is on the hub and not locked yet is left out: only what a target needs is asked for.
+    Hub sources that are not locked yet are skipped: only a target that needs them sends requests to the hub.
     """
     for name in config.models:
         try:
-            if config.known(name):
+            if config.config_available(name):
                 config.track(name)
         except ConfigError as error:
             yield f"models.{name}", str(error)
@@ -136,7 +136,7 @@ def _tracks(config: Config, variant: chains.Variant) -> Iterator[str]:
 
 
 def _evaluations(config: Config, good_models: set[str]) -> Iterator[str]:
-    """Yield the evaluations that read data of another track, or that no model is of the track of."""
+    """Yield the evaluations whose data are of another track, or whose track no model has."""
     tracks = {config.track(model) for model in good_models}
     for name, entry in config.evaluations.items():
         dataset = config.datasets.get(getattr(entry, "dataset", None))
@@ -144,9 +144,9 @@ def _evaluations(config: Config, good_models: set[str]) -> Iterator[str]:
             where = f"evaluations.{name}.dataset"
             yield f"{where}: '{entry.dataset}' is {dataset.track}; '{entry.kind}' needs {entry.track}"
         elif good_models == set(config.models) and entry.track not in tracks:
-            what = f"'{entry.kind}' is a {entry.track} evaluation"
+            reason = f"'{entry.kind}' is a {entry.track} evaluation"
             models = listed(config.models)
-            yield f"evaluations.{name}: {what}, and none of the models is a {entry.track} model: {models}"
+            yield f"evaluations.{name}: {reason}, and none of the models is a {entry.track} model: {models}"
 
 
 def _recordings(config: Config, good_models: set[str]) -> Iterator[str]:
@@ -169,7 +169,7 @@ def _lengths(config: Config, variant: chains.Variant) -> Iterator[str]:
 
 
 def _benchmark(config: Config, good_models: set[str]) -> Iterator[str]:
-    """Yield the models whose positions do not suffice for what is to be decoded."""
+    """Yield the models that have too few positions for the prompts and new tokens of the benchmark."""
     for model in sorted(good_models) if config.benchmark else []:
         track, new_tokens = config.track(model), config.benchmark.new_tokens
         positions, longest = config.positions(model), config.benchmark.longest(track)
@@ -180,16 +180,16 @@ def _benchmark(config: Config, good_models: set[str]) -> Iterator[str]:
             most = positions - (longest - new_tokens)
             yield f"benchmark.new_tokens: {new_tokens} is too many, {limit}; allowed for it: up to {most}"
         else:
-            what = f"{longest} tokens with 'new_tokens', and {limit}"
-            yield f"benchmark.prompt_lengths: the longest makes {what}; lower one of the two"
+            reason = f"{longest} tokens with 'new_tokens', and {limit}"
+            yield f"benchmark.prompt_lengths: the longest makes {reason}; lower one of the two"
 
 
 def _expected(config: Config) -> Iterator[str]:
-    """Yield what is wrong with the evaluations and variants that published values are given for."""
+    """Yield the problems with the evaluations and variants of the published values."""
     try:
         variants = [chains.parse(text, config) for text in chains.expand(config.variants)]
     except ConfigError:
-        return  # said already
+        return  # `_chains` yields this error
     evaluated = {str(item) for variant in variants for item in (*variant.ancestors, variant)}
     known = [name for name, entry in config.evaluations.items() if entry.kind == "perplexity"]
     for number, entry in enumerate(config.expected):

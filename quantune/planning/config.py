@@ -1,4 +1,4 @@
-"""The configuration, typed: every key described, everything checked before a job starts."""
+"""The types of the configuration: every key has a description, every value is checked before a job starts."""
 
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -17,7 +17,7 @@ from quantune.sources.lock import Lock
 
 
 def union(recipes: list[type[Recipe]], tag: str) -> Any:
-    """Return the type of an entry that is one of the recipes, told apart by the field `tag`."""
+    """Return the type of an entry that is one of the recipes; the field `tag` selects the recipe."""
     joined = recipes[0]
     for recipe in recipes[1:]:
         joined = joined | recipe
@@ -32,38 +32,38 @@ SECTIONS: dict[str, tuple[str | None, list[type[Recipe]]]] = {
     "evaluations": ("kind", evaluations.kinds()),
     "recordings": (None, [Recording]),
 }
-"""Section -> the field that tells its recipes apart, and the recipes."""
+"""Section -> the field that selects one of its recipes, and the recipes."""
 AnyQuantization = union(quantizations.methods(), "method")
 AnyFinetuning = union(finetunings.methods(), "method")
 AnyEvaluation = union(evaluations.kinds(), "kind")
 
 
 class Expected(Entry):
-    """Token perplexities that somebody published for one evaluation."""
+    """Published token perplexities of one evaluation."""
 
     source: str = Field(min_length=1)
-    """Where they were published; stands beside them in the report."""
+    """Publication that they are from; the report shows its name beside them."""
     evaluation: Name
     """Name of the perplexity evaluation that follows the source's protocol."""
     values: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
-    """Variant -> token perplexity; of `variants` or their ancestors."""
+    """Variant -> token perplexity; each is one of `variants` or of their ancestors."""
 
 
 class Config(Entry):
     """A question to quantune: models, data, steps, and the variants to compare."""
 
     work: str = Field(default="work", pattern=r"^\S+[^/\s]$")
-    """Folder for everything that is made."""
+    """Folder of all results."""
     title: str = "quantune"
     """Title of the report."""
     seed: int = 0
-    """Seed of every step that uses one; `step@3` in a variant gives that step its own."""
+    """Seed of every step that uses one; `step@3` in a variant gives that step seed 3."""
     deterministic: bool = True
     """Use deterministic algorithms only: the same bytes from the same recipe on the same machine."""
     threads: int = Field(default=1, gt=0)
     """CPU threads of each job that computes; another number can change the last bits of results made on a CPU."""
     lock: str = "sources.lock.json"
-    """File that pins what comes from the hub; commit it. `make update-lock` moves it on."""
+    """File that pins the versions of hub sources; commit it. `make update-lock` updates it."""
     models: dict[Name, Model] = Field(min_length=1)
     """Name -> model that chains begin with."""
     datasets: dict[Name, AnyDataset] = {}
@@ -73,45 +73,45 @@ class Config(Entry):
     finetunings: dict[Name, AnyFinetuning] = {}
     """Name -> fine-tuning step."""
     evaluations: dict[Name, AnyEvaluation] = {}
-    """Name -> evaluation, made of every variant and of its ancestors."""
+    """Name -> evaluation; every variant and its ancestors are evaluated."""
     benchmark: Benchmark | None = None
-    """How speed and memory are measured, of the variants asked for and of their models; without it, they are not."""
+    """Settings of the speed and memory measurement of the listed variants and their models; none without this key."""
     expected: list[Expected] = []
     """Published perplexities that the report shows beside the measured ones."""
     recordings: dict[Name, Recording] = {}
-    """Name -> recording that `snakemake transcripts` transcribes with every speech variant; no part of the report."""
+    """Name -> recording that `snakemake transcripts` transcribes with every speech variant; not in the report."""
     variants: list[str] = Field(min_length=1)
     """Chains to compare, braces expanded as a shell would: `opt-2m+{rtn-w4,nf4}+lora`."""
 
     def parse(self, variant: str) -> chains.Variant:
-        """Read a variant's name; raises ConfigError if its chain cannot work."""
+        """Return the variant with this name; raises ConfigError if its chain cannot work."""
         parsed = chains.parse(variant, self)
         self.require_fit(parsed)
         return parsed
 
     @cached_property
     def listed(self) -> list[chains.Variant]:
-        """The variants asked for, braces expanded."""
+        """The variants of the configuration, braces expanded."""
         return [self.parse(name) for name in chains.expand(self.variants)]
 
     @cached_property
     def evaluated(self) -> list[chains.Variant]:
-        """The variants asked for and their ancestors: a step's effect is measured against what it was applied to."""
-        found = {}
+        """The listed variants and their ancestors: the effect of a step is measured against its parent."""
+        variants = {}
         for variant in self.listed:
             for item in [*variant.ancestors, variant]:
-                found[str(item)] = item
+                variants[str(item)] = item
         order = list(self.models)
-        return sorted(found.values(), key=lambda item: order.index(item.model))
+        return sorted(variants.values(), key=lambda item: order.index(item.model))
 
     @cached_property
     def benchmarked(self) -> list[str]:
-        """The variants whose speed and memory are measured: those asked for, and their models to compare with."""
-        asked = {variant.model for variant in self.listed} | {str(variant) for variant in self.listed}
-        return [str(variant) for variant in self.evaluated if self.benchmark and str(variant) in asked]
+        """The variants whose speed and memory are measured: those listed, and their models for comparison."""
+        names = {variant.model for variant in self.listed} | {str(variant) for variant in self.listed}
+        return [str(variant) for variant in self.evaluated if self.benchmark and str(variant) in names]
 
     def require_fit(self, variant: chains.Variant) -> None:
-        """Raise ConfigError if a step does not suit the variant's model, or does not fit its layers."""
+        """Raise ConfigError if a step does not support the variant's model, or does not fit its layers."""
         widths, shape = self._widths(variant.model), self.config_of(variant.model)
         for step in variant.steps:
             recipe = getattr(self, f"{step.kind}s", {}).get(step.name)
@@ -120,7 +120,7 @@ class Config(Entry):
                 raise ConfigError(f"{step.kind}s.{step.name}{problem}")
 
     def track(self, model: str) -> Literal["text", "speech"]:
-        """Return which track a model belongs to, from its config.json."""
+        """Return the track of a model, from its config.json."""
         return "speech" if self.config_of(model).get("model_type") in SPEECH else "text"
 
     def evaluations_of(self, model: str) -> list[str]:
@@ -130,15 +130,15 @@ class Config(Entry):
 
     @property
     def transcribed(self) -> list[tuple[str, str]]:
-        """Variant and recording of every transcript asked for; raises ConfigError if there is nothing to transcribe."""
+        """Variant and recording of every transcript to make; raises ConfigError without recordings."""
         if not self.recordings:
             how = "snakemake transcripts --config 'recordings={talk: {path: talk.mp3, language: en}}'"
-            raise ConfigError(f"there is no 'recordings' section; write one, or give it on the command line: {how}")
+            raise ConfigError(f"the section 'recordings' is missing; write it, or give it on the command line: {how}")
         variants = [str(variant) for variant in self.listed if self.track(variant.model) == "speech"]
         return [(variant, recording) for variant in variants for recording in self.recordings]
 
     def positions(self, model: str) -> int | None:
-        """Return the longest sequence of tokens that a model was made for, if its config.json tells."""
+        """Return the largest number of tokens in a sequence of a model; None if its config.json does not say."""
         config = self.config_of(model)
         return config.get("max_position_embeddings", config.get("max_target_positions"))
 
@@ -147,8 +147,8 @@ class Config(Entry):
         """The lock file."""
         return Lock(self.lock)
 
-    def known(self, model: str) -> bool:
-        """Return whether a model's config.json can be read without asking the hub."""
+    def config_available(self, model: str) -> bool:
+        """Return whether a model's config.json can be read without a request to the hub."""
         entry = self.models[model]
         return not entry.hub or self.locked.has_model(entry.hub, entry.revision)
 
@@ -164,29 +164,29 @@ class Config(Entry):
             raise ConfigError(f"{key}.path: {error}") from None
 
     def require_track(self, model: str, evaluation: str) -> None:
-        """Raise ConfigError if an evaluation is not one of the model's track."""
+        """Raise ConfigError if an evaluation and a model are of different tracks."""
         entry, track = self.evaluations[evaluation], self.track(model)
         if entry.track != track:
-            what = f"'{entry.kind}' is a {entry.track} evaluation"
-            raise ConfigError(f"evaluations.{evaluation}: {what}, and the model '{model}' is a {track} model")
+            reason = f"'{entry.kind}' is a {entry.track} evaluation"
+            raise ConfigError(f"evaluations.{evaluation}: {reason}, and the model '{model}' is a {track} model")
 
     def require_same_track(self, dataset: str, model: str, key: str = "") -> None:
         """Raise ConfigError if a model cannot read a dataset: text for text models, recordings for speech models."""
-        found, track = self.datasets[dataset].track, self.track(model)
-        if found != track:
+        data_track, track = self.datasets[dataset].track, self.track(model)
+        if data_track != track:
             fit = [name for name, entry in self.datasets.items() if entry.track == track]
             hint = f"; {track} datasets: {listed(fit)}" if fit else ""
-            raise ConfigError(f"{key}'{dataset}' is {found}, and the model '{model}' is a {track} model{hint}")
+            raise ConfigError(f"{key}'{dataset}' is {data_track}, and the model '{model}' is a {track} model{hint}")
 
     def _widths(self, model: str) -> set[int]:
-        """Return the input widths of the model's linear layers, as far as its config.json tells."""
+        """Return the input widths of the model's linear layers that its config.json states."""
         config = self.config_of(model)
         keys = ("hidden_size", "d_model", "ffn_dim", "intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim")
         return {config[key] for key in keys if isinstance(config.get(key), int)}
 
 
-def ordered(kind: Any, order: dict[str, Any]) -> tuple[Any, int]:
-    """Return the recipe of a job's order, of the type `AnyQuantization`, `AnyFinetuning` or `AnyEvaluation`, and its seed."""
+def recipe_and_seed(kind: Any, order: dict[str, Any]) -> tuple[Any, int]:
+    """Return the recipe and the seed of a job's order; `kind` is the type of the recipe, such as `AnyEvaluation`."""
     keys = {**order["recipe"], **order["options"]["settings"]}
     seed = keys.pop("seed", 0)
     return TypeAdapter(kind).validate_python(keys), seed

@@ -1,4 +1,4 @@
-"""What a plan will cost before anything runs: memory, disk and, from earlier runs, time (`snakemake plan`)."""
+"""The cost of a plan before anything runs: memory, disk and, from earlier runs, time (`snakemake plan`)."""
 
 import json
 import statistics
@@ -9,7 +9,7 @@ from typing import Any
 
 from quantune.artefacts import layout
 from quantune.artefacts.freshness import State, state
-from quantune.artefacts.record import RUN, Artefact, recorded, roles
+from quantune.artefacts.record import RUN, Artefact, by_role, read_provenance
 from quantune.core import hardware
 from quantune.core.units import UNKNOWN, duration, size
 from quantune.planning import resources
@@ -18,27 +18,27 @@ from quantune.planning.plan import Plan
 
 @dataclass(frozen=True)
 class Cost:
-    """What making one artefact takes; None: not known."""
+    """The cost of making one artefact; None: not known."""
 
     artefact: Artefact
     device: int | None
-    """Bytes on the device that computes; without a GPU they are part of `host`."""
+    """Peak bytes of device memory; without a GPU they are part of `host`."""
     host: int | None
-    """Bytes of main memory."""
+    """Peak bytes of main memory."""
     disk: int | None
     """Bytes of the artefact."""
     seconds: float | None
-    """Median of earlier runs on this hardware."""
+    """Median time of earlier runs on this hardware."""
 
 
 def of_plan(plan: Plan) -> list[Cost]:
-    """Return the cost of everything that the configuration asks for and that is not current, in an order to make it."""
-    past, here = runs(plan.work), this_hardware()
-    return [_cost(plan, item, past, here) for item in needed(plan.report()) if state(item) is not State.CURRENT]
+    """Return the costs of the artefacts of the report that are not current, parents before children."""
+    past, here = past_runs(plan.work), this_hardware()
+    return [_cost(plan, item, past, here) for item in with_ancestors(plan.report()) if state(item) is not State.CURRENT]
 
 
 def table(costs: list[Cost]) -> str:
-    """Return the costs as a table to read, with totals."""
+    """Return the costs as a text table with totals."""
     if not costs:
         return "Everything is current: nothing to make."
     times = [item.seconds for item in costs if item.seconds is not None]
@@ -64,63 +64,63 @@ def table(costs: list[Cost]) -> str:
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(_aligned, range(len(row)), row, widths)).rstrip() for row in rows]
-    notes = ["Memory is predicted from sizes alone; without a GPU, host memory holds what a device would."]
+    notes = ["Memory is predicted from sizes alone; without a GPU, host memory includes the device memory."]
     notes += [f"Times are medians of earlier runs on this hardware; {len(costs) - len(times)} have none."]
     rule = "-" * max(map(len, lines))
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *notes])
 
 
-def needed(artefact: Artefact, seen: set[str] | None = None) -> Iterator[Artefact]:
-    """Yield what an artefact is made from, and the artefact itself, each once and after its own parents."""
+def with_ancestors(artefact: Artefact, seen: set[str] | None = None) -> Iterator[Artefact]:
+    """Yield the ancestors of an artefact and the artefact itself, each once and after its own parents."""
     seen = set() if seen is None else seen
-    for parents in (roles(artefact.parents), artefact.reads):
+    for parents in (by_role(artefact.parents), artefact.reads):
         for parent in (item for made_from in parents.values() for item in made_from):
             if parent.path not in seen:
-                yield from needed(parent, seen)
+                yield from with_ancestors(parent, seen)
     if artefact.path not in seen:
         seen.add(artefact.path)
         yield artefact
 
 
 def _cost(plan: Plan, artefact: Artefact, past: list[dict[str, Any]], here: dict[str, str | None]) -> Cost:
-    found = resources.estimate(plan, artefact)
+    estimate = resources.estimate(plan, artefact)
     return Cost(
         artefact,
-        found.total if found else None,
+        estimate.total if estimate else None,
         resources.host_bytes(plan, artefact),
         resources.disk_bytes(plan, artefact),
         seconds(artefact, past, here),
     )
 
 
-def runs(work: str) -> list[dict[str, Any]]:
-    """Return stage, path, hardware and seconds of every artefact that lies in the work folder."""
-    found = []
+def past_runs(work: str) -> list[dict[str, Any]]:
+    """Return stage, path, hardware and seconds of the run that made each artefact in the work folder."""
+    runs = []
     for path in sorted(Path(work).rglob(RUN)):
-        provenance = recorded(path.parent)
+        provenance = read_provenance(path.parent)
         try:
             run = json.loads(path.read_text())
             run = {"seconds": run["seconds"], "hardware": run["hardware"], "path": str(path.parent)}
         except (OSError, ValueError, KeyError):
             continue
         if provenance:
-            found.append(run | {"stage": provenance["stage"]})
-    return found
+            runs.append(run | {"stage": provenance["stage"]})
+    return runs
 
 
 def this_hardware() -> dict[str, str | None]:
-    """Return what must be equal for an earlier run's time to be a prediction."""
-    there = hardware.gpus()
-    return {"cpu": hardware.cpu(), "gpu": there[0]["name"] if there else None}
+    """Return the names of CPU and GPU; an earlier run's time is a prediction only on the same ones."""
+    gpus = hardware.gpus()
+    return {"cpu": hardware.cpu(), "gpu": gpus[0]["name"] if gpus else None}
 
 
 def seconds(artefact: Artefact, past: list[dict[str, Any]], here: dict[str, str | None]) -> float | None:
-    """Return the median time of earlier runs of an artefact's stage on the same hardware and the same model.
+    """Return the median seconds of earlier runs of an artefact's stage on the same hardware and the same model.
 
-    Those of the very same artefact are preferred, then those with the same last step or evaluation.
+    Runs of the same artefact are preferred, then runs with the same last step or evaluation. None without runs.
     """
     work = artefact.options["work"]
-    parts = here if resources.computes(artefact) else ("cpu",)
+    parts = here if resources.loads_model(artefact) else ("cpu",)
     alike = [
         run
         for run in past
@@ -139,7 +139,7 @@ def seconds(artefact: Artefact, past: list[dict[str, Any]], here: dict[str, str 
 
 
 def _model(path: str, work: str) -> str:
-    """Return the model that a path below the work folder is about, or an empty text."""
+    """Return the model of the artefact at a path below the work folder, or an empty text."""
     place = layout.parse(path, work)
     return place.variant.split("+")[0] if place else ""
 

@@ -1,4 +1,4 @@
-"""From pydantic's errors to lines that a user can act on: the key's path, what is wrong, what is allowed."""
+"""Turn pydantic's errors into messages for users: the key's path, the problem, the allowed values."""
 
 import re
 from typing import Any, get_args
@@ -9,17 +9,17 @@ from quantune.core.errors import listed, nearest
 from quantune.core.recipe import NAME, Entry
 
 Sections = dict[str, tuple[str | None, list[type[Entry]]]]
-"""Section -> the field that tells its recipes apart, and the recipes."""
+"""Section -> the field that selects one of its recipes, and the recipes."""
 
 
-def explained(error: ValidationError, raw: dict[str, Any], sections: Sections, whole: type[Entry]) -> list[str]:
-    """Return one line for each key that is wrong.
+def problem_lines(error: ValidationError, raw: dict[str, Any], sections: Sections, whole: type[Entry]) -> list[str]:
+    """Return one line for each wrong key.
 
     Args:
-        error: what pydantic found.
+        error: the errors of pydantic.
         raw: the configuration as read.
-        sections: the recipes that the entries of a section may be.
-        whole: the type of the configuration as a whole.
+        sections: the possible recipes of the entries of a section.
+        whole: the type of the whole configuration.
     """
     lines: dict[str, list[str]] = {}
     for item in error.errors():
@@ -27,11 +27,11 @@ def explained(error: ValidationError, raw: dict[str, Any], sections: Sections, w
         where, problem = _problem(item, raw, entry or whole, sections)
         if problem not in lines.setdefault(where, []):
             lines[where].append(problem)
-    return [f"{where}: {', or '.join(found)}" for where, found in lines.items()]
+    return [f"{where}: {', or '.join(problems)}" for where, problems in lines.items()]
 
 
 def _problem(item: dict[str, Any], raw: dict[str, Any], entry: type[Entry], sections: Sections) -> tuple[str, str]:
-    """Return the key's path and what is wrong with it."""
+    """Return the key's path and the problem with its value."""
     kind, context, value = item["type"], item.get("ctx", {}), item["input"]
     path = _path(item["loc"], raw, sections, keep_last=kind in ("missing", "extra_forbidden"))
     where = ".".join(map(str, path))
@@ -77,22 +77,22 @@ def _is_tag(path: list, sections: Sections) -> bool:
 
 
 def _path(location: tuple, raw: dict[str, Any], sections: Sections, keep_last: bool) -> list:
-    """Return the location as keys of the configuration, without what pydantic adds: tags, types, '[key]'."""
+    """Return the location as keys of the configuration, without the parts that pydantic adds: tags, types, '[key]'."""
     parts = list(location)
     if len(parts) > 2 and len(sections.get(str(parts[0]), (None, []))[1]) > 1:
-        del parts[2]  # the tag that chose the recipe
-    found, place = [], raw
+        del parts[2]  # the tag that selects the recipe
+    keys, place = [], raw
     for index, part in enumerate(parts):
         inside = part in place if isinstance(place, dict) else isinstance(part, int) and isinstance(place, list)
         if not inside and not (keep_last and index == len(parts) - 1):
             break
-        found.append(part)
+        keys.append(part)
         place = place[part] if inside else None
-    return found
+    return keys
 
 
 def _entry(location: tuple, raw: dict[str, Any], sections: Sections) -> type[Entry] | None:
-    """Return the recipe that a location lies in, or None outside the sections' entries."""
+    """Return the recipe type of the entry at a location, or None outside the sections' entries."""
     if len(location) < 3 or location[0] not in sections:
         return None
     tag, recipes = sections[location[0]]
@@ -103,7 +103,7 @@ def _entry(location: tuple, raw: dict[str, Any], sections: Sections) -> type[Ent
 
 
 def _nested(entry: type[Entry], location: tuple) -> type[Entry]:
-    """Return the entry that lies in a field that maps names to entries, or the entry itself."""
+    """Return the type of the entries in a field that maps names to entries, or the given type."""
     if len(location) < 3 or location[0] not in entry.model_fields:
         return entry
     types = get_args(entry.model_fields[location[0]].annotation)
@@ -111,14 +111,14 @@ def _nested(entry: type[Entry], location: tuple) -> type[Entry]:
 
 
 def _part(location: tuple, whole: type[Entry]) -> type[Entry] | None:
-    """Return the type of the one entry that a section such as `benchmark` is, or None outside such sections."""
+    """Return the type of a section that is one entry, such as `benchmark`, or None outside such sections."""
     field = whole.model_fields.get(str(location[0])) if len(location) > 1 else None
     kinds = get_args(field.annotation) if field else ()
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Entry)), None)
 
 
 def _example(path: list, sections: Sections) -> str:
-    """Return an example of what an entry begins with."""
+    """Return an example of the first key and value of an entry."""
     if len(path) == 2 and path[0] in sections:
         tag, recipes = sections[path[0]]
         return f"{tag}: {get_args(recipes[0].model_fields[tag].annotation)[0]}" if tag else "path: some/folder"

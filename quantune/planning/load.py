@@ -10,31 +10,31 @@ from pydantic import ValidationError
 from quantune.core.errors import ConfigError
 from quantune.planning import checks
 from quantune.planning.config import SECTIONS, Config
-from quantune.planning.explain import explained
+from quantune.planning.explain import problem_lines
 
 
 def load(raw: dict[str, Any], name: str = "config") -> Config:
-    """Check a configuration.
+    """Return the checked configuration.
 
     Args:
         raw: the parsed YAML.
-        name: what to call it in errors, such as the file's path.
+        name: name of the configuration in error texts, such as the file's path.
 
     Raises:
-        ConfigError: with one line for each problem: the key's path, what is wrong, what is allowed.
+        ConfigError: with one line for each problem: the key's path, the problem, the allowed values.
     """
     try:
         config = Config.model_validate(raw)
         problems = list(checks.problems(config))
     except ValidationError as error:
-        problems = explained(error, raw, SECTIONS, Config)
+        problems = problem_lines(error, raw, SECTIONS, Config)
     if problems:
         raise ConfigError("\n".join(f"{name}: {problem}" for problem in problems))
     return config
 
 
 def read(path: str | Path) -> Config:
-    """Read and check a configuration file; raises ConfigError as `load`, or if there is none."""
+    """Return the checked configuration of a file; raises ConfigError as `load` does, or if the file cannot be read."""
     try:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -44,11 +44,11 @@ def read(path: str | Path) -> Config:
 
 def schema() -> dict[str, Any]:
     """Return the JSON schema of the configuration, for editors."""
-    found = Config.model_json_schema()
-    for section in found["properties"].values():
+    content = Config.model_json_schema()
+    for section in content["properties"].values():
         if "patternProperties" in section:
             section["additionalProperties"] = False
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **content}
 
 
 def write_schema(path: Path) -> None:

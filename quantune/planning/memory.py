@@ -1,10 +1,10 @@
-"""The memory that a model takes, from its config.json and the recipes alone: no weights are read, no torch imported.
+"""Estimates of a model's memory from its config.json and the recipes; neither reads weights nor imports torch.
 
     >>> print(memory.inference(config, [nf4], Inference("bfloat16", batch=8, length=2048)))
     >>> print(memory.training(config, [nf4], lora))
 
-An `Estimate` is a sum of named terms in bytes, to be compared with `torch.cuda.max_memory_allocated()`. What its
-activations are is told in `quantune.planning.activations`.
+An `Estimate` is a sum of named terms in bytes, comparable with `torch.cuda.max_memory_allocated()`.
+`quantune.planning.activations` computes the terms of the activations.
 """
 
 from collections.abc import Sequence
@@ -22,15 +22,15 @@ from quantune.planning.activations import FLOAT, Pass
 from quantune.quantizations import Quantization
 
 WORKSPACE = 32 * 2**20
-"""What PyTorch sets aside for cuBLAS, on a data-centre GPU and with the setting that deterministic runs need."""
+"""Bytes that PyTorch allocates for cuBLAS on a data-centre GPU, with the setting that deterministic runs need."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Predicted peak memory of a model at work."""
+    """Predicted peak memory of a model while it computes."""
 
     terms: dict[str, int]
-    """What is there at the moment of the peak -> bytes."""
+    """Group of tensors in memory at the peak -> bytes."""
 
     @property
     def total(self) -> int:
@@ -47,7 +47,7 @@ def weights(model: Architecture, dtype: str, quantization: Quantization | None =
 
     Args:
         model: the model's shape.
-        dtype: of everything that is not quantized.
+        dtype: dtype of the weights that are not quantized.
         quantization: recipe of the linear layers, if they are quantized.
     """
     parameters = model.parameters()
@@ -61,18 +61,18 @@ def weights(model: Architecture, dtype: str, quantization: Quantization | None =
 
 
 def inference(config: dict[str, Any], steps: Sequence[Recipe], work: Inference) -> Estimate:
-    """Estimate the peak of a forward pass without gradients: inside a layer, or when the logits are there.
+    """Estimate the peak of a forward pass without gradients: inside a layer, or when the logits are computed.
 
-    With an encoder and a cache it is reached in a layer of the encoder, before there is a cache, or afterwards, with
-    the encoder's output; while a layer caches the keys and values of its cross-attention, they are there twice.
+    With an encoder and a cache the peak is in a layer of the encoder, before the cache exists, or later, with the
+    encoder output in memory. While a layer caches the keys and values of its cross-attention, memory holds them twice.
 
     Args:
         config: the model's config.json.
-        steps: the recipes in effect: a quantization, a fine-tuning whose adapter lies on top, both or none.
+        steps: the effective recipes: a quantization, a fine-tuning with an adapter, both or none.
         work: dtype, batch, length, cache and logits.
 
     Raises:
-        QuantuneError: if the model's shape is not known.
+        QuantuneError: if the model's architecture is not known.
     """
     model, quantization, finetuning = read(config), _first(steps, Quantization), _first(steps, Finetuning)
     step = Pass(model, work.batch, work.length, work.dtype, quantization, finetuning)
@@ -85,29 +85,29 @@ def inference(config: dict[str, Any], steps: Sequence[Recipe], work: Inference) 
     }
     kept = {"cache": step.cache()} if work.cache else {}
     if not (work.cache and model.encoder):
-        return Estimate(own | kept | _largest(logits=head, one_layer=max(map(step.at_work, model.layers))))
-    encoding = Estimate(own | {"one layer": step.at_work(model.encoder)})
-    heard, cached = step.hidden(model.encoder), 2 * step.hidden(model.encoder)
-    kept |= {"encoder output": heard}
-    decoding = Estimate(own | kept | _largest(logits=head, one_layer=max(step.at_work(model.decoder), cached)))
+        return Estimate(own | kept | _largest(logits=head, one_layer=max(map(step.forward_peak, model.layers))))
+    encoding = Estimate(own | {"one layer": step.forward_peak(model.encoder)})
+    encoded = step.hidden(model.encoder)
+    kept |= {"encoder output": encoded}
+    layer = max(step.forward_peak(model.decoder), 2 * encoded)
+    decoding = Estimate(own | kept | _largest(logits=head, one_layer=layer))
     return max(encoding, decoding, key=lambda estimate: estimate.total)
 
 
 def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetuning) -> Estimate:
     """Estimate the peak of `quantune.finetunings.training.loop.train`.
 
-    It is reached as the backward pass begins, in every step but the first: all activations are kept, and the loss
-    (`ForCausalLMLoss`) holds the float32 log-probabilities, their gradient and that of the logits. With gradient
-    checkpointing only the inputs of layers and of the last norm are kept, and the peak may be reached within a layer
-    that is recomputed.
+    The peak is at the start of the backward pass, in every step but the first: memory holds all activations, and the
+    loss (`ForCausalLMLoss`) holds the float32 log-probabilities, their gradient and that of the logits. Gradient
+    checkpointing keeps only the inputs of layers and of the last norm; then the peak may be inside a recomputed layer.
 
     Args:
         config: the model's config.json.
-        steps: the recipes in effect before: a quantization, or none.
-        finetuning: what is trained, batch size and length, precision, gradient checkpointing.
+        steps: the effective recipes of the parent: a quantization, or none.
+        finetuning: recipe: trained weights, batch size and length, precision, gradient checkpointing.
 
     Raises:
-        QuantuneError: if the model's shape is not known.
+        QuantuneError: if the model's architecture is not known.
     """
     model, quantization = read(config), _first(steps, Quantization)
     work = finetuning.workload()
@@ -115,9 +115,9 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
     parameters, loss = finetuning.trained(model), 3 * step.logits("float32")
     if work.recomputed:
         activations = sum(layers.count * step.hidden(layers) + step.norm(layers) for layers in model.layers)
-        layer = max(step.kept(layers) + step.gradients(layers) for layers in model.layers)
+        layer = max(step.saved_for_backward(layers) + step.gradients(layers) for layers in model.layers)
     else:
-        activations, layer = sum(layers.count * step.kept(layers) for layers in model.layers), 0
+        activations, layer = sum(layers.count * step.saved_for_backward(layers) for layers in model.layers), 0
     return Estimate(
         {
             "weights": weights(model, work.dtype, quantization),
@@ -132,22 +132,21 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
 
 
 def calibration(config: dict[str, Any], work: Calibration, dtype: str) -> Estimate:
-    """Estimate the peak of `quantune.quantizations.arithmetic.layerwise.stream`: in the last layer, when all others have their grids.
+    """Estimate the peak of `quantizations.arithmetic.layerwise.stream`: in the last layer, with all other grids.
 
-    With N calibration tokens, width H and s bytes a value: the hidden states N·H·s and the keywords that each batch is
-    called with (token positions, 8·N; with RoPE the tables of cosines and sines of each batch). To them comes the
-    larger of
-    - a layer at work on one batch, with the Gram matrices (one of columns x columns, float32, for each input that
-      linear layers read) and one product more, about to be added to them;
-    - the Gram matrices, and fitting the largest group of layers that share an input.
+    With N calibration tokens, width H and s bytes a value: memory holds the hidden states N·H·s and the keyword
+    arguments of each batch (token positions, 8·N; with RoPE the tables of cosines and sines), and the larger of
+    - a layer that computes one batch, the Gram matrices (float32, columns x columns, one for each input that linear
+      layers read), and one product that is added to them;
+    - the Gram matrices, and the fit of the largest group of layers that share an input.
 
     Args:
         config: the model's config.json.
         work: samples, length and the method's own working memory.
-        dtype: of the model while it is calibrated (see `layerwise.load`).
+        dtype: dtype of the model during calibration (see `layerwise.load`).
 
     Raises:
-        QuantuneError: if the model's shape is not known.
+        QuantuneError: if the model's architecture is not known.
     """
     model = read(config)
     layers, parameters = model.decoder, model.parameters()
@@ -162,8 +161,8 @@ def calibration(config: dict[str, Any], work: Calibration, dtype: str) -> Estima
     grams = sum(columns * columns for _, columns in shapes) * FLOAT
     widest = max(columns for _, columns in shapes)
     copied = step.tokens(layers) * widest * FLOAT if dtype != "float32" else 0
-    # a layer's input is one of the hidden states, and the embeddings are gone
-    at_work = step.at_work(layers) - (1 + model.embedded) * step.hidden(layers) + widest * widest * FLOAT + copied
+    # the hidden states include the layer's input, and the embeddings are freed
+    computing = step.forward_peak(layers) - (1 + model.embedded) * step.hidden(layers) + widest**2 * FLOAT + copied
     solving = max(work.solver_bytes(*shape) for shape in shapes)
     dense = 0 if work.requantized and dtype == "float32" else parameters["linears"] * FLOAT  # else the model's own
     grids = 2 * sum(
@@ -178,13 +177,13 @@ def calibration(config: dict[str, Any], work: Calibration, dtype: str) -> Estima
             "keywords": 8 * whole.tokens(layers) + -(-work.samples // in_batch) * tables,
             "workspace": WORKSPACE,
             "Gram matrices": grams,
-            **({"one layer": at_work} if at_work > solving else {"fitting": solving}),
+            **({"one layer": computing} if computing > solving else {"fitting": solving}),
         }
     )
 
 
 def _largest(**terms: int) -> dict[str, int]:
-    """Return the larger term alone; what is never there at once is not added up."""
+    """Return only the largest term: the terms are never in memory at the same time."""
     name = max(terms, key=terms.__getitem__)
     return {name.replace("_", " "): terms[name]}
 

@@ -1,4 +1,4 @@
-"""From the configuration alone: what each artefact is made from, and the digest it must have."""
+"""The artefacts of a configuration, with their parents and the digests that they must have."""
 
 from functools import lru_cache
 
@@ -25,11 +25,11 @@ VERSIONS = {
 
 
 class Plan:
-    """The artefacts of a configuration, each named as in the work folder."""
+    """The artefacts of a configuration; methods take the names that the work folder uses."""
 
     def __init__(self, config: Config):
         self.config, self.work = config, config.work
-        self.hashes = hashes.of(config.work)
+        self.hashes = hashes.work_hashes(config.work)
         for method in ("checkpoint", "dataset", "prepared", "evaluation", "transcript", "benchmark"):
             setattr(self, method, lru_cache(maxsize=None)(getattr(self, method)))
 
@@ -39,9 +39,9 @@ class Plan:
         maker = {"model": self._model, "quantization": self._quantized, "finetuning": self._trained}
         return maker.get(variant.kind, self._merged)(variant)
 
-    def loads(self, name: str) -> tuple[Artefact, ...]:
-        """The checkpoints that must be on disk to load a variant: the base and, for an adapter, the adapter."""
-        return tuple(self.checkpoint(str(item)) for item in self.config.parse(name).loads())
+    def checkpoints_to_load(self, name: str) -> tuple[Artefact, ...]:
+        """The checkpoints that are loaded for a variant: its own; for an adapter its parent's, then its own."""
+        return tuple(self.checkpoint(str(item)) for item in self.config.parse(name).checkpoints_to_load())
 
     def dataset(self, name: str) -> Artefact:
         """The documents or clips of a dataset, split by split."""
@@ -62,11 +62,11 @@ class Plan:
         return origins.model_sizes(self._named("models", name), f"models.{name}", self.config.locked)
 
     def dataset_bytes(self, name: str) -> int | None:
-        """Bytes of a dataset's files, as far as they can be told beforehand."""
+        """Bytes of a dataset's files; None if they are not known beforehand."""
         return origins.dataset_bytes(self._named("datasets", name), f"datasets.{name}", self.config.locked)
 
     def prepared(self, dataset: str, model: str) -> Artefact:
-        """A dataset as a model reads it: token ids of documents, or clips at its sampling rate."""
+        """A dataset prepared for a model: token ids of documents, or clips at the model's sampling rate."""
         self.config.require_same_track(dataset, model)
         stage = "resample" if self._named("datasets", dataset).track == "speech" else "tokenize"
         return self._artefact(
@@ -78,7 +78,7 @@ class Plan:
         )
 
     def evaluation(self, variant: str, name: str) -> Artefact:
-        """The raw numbers of one evaluation of a variant."""
+        """One evaluation of a variant: its raw numbers."""
         recipe = self._named("evaluations", name)
         self.config.require_track(self.config.parse(variant).model, name)
         parents = {"checkpoint": self.checkpoint(variant), **self._read(recipe, self.config.parse(variant))}
@@ -89,7 +89,7 @@ class Plan:
             recipe.identity(),
             parents=parents,
             options={"settings": recipe.options()},
-            reads={"base": self.loads(variant)[:-1]},
+            reads={"base": self.checkpoints_to_load(variant)[:-1]},
         )
 
     def transcript(self, variant: str, name: str) -> Artefact:
@@ -106,22 +106,22 @@ class Plan:
             parents={"checkpoint": self.checkpoint(variant)},
             sources={"recording": self.hashes.file(path)},
             options={"settings": entry.options(), "files": [str(path)]},
-            reads={"base": self.loads(variant)[:-1]},
+            reads={"base": self.checkpoints_to_load(variant)[:-1]},
         )
 
     def benchmark(self, variant: str) -> Artefact:
-        """The memory and speed of a variant on this machine; what was measured on another is another artefact."""
+        """The memory and speed of a variant on this machine; each machine has an artefact of its own."""
         recipe = self.config.benchmark
         if recipe is None:
-            raise ConfigError("there is no 'benchmark' section; 'benchmark: {}' measures speed with its defaults")
+            raise ConfigError("the section 'benchmark' is missing; 'benchmark: {}' measures speed with its defaults")
         return self._artefact(
             ("benchmarks", variant),
             "benchmark",
             recipe.version,
-            recipe.asked(self.config.track(self.config.parse(variant).model)) | {"hardware": hardware.found()},
+            recipe.asked(self.config.track(self.config.parse(variant).model)) | {"hardware": hardware.detect()},
             parents={"checkpoint": self.checkpoint(variant)},
-            options={"deterministic": False},  # algorithms are timed as they are used
-            reads={"base": self.loads(variant)[:-1]},
+            options={"deterministic": False},  # the fast algorithms of normal use are timed
+            reads={"base": self.checkpoints_to_load(variant)[:-1]},
         )
 
     def report(self) -> Artefact:
@@ -150,24 +150,24 @@ class Plan:
         )
 
     def _evaluations(self, variant: str) -> list[str]:
-        """The evaluations made of a variant."""
+        """The names of the evaluations of a variant."""
         return self.config.evaluations_of(self.config.parse(variant).model)
 
     def all_prepared(self) -> tuple[Artefact, ...]:
         """The prepared datasets that the variants are calibrated, trained or evaluated on."""
         names = [str(variant) for variant in self.config.evaluated]
-        made = [self.checkpoint(name) for name in names]
-        made += [self.evaluation(name, item) for name in names for item in self._evaluations(name)]
+        artefacts = [self.checkpoint(name) for name in names]
+        artefacts += [self.evaluation(name, item) for name in names for item in self._evaluations(name)]
         return tuple(
-            {item.parents["data"].path: item.parents["data"] for item in made if "data" in item.parents}.values()
+            {item.parents["data"].path: item.parents["data"] for item in artefacts if "data" in item.parents}.values()
         )
 
     def all_datasets(self) -> tuple[Artefact, ...]:
         """The datasets that the variants are calibrated, trained or evaluated on."""
         return tuple({item.parents["dataset"].path: item.parents["dataset"] for item in self.all_prepared()}.values())
 
-    def explain(self, target: str) -> None:
-        """Raise ConfigError saying why nothing is made at a path below the work folder, if nothing is."""
+    def require_target(self, target: str) -> None:
+        """Raise ConfigError with the reason if no artefact can be made at a path below the work folder."""
         makers = {
             "checkpoints": self.checkpoint,
             "sources": self.dataset,
@@ -179,8 +179,8 @@ class Plan:
         }
         place = layout.parse(layout.path(self.work, target), self.work)
         if place is None:
-            there = f"below '{self.work}' there are: {layout.EVERYWHERE}"
-            raise ConfigError(f"nothing is made at '{self.work}/{target}'; {there}")
+            hint = f"paths below '{self.work}': {layout.PATTERNS}"
+            raise ConfigError(f"nothing is made at '{self.work}/{target}'; {hint}")
         makers[place.folder](*place.names)
 
     def _model(self, variant: Variant) -> Artefact:
@@ -231,7 +231,7 @@ class Plan:
         )
 
     def _read(self, recipe, variant: Variant) -> dict[str, Artefact]:
-        """The tokens that a recipe with a `dataset` reads."""
+        """The prepared data that a recipe with a `dataset` reads."""
         dataset = getattr(recipe, "dataset", None)
         return {"data": self.prepared(dataset, variant.model)} if dataset else {}
 

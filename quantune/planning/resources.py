@@ -1,4 +1,4 @@
-"""What each job of a plan takes: predicted memory and disk, from the configuration or a checkpoint's provenance."""
+"""The resources of each job of a plan: predicted memory and disk, from the configuration and the models' files."""
 
 from typing import Any
 
@@ -13,22 +13,21 @@ from quantune.planning import memory
 from quantune.planning.chains import Variant
 from quantune.planning.memory import Estimate
 from quantune.planning.plan import Plan
-from quantune.quantizations.calibration import Calibrated
 
 COMPUTES = ("quantize", "train", "merge", "evaluate", "transcribe", "benchmark")
-"""Stages that load a model, on a GPU where there is one."""
+"""Stages that load a model, on a GPU if the machine has one."""
 
 
 def estimate(plan: Plan, artefact: Artefact) -> Estimate | None:
-    """Return the predicted peak of the tensors of the job that makes an artefact.
+    """Return the predicted peak memory of the tensors of the job that makes an artefact.
 
-    None for stages that load no model, and where the shape of the model is not known or its recipe tells nothing.
+    None if the stage loads no model, or if the model's architecture or the recipe's memory is not known.
     """
-    if not computes(artefact):
+    if not loads_model(artefact):
         return None
     place = artefact.place
     variant = plan.config.parse(place.variant)
-    config, after = plan.config.config_of(variant.model), in_effect(plan, variant)
+    config, after = plan.config.config_of(variant.model), effective_recipes(plan, variant)
     try:
         shape = architecture.read(config)
         if artefact.stage == "benchmark":
@@ -38,44 +37,43 @@ def estimate(plan: Plan, artefact: Artefact) -> Estimate | None:
         if place.folder == "evaluations":
             return memory.inference(config, after, plan.config.evaluations[place.last].workload(config))
         if variant.kind == "finetuning":
-            return memory.training(config, in_effect(plan, variant.parent), after[-1])
-        # two models are there: what is compared with what was made or, while it is made, dense weights and their grids
-        steps = in_effect(plan, variant.parent) if variant.kind == "quantization" else after
+            return memory.training(config, effective_recipes(plan, variant.parent), after[-1])
+        # a check holds two models, the new one and its reference; calibration holds dense weights and their grids
+        steps = effective_recipes(plan, variant.parent) if variant.kind == "quantization" else after
         batch, length = (2, 64) if variant.kind == "merge" else (1, PROBE_TOKENS)
         made = memory.inference(config, steps, Inference("float32", batch, length))
         dtype = stored_dtype(config) if variant.kind == "merge" else "float32"
         compared = Estimate(made.terms | {"reloaded": memory.weights(shape, dtype, *steps)})
-        if variant.kind == "quantization" and isinstance(after[-1], Calibrated):
-            streamed = memory.calibration(config, after[-1].workload(), calibrated_in(config))
-            return max(compared, streamed, key=lambda estimate: estimate.total)
-        return compared
+        work = after[-1].workload() if variant.kind == "quantization" else None
+        streamed = [memory.calibration(config, work, calibration_dtype(config))] if work else []
+        return max([compared, *streamed], key=lambda estimate: estimate.total)
     except (QuantuneError, NotImplementedError):
         return None
 
 
 def terms(plan: Plan, artefact: Artefact) -> dict[str, int] | None:
-    """Return what is predicted to be there at the peak -> bytes, as a job records it; None where `estimate` is None."""
-    found = estimate(plan, artefact)
-    return {name: value for name, value in found.terms.items() if value} if found else None
+    """Return the terms of `estimate` that are not zero, in bytes, as a job records them; None if it is None."""
+    predicted = estimate(plan, artefact)
+    return {name: value for name, value in predicted.terms.items() if value} if predicted else None
 
 
 def host_bytes(plan: Plan, artefact: Artefact) -> int | None:
-    """Return the main memory that a job which loads a model takes, libraries included.
+    """Return the bytes of main memory of a job that loads a model, with libraries; None for other stages.
 
-    With a GPU that is one copy of the weights on their way there. Where the model's shape is not known, five times the
-    weights. None for stages that load no model.
+    With a GPU, main memory holds one copy of the weights while they are loaded. Without one, it holds the tensors of
+    `estimate` or, if that is None, an assumed five times the weights.
     """
-    if not computes(artefact):
+    if not loads_model(artefact):
         return None
     weights = weight_bytes(plan, plan.config.parse(artefact.place.variant).model)
     if hardware.gpus():
-        return hardware.LIBRARIES + hardware.DRIVER + weights
-    found = estimate(plan, artefact)
-    return hardware.LIBRARIES + (found.total if found else 5 * weights)
+        return hardware.LIBRARY_BYTES + hardware.DRIVER_BYTES + weights
+    predicted = estimate(plan, artefact)
+    return hardware.LIBRARY_BYTES + (predicted.total if predicted else 5 * weights)
 
 
 def disk_bytes(plan: Plan, artefact: Artefact) -> int | None:
-    """Return the size of an artefact: weights by their formula, data as large as the files it is read from."""
+    """Return the predicted bytes of an artefact, or None; data are assumed to be as large as their source files."""
     place = artefact.place
     if place.folder in ("sources", "prepared"):
         return plan.dataset_bytes(place.names[0])
@@ -87,7 +85,7 @@ def disk_bytes(plan: Plan, artefact: Artefact) -> int | None:
     if variant.kind == "model":
         return total
     try:
-        shape, effective = architecture.read(config), in_effect(plan, variant)
+        shape, effective = architecture.read(config), effective_recipes(plan, variant)
         if variant.is_adapter:
             made = effective[-1].trained(shape) * BYTES["float32"]
         else:
@@ -97,19 +95,19 @@ def disk_bytes(plan: Plan, artefact: Artefact) -> int | None:
     return total - weights + made
 
 
-def computes(artefact: Artefact) -> bool:
+def loads_model(artefact: Artefact) -> bool:
     """Return whether making an artefact loads a model."""
     return artefact.stage.partition("/")[0] in COMPUTES
 
 
-def in_effect(plan: Plan, variant: Variant) -> list[Recipe]:
-    """Return the recipes of the steps that shape what is loaded of a variant."""
+def effective_recipes(plan: Plan, variant: Variant) -> list[Recipe]:
+    """Return the recipes of a variant's effective steps."""
     recipes = plan.config.quantizations | plan.config.finetunings
-    return [recipes[step.name] for step in variant.in_effect]
+    return [recipes[step.name] for step in variant.effective_steps]
 
 
-def calibrated_in(config: dict[str, Any]) -> str:
-    """Return the dtype that a model is calibrated in here: on a GPU the stored one, as `layerwise.load` has it."""
+def calibration_dtype(config: dict[str, Any]) -> str:
+    """Return the dtype of a model during calibration: on a GPU the stored one, as in `layerwise.load`."""
     return stored_dtype(config) if hardware.gpus() else "float32"
 
 

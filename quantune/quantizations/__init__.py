@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from quantune.core.recipe import Recipe, subclasses
 from quantune.core.units import BYTES
+from quantune.core.workload import Calibration
 
 LEFT_DENSE = {
     "gpt2": "their weights are in Conv1D modules instead of linear layers",
@@ -77,6 +78,10 @@ class Quantization(Recipe):
         from quantune.quantizations.arithmetic.quality import probe_inputs
 
         return probe_inputs(parent)
+
+    def workload(self) -> Calibration | None:
+        """Return what calibrating does with a model, for estimates of memory; None for methods without calibration."""
+        return None
 
     def layer_tensors(self, rows: int, columns: int) -> dict[str, tuple[str | None, list[int]]]:
         """Return suffix -> (dtype, shape) of the tensors that a quantized layer (outputs, inputs) has on disk.

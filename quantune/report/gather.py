@@ -1,4 +1,4 @@
-"""What the report tells, gathered from the artefacts on disk: typed and unrounded, before a word or a picture.
+"""The contents of the report, gathered from the artefacts on disk: typed and unrounded, without words or pictures.
 
 Every number is derived from the raw items by `quantune.evaluations.metrics.rates`. How a variant was made is read from its
 provenance, never from its name.
@@ -14,17 +14,13 @@ import pandas
 
 from quantune.artefacts import layout
 from quantune.artefacts.lineage import read_lineage
+from quantune.evaluations.metrics.metric import Metric
 from quantune.report import scores
 from quantune.report import speed as benchmarks
 from quantune.report.scores import Score
 from quantune.report.speed import Performance
 
 KINDS = {"model": "model", "quantize": "quantization", "train": "finetuning", "merge": "merge"}
-SHORT = 4  # times as long as its calibration samples: windows for which a variant was not calibrated
-
-
-def _warnings_of(facts: dict[str, Any], part: str) -> list[str]:
-    return facts.get(part, {}).get("warnings", [])
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class Generations:
 
 
 @dataclass(frozen=True)
-class Variant:
+class VariantResult:
     """One variant: what it is, what it takes on disk, how it scores."""
 
     name: str
@@ -86,7 +82,7 @@ class Report:
     digest: str
     evaluations: dict[str, dict[str, Any]]
     """Name -> recipe."""
-    variants: dict[str, Variant]
+    variants: dict[str, VariantResult]
     """Name -> variant, ancestors first."""
     expected: list[dict[str, Any]]
     """Published values: source, evaluation, and variant -> token perplexity."""
@@ -97,54 +93,52 @@ class Report:
         """Return the names of the evaluations of a kind."""
         return [name for name, recipe in self.evaluations.items() if recipe["kind"] == kind]
 
-    def scored(self, *variants: Variant) -> list[str]:
+    def scored(self, *variants: VariantResult) -> list[str]:
         """Return the names of the evaluations that end in a number and were made of any of the variants, or of all."""
         among = variants or self.variants.values()
         return [name for name in self.evaluations if any(name in variant.scores for variant in among)]
 
-    def having(self, evaluation: str) -> list[Variant]:
+    def metric(self, evaluation: str) -> Metric:
+        """Return the metric of an evaluation that was made."""
+        return self.having(evaluation)[0].scores[evaluation].metric
+
+    def of_several_models(self, evaluation: str) -> bool:
+        """Return whether an evaluation was made of variants of more than one model."""
+        return len({variant.model for variant in self.having(evaluation)}) > 1
+
+    def having(self, evaluation: str) -> list[VariantResult]:
         """Return the variants that an evaluation was made of."""
         return [variant for variant in self.variants.values() if evaluation in variant.scores]
 
     @cached_property
-    def groups(self) -> list[tuple[list[str], list[Variant]]]:
+    def groups(self) -> list[tuple[list[str], list[VariantResult]]]:
         """The variants that the same evaluations were made of, and these: text apart from speech."""
         tracks = {item.model: item.performance.track for item in self.variants.values() if item.performance}
-        found: dict[tuple, list[Variant]] = {}
+        by_track: dict[tuple, list[VariantResult]] = {}
         for variant in self.variants.values():
-            found.setdefault((tracks.get(variant.model), *self.scored(variant)), []).append(variant)
-        return [(evaluations, variants) for (_, *evaluations), variants in found.items()]
+            by_track.setdefault((tracks.get(variant.model), *self.scored(variant)), []).append(variant)
+        return [(evaluations, variants) for (_, *evaluations), variants in by_track.items()]
 
     @cached_property
     def benchmarks(self) -> dict[str, Performance]:
         """Track -> the first benchmark of a variant of it: what all of them have in common."""
-        found: dict[str, Performance] = {}
+        first: dict[str, Performance] = {}
         for variant in self.variants.values():
             if variant.performance:
-                found.setdefault(variant.performance.track, variant.performance)
-        return found
+                first.setdefault(variant.performance.track, variant.performance)
+        return first
 
-    def made_by(self, kind: str) -> list[Variant]:
+    def made_by(self, kind: str) -> list[VariantResult]:
         """Return the variants whose last step is of a kind."""
         return [variant for variant in self.variants.values() if variant.kind == kind]
 
-    def role(self, variant: Variant, evaluation: str) -> Literal["target", "general", "other"]:
-        """Return what an evaluation is to a fine-tuned variant: its own domain, what it must not forget, neither."""
+    def role(self, variant: VariantResult, evaluation: str) -> Literal["target", "general", "other"]:
+        """Return whether an evaluation is on the data that a variant was trained on, on general data, or neither."""
         recipe = self.evaluations[evaluation]
         if recipe.get("general"):
             return "general"
-        return "target" if recipe["dataset"] == variant.recipe.get("dataset") else "other"
-
-    def warnings(self, variant: Variant) -> list[str]:
-        """Return what its quantization job warned about, and evaluations in windows far longer than its samples."""
-        recipe = variant.recipe
-        found = [warning for part in ("calibration", "quality") for warning in _warnings_of(variant.facts, part)]
-        for name in variant.scores if "samples" in recipe else ():
-            length = self.evaluations[name].get("length", 0)
-            if length > SHORT * recipe["length"]:
-                told = f"calibrated on samples of {recipe['length']} tokens, read in windows of {length} on {name}"
-                found.append(f"{told}; short samples calibrate for short contexts")
-        return found
+        own = recipe.get("dataset")
+        return "target" if own and own == variant.recipe.get("dataset") else "other"
 
     @cached_property
     def models(self) -> list[str]:
@@ -173,23 +167,22 @@ def gather(order: dict[str, Any]) -> Report:
     recipe, parents = order["recipe"], order["parents"]
     lineage = read_lineage([item for made_from in parents.values() for item in made_from])
     paths = {_name(item): item["path"] for item in parents["checkpoints"]}
-    evaluated = {layout.named(item["path"], "evaluations"): item["path"] for item in parents.get("evaluations", [])}
+    evaluated = {layout.names(item["path"], "evaluations"): item["path"] for item in parents.get("evaluations", [])}
     recipes = {key: recipe["evaluations"][key[1]] for key in evaluated}
     read = {
-        key: scores.read(path, recipes[key], paths[_model(key[0], paths, lineage)])
-        for key, path in evaluated.items()
-        if recipes[key]["kind"] in scores.KINDS
+        key: scores.read(path, recipes[key], paths[_model(key[0], paths, lineage)]) for key, path in evaluated.items()
     }
-    rounded = {_grid(lineage[paths[name]], "rtn"): name for name in recipe["variants"]}
+    read = {key: score for key, score in read.items() if score}
+    rounded = {_grid(lineage[paths[name]], calibrated=False): name for name in recipe["variants"]}
     rounded.pop(None, None)
     measured = benchmarks.read([item["path"] for item in parents.get("benchmarks", [])])
-    variants: dict[str, Variant] = {}
+    variants: dict[str, VariantResult] = {}
     for name in recipe["variants"]:
         provenance = lineage[paths[name]]
         parent = variants.get(_parent(provenance))
         ancestors = (*parent.ancestors, parent.name) if parent else ()
         curves = Path(paths[name], "curves.csv")
-        variants[name] = Variant(
+        variants[name] = VariantResult(
             name=name,
             path=paths[name],
             parent=parent.name if parent else None,
@@ -201,7 +194,7 @@ def gather(order: dict[str, Any]) -> Report:
             size_bytes=_size(provenance, parent),
             bits_per_weight=_bits_per_weight(provenance, parent),
             scores={
-                key[1]: _compared(key, ancestors, rounded.get(_grid(provenance)), read)
+                key[1]: _compared(key, ancestors, rounded.get(_grid(provenance, calibrated=True)), read)
                 for key in read
                 if key[0] == name
             },
@@ -232,7 +225,7 @@ def _parent(provenance: dict[str, Any]) -> str | None:
 
 def _name(item: dict[str, str]) -> str:
     """Return the variant of a checkpoint, given its path."""
-    (name,) = layout.named(item["path"], "checkpoints")
+    (name,) = layout.names(item["path"], "checkpoints")
     return name
 
 
@@ -242,12 +235,12 @@ def _model(variant: str, paths: dict[str, str], lineage: dict[str, dict[str, Any
     return _model(parent, paths, lineage) if parent else variant
 
 
-def _size(provenance: dict[str, Any], parent: Variant | None) -> int:
+def _size(provenance: dict[str, Any], parent: VariantResult | None) -> int:
     own = sum(file["size"] for file in provenance["files"] if file["path"].endswith(".safetensors"))
     return own + parent.size_bytes if _is_adapter(provenance) else own
 
 
-def _bits_per_weight(provenance: dict[str, Any], parent: Variant | None) -> float | None:
+def _bits_per_weight(provenance: dict[str, Any], parent: VariantResult | None) -> float | None:
     """Return the bits of the last quantization still in force: an adapter keeps its base's, merging ends it."""
     return parent.bits_per_weight if _is_adapter(provenance) else provenance["facts"].get("bits_per_weight")
 
@@ -256,10 +249,15 @@ def _is_adapter(provenance: dict[str, Any]) -> bool:
     return any(file["path"] == "adapter_config.json" for file in provenance["files"])
 
 
-def _grid(provenance: dict[str, Any], method: str | None = None) -> tuple | None:
-    """Return what was quantized, bits, groups and symmetry; None unless by the method, or by one that calibrates."""
+def _grid(provenance: dict[str, Any], calibrated: bool) -> tuple | None:
+    """Return the parent, bits, groups and symmetry of a variant on a uniform grid; None for any other.
+
+    Args:
+        provenance: of the variant's checkpoint.
+        calibrated: whether the method must have calibration samples, or must have none (rounding to nearest).
+    """
     recipe = provenance["recipe"]
-    if "bits" not in recipe or (recipe["method"] != method if method else "samples" not in recipe):
+    if "bits" not in recipe or ("samples" in recipe) is not calibrated:
         return None
     return _parent(provenance), recipe["bits"], recipe["group_size"], recipe["symmetric"]
 

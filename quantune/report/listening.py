@@ -13,7 +13,7 @@ import pandas
 from quantune.artefacts import layout, record
 from quantune.data.clips import Clips
 from quantune.evaluations.metrics import edits, rates
-from quantune.report.gather import Report, Variant
+from quantune.report.gather import Report, VariantResult
 from quantune.report.scores import Score
 
 PLAYED = 4  # clips of an evaluation
@@ -25,7 +25,7 @@ BYTES = 700_000  # of all clips that are played; as text in the page, a third mo
 class Transcript:
     """What variants wrote of a clip, all the same."""
 
-    variants: list[Variant]
+    variants: list[VariantResult]
     pieces: list[edits.Piece]
     """Beside what was said, both normalized."""
 
@@ -65,11 +65,11 @@ def played(report: Report) -> dict[str, list[Clip]]:
 
 def worst(score: Score) -> list[Failure]:
     """Return the transcripts with the highest error rates, none of those without errors."""
-    rate, items = score.measure.key, score.items
-    found = items.assign(wrong=rates.wrong(items, rate), length=items[f"{rate}_length"])
-    found = found[found.wrong > 0].assign(share=lambda item: item.wrong / item.length.clip(lower=1))
-    found = found.sort_values(["share", "wrong", "id"], ascending=[False, False, True]).head(WORST)
-    rows = [row._asdict() for row in found.itertuples()]
+    rate, items = score.metric.key, score.items
+    clips = items.assign(wrong=rates.wrong(items, rate), length=items[f"{rate}_length"])
+    clips = clips[clips.wrong > 0].assign(share=lambda item: item.wrong / item.length.clip(lower=1))
+    clips = clips.sort_values(["share", "wrong", "id"], ascending=[False, False, True]).head(WORST)
+    rows = [row._asdict() for row in clips.itertuples()]
     pieces = [_pieces(score, row["normal_reference"], row["normal_hypothesis"]) for row in rows]
     return [
         Failure(row["id"], row["reference"], row["wrong"], row["length"], piece)
@@ -80,18 +80,18 @@ def worst(score: Score) -> list[Failure]:
 def durations(report: Report) -> list[dict[str, Any]]:
     """Return a row for each split of each dataset of recordings: how many clips, how long, and what was left out."""
     rows = []
-    for path, found in report.artefacts.items():
-        if found.get("stage") != "clips":
+    for path, item in report.artefacts.items():
+        if item.get("stage") != "clips":
             continue
-        for split, facts in found["facts"]["splits"].items():
+        for split, facts in item["facts"]["splits"].items():
             dropped = {name.replace("_", " "): count for name, count in facts["dropped"].items()}
             for prepared in report.artefacts.values():
                 if prepared.get("stage") == "resample" and prepared["parents"]["dataset"][0]["path"] == path:
                     longer = prepared["facts"]["splits"][split]["longer_than_window"]
                     dropped["longer than the window"] = max(longer, dropped.get("longer than the window", 0))
-            told = ", ".join(f"{count:,} {what}" for what, count in dropped.items() if count)
+            reasons = ", ".join(f"{count:,} {what}" for what, count in dropped.items() if count)
             rows.append(
-                {"path": path, "dataset": layout.named(path, "sources")[0], "split": split, **facts, "dropped": told}
+                {"path": path, "dataset": layout.names(path, "sources")[0], "split": split, **facts, "dropped": reasons}
             )
     return rows
 
@@ -102,20 +102,20 @@ def _played(report: Report, evaluation: str, room: int) -> list[Clip]:
     tables = [variant.scores[evaluation].items.drop_duplicates("id").set_index("id") for variant in variants]
     recipe = report.evaluations[evaluation]
     prepared = Path(first.path).parents[2] / "prepared" / recipe["dataset"] / variants[0].model
-    rate = record.recorded(prepared)["facts"]["sampling_rate"]
+    rate = record.read_provenance(prepared)["facts"]["sampling_rate"]
     recordings, clips = Clips(prepared, recipe["split"]), []
     places = {name: place for place, name in reversed(list(enumerate(recordings.column("id"))))}
-    for name in _telling(tables, first.measure.key):
+    for name in _telling(tables, first.metric.key):
         data = mp3(recordings[places[name]], rate)
         if len(data) > room:
             continue
         room -= len(data)
         address = f"data:audio/mpeg;base64,{base64.b64encode(data).decode()}"
         row = tables[0].loc[name]
-        written: dict[str, list[Variant]] = {}
+        written: dict[str, list[VariantResult]] = {}
         for variant, table in zip(variants, tables, strict=True):
             written.setdefault(table.at[name, "normal_hypothesis"], []).append(variant)
-        transcripts = [Transcript(found, _pieces(first, row.normal_reference, text)) for text, found in written.items()]
+        transcripts = [Transcript(same, _pieces(first, row.normal_reference, text)) for text, same in written.items()]
         clips.append(Clip(name, float(row.seconds), row.reference, row.normal_reference, address, transcripts))
         if len(clips) == PLAYED:
             break
@@ -143,4 +143,4 @@ def _telling(tables: list[pandas.DataFrame], rate: str) -> list[str]:
 
 
 def _pieces(score: Score, reference: str, hypothesis: str) -> list[edits.Piece]:
-    return edits.aligned(reference, hypothesis, "words" if score.measure.key == "wer" else "characters")
+    return edits.aligned(reference, hypothesis, "words" if score.metric.key == "wer" else "characters")

@@ -12,11 +12,12 @@ from markupsafe import Markup, escape
 
 from quantune.core import units
 from quantune.evaluations.metrics.edits import Piece
-from quantune.report import listening, memory_check, published, speed_wording, table, wording
+from quantune.report import listening, memory_check, published, wording
+from quantune.report.findings import findings
 from quantune.report.gather import Report
 from quantune.report.scores import Score
 
-TOLD = ("digest", "stage", "recipe", "sources", "facts", "packages", "run", "files")  # of an artefact's lineage
+SHOWN = ("digest", "stage", "recipe", "sources", "facts", "packages", "run", "files")  # facts of an artefact
 TEMPLATES = Path(__file__).resolve().parents[2] / "report"
 
 
@@ -28,7 +29,7 @@ def render(report: Report, figures: dict[str, str], command: str) -> str:
         figures: name -> SVG, in the order to be shown.
         command: the Snakemake command line that the report is made with; names the configuration in the commands shown.
     """
-    speeds = [item for found in report.benchmarks.values() for item in found.speeds.values()]
+    speeds = [speed for item in report.benchmarks.values() for speed in item.speeds.values()]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=jinja2.select_autoescape(["html.j2"]),
@@ -40,10 +41,10 @@ def render(report: Report, figures: dict[str, str], command: str) -> str:
     environment.filters |= {"code": code, "breakable": breakable, "json": embedded, "marked": marked}
     return environment.get_template("template.html.j2").render(
         report=report,
-        words=wording,
-        findings=[*wording.findings(report), *speed_wording.findings(report)],
+        wording=wording,
+        units=units,
+        findings=findings(report),
         repeats=next((speed.repeats for speed in speeds), 0),
-        performance_words=speed_wording,
         comparisons=memory_check.compare(report),
         estimates=memory_check,
         figures={name: data_uri(svg) for name, svg in figures.items()},
@@ -51,7 +52,7 @@ def render(report: Report, figures: dict[str, str], command: str) -> str:
         again=lambda path: wording.again(path, command),
         prompts=prompts(report),
         expected=published,
-        published=published.comparisons(report),
+        published=published.compare(report),
         same_beginning=same_beginning,
         played=listening.played(report),
         listening=listening,
@@ -61,45 +62,39 @@ def render(report: Report, figures: dict[str, str], command: str) -> str:
 
 
 def lineage(report: Report, command: str) -> dict[str, dict[str, Any]]:
-    """Return path -> what the page tells of an artefact when a number that rests on it is opened."""
-    told = {}
-    for path, found in report.artefacts.items():
-        kept = {key: found[key] for key in TOLD if key in found}
-        parents = [parent["path"] for made_from in found.get("parents", {}).values() for parent in made_from]
-        commit = found.get("run", {}).get("commit", "")
-        told[path] = kept | {"parents": parents, "again": wording.again(path, command, commit)}
+    """Return path -> the facts about an artefact that the page shows when a number that rests on it is opened."""
+    entries = {}
+    for path, item in report.artefacts.items():
+        kept = {key: item[key] for key in SHOWN if key in item}
+        parents = [parent["path"] for made_from in item.get("parents", {}).values() for parent in made_from]
+        commit = item.get("run", {}).get("commit", "")
+        entries[path] = kept | {"parents": parents, "again": wording.again(path, command, commit)}
     for variant in report.variants.values():
         for score in variant.scores.values():
-            told[score.path]["numbers"] = numbers(score)
+            entries[score.path]["numbers"] = numbers(score)
         if variant.performance:
-            told[variant.performance.path]["numbers"] = speed_wording.numbers(variant.performance)
-    return told
+            entries[variant.performance.path]["numbers"] = wording.performance(variant.performance)
+    return entries
 
 
 def numbers(score: Score) -> dict[str, str]:
     """Return the numbers of an evaluation in words: name -> value."""
-    found = score.numbers
-    told = {_named(key): wording.scored(score, key) for key in table.measures(score)}
+    texts = {_named(key): wording.scored(score, key) for key in score.metric.reported}
     for change in filter(None, (score.from_root, score.from_parent)):
         evidence = f"{wording.evidence(change)}, {wording.p_value(change.p_value)}"
-        told[f"{_named(change.measure.key)} against {change.against}"] = evidence
-    if score.measure.relative:
-        over = f"{units.plural(found['windows'], 'window')}, {found['tokens']:,} tokens"
-        return told | {"measured over": over}
-    for rate in ("wer", "cer"):
-        told[f"edits of {_named(rate)}"] = edits(score, rate)
+        texts[f"{_named(change.metric.key)} against {change.against}"] = evidence
+    texts |= {f"edits of {_named(rate)}": edits(score, rate) for rate in ("wer", "cer") if rate in score.numbers}
     if score.real_time_factor is not None:
-        told["real-time factor"] = wording.number(score.real_time_factor)
-    over = f"{units.plural(found['clips'], 'clip')}, {units.duration(found['seconds'])}"
-    return told | score.told | {"measured over": over}
+        texts["real-time factor"] = wording.number(score.real_time_factor)
+    return texts | score.details | {"measured over": score.metric.extent(score.numbers)}
 
 
 def edits(score: Score, rate: str) -> str:
-    """Return what the errors of a rate are: `110 substitutions, 5 insertions, 20 deletions in 334 words`."""
+    """Return the errors of a rate by kind: `110 substitutions, 5 insertions, 20 deletions in 334 words`."""
     kinds = ("substitution", "insertion", "deletion")
-    told = [units.plural(score.numbers[f"{rate}_{kind}s"], kind) for kind in kinds]
+    counts = [units.plural(score.numbers[f"{rate}_{kind}s"], kind) for kind in kinds]
     unit = "word" if rate.startswith("wer") else "character"
-    return f"{', '.join(told)} in {units.plural(score.numbers[f'{rate}_length'], unit)}"
+    return f"{', '.join(counts)} in {units.plural(score.numbers[f'{rate}_length'], unit)}"
 
 
 def _named(key: str) -> str:
@@ -109,15 +104,17 @@ def _named(key: str) -> str:
 
 def prompts(report: Report) -> dict[str, list[tuple[Any, str, str, str]]]:
     """Return prompt -> (variant, evaluation's path, continuation, the full-precision model's continuation)."""
-    found: dict[str, list[tuple[Any, str, str, str]]] = {}
+    continuations: dict[str, list[tuple[Any, str, str, str]]] = {}
     for evaluation in report.named("generation"):
         for variant in report.variants.values():
             if evaluation not in variant.generations:
                 continue
             mine, reference = (report.variants[name].generations[evaluation] for name in (variant.name, variant.model))
             for item, original in zip(mine.items, reference.items, strict=True):
-                found.setdefault(item["prompt"], []).append((variant, mine.path, item["text"], original["text"]))
-    return found
+                continuations.setdefault(item["prompt"], []).append(
+                    (variant, mine.path, item["text"], original["text"])
+                )
+    return continuations
 
 
 def same_beginning(text: str, other: str) -> int:

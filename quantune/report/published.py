@@ -10,7 +10,7 @@ NEAR = 0.01  # difference up to which a value counts as reproduced in the senten
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PublishedValue:
     """One published value and what was measured."""
 
     source: str
@@ -29,28 +29,28 @@ class Comparison:
         return self.measured / self.expected - 1
 
 
-def comparisons(report: Report) -> list[Comparison]:
+def compare(report: Report) -> list[PublishedValue]:
     """Return every published value with what was measured, in the order of the configuration."""
-    found = []
+    values = []
     for entry in report.expected:
         for name, value in entry["values"].items():
             score = report.variants[name].scores[entry["evaluation"]]
-            measured = score.numbers["token_perplexity"], score.numbers["token_perplexity_error"]
-            found.append(Comparison(entry["source"], entry["evaluation"], name, score.path, value, *measured))
-    return found
+            measured = score.value, score.error
+            values.append(PublishedValue(entry["source"], entry["evaluation"], name, score.path, value, *measured))
+    return values
 
 
-def summary(found: list[Comparison]) -> str:
+def summary(comparisons: list[PublishedValue]) -> str:
     """Return in one sentence how near the measured values come."""
-    near = sum(abs(item.difference) <= NEAR for item in found)
-    far = max(found, key=lambda item: abs(item.difference))
+    near = sum(abs(item.difference) <= NEAR for item in comparisons)
+    far = max(comparisons, key=lambda item: abs(item.difference))
     return (
-        f"{near} of {units.plural(len(found), 'published value')} came out within {100 * NEAR:g} %; furthest off is"
+        f"{near} of {units.plural(len(comparisons), 'published value')} came out within {100 * NEAR:g} %; furthest off is"
         f" `{far.variant}` on {far.evaluation}, {difference(far)}."
     )
 
 
-def difference(item: Comparison) -> str:
+def difference(item: PublishedValue) -> str:
     """Return a difference in per cent: `+0.07 %`, `−3.4 %`, `+1.2e+06 %`, or `∞`."""
     value = 100 * item.difference
     if not math.isfinite(value):

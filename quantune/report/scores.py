@@ -1,48 +1,20 @@
-"""How a variant scores in an evaluation that ends in a number, and what changed against another variant."""
+"""The numbers of a variant in an evaluation, and their change against other variants."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas
 
-from quantune.artefacts import record
-from quantune.evaluations.metrics import normalizers, rates, significance
-from quantune.sources.entries import UNSPACED
+from quantune import evaluations
+from quantune.evaluations.metrics.metric import PERPLEXITY, Metric
 
-SIGNIFICANT = 0.05  # two-sided p-value below which a change is told from chance
-KINDS = ("perplexity", "transcription")
-"""Of evaluations, those that end in a number."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What an evaluation leads with; lower is better."""
-
-    key: str
-    """Among the numbers of a score."""
-    label: str
-    """In sentences and on axes."""
-    paired: Literal["window", "clip"]
-    """What variants are compared by."""
-    relative: bool
-    """Whether a change is relative (0.05: five per cent worse) or the difference of two shares (0.05: five points)."""
-
-    @property
-    def unit(self) -> str:
-        """Of a change, times 100."""
-        return "%" if self.relative else "points"
-
-
-PERPLEXITY = Measure("token_perplexity", "perplexity", "window", relative=True)
-BITS = Measure("bits_per_byte", "bits per byte", "window", relative=True)
-ERROR_RATES = {rate: Measure(rate, rate.upper(), "clip", relative=False) for rate in ("wer", "cer")}
+SIGNIFICANT = 0.05  # two-sided p-value below which a change counts as significant
 
 
 @dataclass(frozen=True)
 class Change:
-    """A change of what is measured, paired window by window or clip by clip."""
+    """A change of a metric, paired window by window or clip by clip."""
 
     against: str
     """The variant compared with."""
@@ -52,14 +24,24 @@ class Change:
     high: float
     p_value: float
     """Two-sided, of no change; nan if there is only one window or clip."""
-    measure: Measure = PERPLEXITY
+    metric: Metric = PERPLEXITY
+
+    @property
+    def loss(self) -> float:
+        """The change towards worse; negative where it got better."""
+        return self.change if self.metric.lower_is_better else -self.change
+
+    @property
+    def largest_loss(self) -> float:
+        """The end of the 95 % interval that is worse."""
+        return self.high if self.metric.lower_is_better else -self.low
 
     @property
     def verdict(self) -> Literal["worse", "better", "unclear"]:
-        """Which way it changed, as far as that can be told from chance."""
+        """Whether the variant is significantly worse or better."""
         if not self.p_value < SIGNIFICANT:
             return "unclear"
-        return "worse" if self.change > 0 else "better"
+        return "worse" if self.loss > 0 else "better"
 
 
 @dataclass(frozen=True)
@@ -68,15 +50,15 @@ class Score:
 
     path: str
     """Of the evaluation's artefact."""
-    measure: Measure
+    metric: Metric
     items: pandas.DataFrame = field(repr=False, compare=False)
-    """A row a window, or a clip."""
+    """A row for each window or clip."""
     numbers: dict[str, float]
-    """What `statistics.perplexity` or `statistics.error_rates` returns."""
-    told: dict[str, str]
-    """Of transcripts: their language and how they were normalized."""
+    """What the metric makes of the items."""
+    details: dict[str, str]
+    """Facts to show beside the numbers: of transcripts, their language and normalizer."""
     real_time_factor: float | None = None
-    """Of transcripts: seconds computed over seconds of audio."""
+    """Of transcripts: seconds of computing over seconds of audio."""
     from_root: Change | None = None
     """Against the model at full precision; None for the model itself."""
     from_parent: Change | None = None
@@ -84,13 +66,23 @@ class Score:
     from_rounding: Change | None = None
     """Of a calibrated method: against rounding to nearest on the same grid, if that is reported too."""
 
+    @property
+    def value(self) -> float:
+        """The leading number."""
+        return self.numbers[self.metric.key]
+
+    @property
+    def error(self) -> float:
+        """Its standard error."""
+        return self.numbers[f"{self.metric.key}_error"]
+
     def changes(self) -> list[Change]:
         """Return the comparisons that are shown."""
         return [change for change in (self.from_root, self.from_parent, self.from_rounding) if change]
 
 
-def read(path: str, recipe: dict[str, Any], model: str) -> Score:
-    """Return the score that an evaluation's folder holds, compared with nothing yet.
+def read(path: str, recipe: dict[str, Any], model: str) -> Score | None:
+    """Return the score that an evaluation's folder holds, compared with nothing yet; None where it has no numbers.
 
     Args:
         path: the folder.
@@ -100,16 +92,11 @@ def read(path: str, recipe: dict[str, Any], model: str) -> Score:
     Raises:
         OSError: if a file is missing.
     """
-    items = pandas.read_parquet(Path(path, "items.parquet"))
-    if recipe["kind"] == "perplexity":
-        return Score(path, PERPLEXITY, items, rates.perplexity(items), {})
-    language = json.loads(Path(path, "result.json").read_text())["language"]
-    run = json.loads(Path(path, record.RUN).read_text())
-    name = recipe["normalizer"] or normalizers.of_language(language)
-    items = rates.with_edits(items, normalizers.normalizer(name, model))
-    measure = ERROR_RATES["cer" if language in UNSPACED else "wer"]
-    told = {"language": language, "normalizer": f"{name} {normalizers.VERSIONS[name]}"}
-    return Score(path, measure, items, rates.error_rates(items), told, run.get("real_time_factor"))
+    measured = evaluations.of_kind(recipe).read(Path(path), Path(model))
+    if measured is None:
+        return None
+    metric, items = measured.metric, measured.items
+    return Score(path, metric, items, metric.summarize(items), measured.details, measured.real_time_factor)
 
 
 def change(score: Score, against: str, reference: Score) -> Change:
@@ -118,8 +105,4 @@ def change(score: Score, against: str, reference: Score) -> Change:
     Raises:
         ValueError: if they are of different windows or clips.
     """
-    if score.measure is PERPLEXITY:
-        found = significance.perplexity_change(score.items, reference.items)
-    else:
-        found = significance.error_rate_change(score.items, reference.items, score.measure.key)
-    return Change(against, **found, measure=score.measure)
+    return Change(against, **score.metric.compare(score.items, reference.items), metric=score.metric)

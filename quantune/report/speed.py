@@ -1,4 +1,4 @@
-"""Speed and memory as the report tells them: read from the benchmarks, derived from their raw runs."""
+"""Speed and memory, read from the benchmarks and derived from their raw runs."""
 
 import json
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from quantune.core.errors import QuantuneError
 
 @dataclass(frozen=True)
 class Quantity:
-    """What is told of a phase."""
+    """The quantity that is shown of a phase."""
 
     key: str
     """In the table and the metrics."""
@@ -22,7 +22,7 @@ class Quantity:
     """In sentences, the number in its place."""
     more_is_faster: bool = True
     energy: str = "token"
-    """What joules are counted for: token, or second of audio."""
+    """The unit that joules are counted for: token, or second of audio."""
 
 
 RATE = Quantity("tokens_per_second", "{} tokens/s")
@@ -34,7 +34,7 @@ PHASES = {
     "text": {"prefill": RATE, "decode": RATE},
     "speech": {"transcribe": REAL_TIME_FACTOR, "encode": LATENCY, "decode": RATE},
 }
-"""Track -> phase -> what is told of it; "transcribe" is encode and decode together."""
+"""Track -> phase -> the quantity that is shown; "transcribe" is encode and decode together."""
 LEADING = {"text": "decode", "speech": "transcribe"}
 """Track -> the phase that decides which variant is fastest."""
 LENGTHS = {"text": "prompt_length", "speech": "window_seconds"}
@@ -72,9 +72,9 @@ class Speed:
     def columns(self, prefix: str) -> dict[str, float | None]:
         """Return name -> number, for the table and the metrics."""
         key = f"{prefix}.{self.quantity.key}"
-        found = {key: self.median, f"{key}_low": self.low, f"{key}_high": self.high}
-        found[f"{prefix}.peak_bytes"] = self.peak_bytes
-        return found | {f"{prefix}.joules_per_{self.quantity.energy}": self.joules}
+        numbers = {key: self.median, f"{key}_low": self.low, f"{key}_high": self.high}
+        numbers[f"{prefix}.peak_bytes"] = self.peak_bytes
+        return numbers | {f"{prefix}.joules_per_{self.quantity.energy}": self.joules}
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Performance:
 
     @property
     def phases(self) -> dict[str, Quantity]:
-        """Its phases, and what is told of them."""
+        """Its phases, and the quantity that is shown of each."""
         return PHASES[self.track]
 
     @property
@@ -134,10 +134,10 @@ class Performance:
 
     def columns(self) -> dict[str, float | str | None]:
         """Return name -> number, for the table and the metrics."""
-        found = {"loaded_bytes": self.loaded_bytes, "running_bytes": self.running_bytes}
+        numbers = {"loaded_bytes": self.loaded_bytes, "running_bytes": self.running_bytes}
         for (phase, batch, length), item in self.speeds.items():
-            found |= item.columns(f"{phase}.batch{batch}.{LENGTHS[self.track].partition('_')[0]}{length}")
-        return found
+            numbers |= item.columns(f"{phase}.batch{batch}.{LENGTHS[self.track].partition('_')[0]}{length}")
+        return numbers
 
 
 def read(paths: list[str]) -> dict[str, Performance]:
@@ -146,15 +146,15 @@ def read(paths: list[str]) -> dict[str, Performance]:
     Raises:
         QuantuneError: if they were not all measured on the same hardware with the same number of threads.
     """
-    found = {layout.named(path, "benchmarks")[0]: _read(path) for path in paths}
-    machines = {item.machine: item.path for item in found.values()}
+    performances = {layout.names(path, "benchmarks")[0]: _read(path) for path in paths}
+    machines = {item.machine: item.path for item in performances.values()}
     if len(machines) > 1:
-        told = "; ".join(f"{path}: {machine}" for machine, path in machines.items())
+        listed = "; ".join(f"{path}: {machine}" for machine, path in machines.items())
         raise QuantuneError(
-            f"benchmarks of different machines are not shown together ({told}); delete the benchmarks folder and run"
+            f"benchmarks of different machines are not shown together ({listed}); delete the benchmarks folder and run"
             " the same snakemake command again"
         )
-    return found
+    return performances
 
 
 def _read(path: str) -> Performance:
@@ -213,6 +213,10 @@ def _together(runs: pandas.DataFrame, audio: float, point: dict[str, Any]) -> Sp
 
 
 def _machine(result: dict[str, Any]) -> str:
-    told = hardware.told(result["hardware"])
+    machine = hardware.describe(result["hardware"])
     threads = result["threads"]
-    return told if result["hardware"]["kind"] == "gpu" else f"{told}, {threads} thread{'s' if threads > 1 else ''} used"
+    return (
+        machine
+        if result["hardware"]["kind"] == "gpu"
+        else f"{machine}, {threads} thread{'s' if threads > 1 else ''} used"
+    )

@@ -5,12 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from quantune.evaluations.metrics.rates import RATES
-from quantune.report.gather import Report, Variant
-from quantune.report.scores import Score
-
-MEASURES = ("token_perplexity", "word_perplexity", "bits_per_byte")
-COUNTS = tuple(f"{rate}_{what}" for rate in RATES for what in ("length", "substitutions", "insertions", "deletions"))
+from quantune.report.gather import Report, VariantResult
 
 
 def table(report: Report) -> list[dict[str, Any]]:
@@ -18,16 +13,6 @@ def table(report: Report) -> list[dict[str, Any]]:
     variants = report.variants.values()
     columns = list(dict.fromkeys(name for item in variants if item.performance for name in item.performance.columns()))
     return [_row(variant, columns) for variant in variants]
-
-
-def measures(score: Score) -> tuple[str, ...]:
-    """Return which of a score's numbers have a standard error and are reported."""
-    return MEASURES if score.measure.relative else RATES
-
-
-def counts(score: Score) -> tuple[str, ...]:
-    """Return which of a score's numbers are counts: the lengths of references, and the edits."""
-    return () if score.measure.relative else COUNTS
 
 
 def write_table(rows: list[dict[str, Any]], path: Path) -> None:
@@ -49,29 +34,31 @@ def write_curves(report: Report, folder: Path) -> None:
 
 def metrics(report: Report) -> dict[str, dict[str, float]]:
     """Return variant -> name -> number, as `dvc metrics` reads it; numbers that are not finite are left out."""
-    found = {}
+    by_variant = {}
     for variant in report.variants.values():
         numbers = {"size_bytes": variant.size_bytes}
         if variant.performance:
             measured = variant.performance.columns().items()
             numbers |= {name: value for name, value in measured if value is not None}
         for name, score in variant.scores.items():
-            numbers |= {f"{name}.{measure}": score.numbers[measure] for measure in measures(score) + counts(score)}
-        found[variant.name] = {key: value for key, value in numbers.items() if math.isfinite(value)}
-    return found
+            numbers |= {
+                f"{name}.{metric}": score.numbers[metric] for metric in score.metric.reported + score.metric.counts
+            }
+        by_variant[variant.name] = {key: value for key, value in numbers.items() if math.isfinite(value)}
+    return by_variant
 
 
-def _row(variant: Variant, columns: list[str]) -> dict[str, Any]:
+def _row(variant: VariantResult, columns: list[str]) -> dict[str, Any]:
     row = {"variant": variant.name, "listed": variant.listed, "model": variant.model, "parent": variant.parent}
     row |= {"steps": variant.steps, "kind": variant.kind, "parameters": variant.parameters}
     row |= {"trainable_parameters": variant.facts.get("trainable_parameters")}
     row |= {"size_bytes": variant.size_bytes, "bits_per_weight": variant.bits_per_weight}
     row |= dict.fromkeys(columns) | (variant.performance.columns() if variant.performance else {})
     for name, score in variant.scores.items():
-        for measure in measures(score):
-            row |= {f"{name}.{key}": score.numbers[key] for key in (measure, f"{measure}_error")}
-        row |= {f"{name}.{key}": score.numbers[key] for key in counts(score)}
-        row |= {} if score.measure.relative else {f"{name}.real_time_factor": score.real_time_factor}
+        for metric in score.metric.reported:
+            row |= {f"{name}.{key}": score.numbers[key] for key in (metric, f"{metric}_error")}
+        row |= {f"{name}.{key}": score.numbers[key] for key in score.metric.counts}
+        row |= {} if score.real_time_factor is None else {f"{name}.real_time_factor": score.real_time_factor}
         for reference, change in (("full_precision", score.from_root), ("parent", score.from_parent)):
             prefix = f"{name}.change_from_{reference}"
             row[prefix] = change.change if change else None

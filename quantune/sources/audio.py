@@ -1,4 +1,4 @@
-"""Recordings as numbers: decoded by libsndfile (WAV, FLAC, MP3, OGG), mixed to mono, resampled by soxr."""
+"""Recordings as arrays: decoded by libsndfile (WAV, FLAC, MP3, OGG), mixed to mono, resampled by soxr."""
 
 import io
 from typing import Any
@@ -19,7 +19,7 @@ def decode(data: bytes) -> tuple[numpy.ndarray, int, int]:
         Samples in [-1, 1], mean of the channels, shape (frames,), float32; rate in Hz; number of channels.
 
     Raises:
-        BrokenAudioError: saying why, if it cannot be decoded or is empty.
+        BrokenAudioError: with the reason, if it cannot be decoded or is empty.
     """
     import soundfile
 
@@ -42,7 +42,7 @@ def resample(samples: numpy.ndarray, rate: int, target: int) -> numpy.ndarray:
 
 
 def to_pcm(samples: numpy.ndarray) -> numpy.ndarray:
-    """Return samples in [-1, 1] as 16-bit integers; what is louder is clipped."""
+    """Return samples in [-1, 1] as 16-bit integers; louder samples are clipped."""
     return numpy.round(numpy.clip(samples, -1, 1) * PCM).astype("<i2")
 
 
@@ -52,7 +52,7 @@ def from_pcm(samples: numpy.ndarray) -> numpy.ndarray:
 
 
 def durations(seconds: list[float]) -> dict[str, Any]:
-    """Return how many clips there are, how long they are in all, and the spread of their lengths."""
+    """Return the number of clips, their hours in total, and the shortest, median and longest length in seconds."""
     if not seconds:
         return {"clips": 0, "hours": 0.0}
     low, middle, high = numpy.quantile(seconds, [0, 0.5, 1])

@@ -1,6 +1,6 @@
-"""Collections of recordings in the layouts in which they are published: which clips, which transcripts, where.
+"""Collections of recordings in their published layouts: the clips, their transcripts and their audio files.
 
-Of a row's columns only those asked for are kept: names, ages and other columns about speakers are left behind.
+Only the columns that the recipe names are kept: names, ages and other columns about speakers are left behind.
 """
 
 import csv
@@ -25,72 +25,72 @@ AUDIO = (".mp3", ".wav", ".flac", ".ogg", ".oga", ".opus")
 
 @dataclass(frozen=True)
 class Clip:
-    """One recording and what was said in it."""
+    """One recording and its transcript."""
 
     name: str
     """Path within the collection."""
     text: str
     translation: str | None = None
-    place: Path | None = None
-    """Of the audio file, or of the Parquet file that holds it."""
+    file: Path | None = None
+    """Path of the audio file, or of the Parquet file that holds the audio."""
     cell: tuple[str, int, int] | None = None
     """In a Parquet file: column, row group, row."""
     speaker: str | None = None
-    """Counted, never written."""
+    """Used to count speakers, never written."""
 
     def read(self) -> bytes:
         """Return the audio file's bytes; raises OSError."""
         if self.cell is None:
-            return self.place.read_bytes()
+            return self.file.read_bytes()
         column, group, row = self.cell
-        value = _column(self.place, column, group)[row].as_py()
+        value = _column(self.file, column, group)[row].as_py()
         return (value.get("bytes") if isinstance(value, dict) else value) or b""
 
 
 def locale_folder(root: Path, locale: str | None) -> Path:
-    """Return the folder of a locale in an unpacked release: what holds its tables and `clips`.
+    """Return the folder of a locale in an unpacked release, which holds its tables and `clips`.
 
     Raises:
-        ConfigError: if there is none of that name, or several and none is named.
+        ConfigError: if no locale has that name, or `locale` is None and there are several.
     """
-    found = {
+    folders = {
         item.parent.name: item.parent for item in (*root.glob("clips"), *root.glob("*/clips"), *root.glob("*/*/clips"))
     }
-    if locale is None and len(found) == 1:
-        return next(iter(found.values()))
-    if locale in found:
-        return found[locale]
-    if not found:
+    if locale is None and len(folders) == 1:
+        return next(iter(folders.values()))
+    if locale in folders:
+        return folders[locale]
+    if not folders:
         raise ConfigError(f"'{root}' holds no Common Voice release: no folder with 'clips' and its .tsv files")
-    what = f"'{root}' has no locale '{locale}'" if locale else f"'{root}' has several locales"
-    raise ConfigError(f"{what}{choice(locale, found)}; set 'locale'")
+    problem = f"'{root}' has no locale '{locale}'" if locale else f"'{root}' has several locales"
+    raise ConfigError(f"{problem}{locale_hint(locale, folders)}; set 'locale'")
 
 
 def release_tables(root: Path, splits: dict[str, Any], where: str) -> dict[str, list[Path]]:
-    """Return split -> its .tsv files in a locale's folder; raises ConfigError naming one that is not there."""
-    found = {}
+    """Return split -> its .tsv files in a locale's folder; raises ConfigError that names the first missing one."""
+    tables = {}
     for split, names in splits.items():
-        found[split] = [
+        tables[split] = [
             root / f"{name.removesuffix('.tsv')}.tsv" for name in ([names] if isinstance(names, str) else names)
         ]
-        for path in found[split]:
+        for path in tables[split]:
             if not path.is_file():
-                there = sorted(item.stem for item in root.glob("*.tsv"))
-                hint = f"tables: {listed(there)}{nearest(path.stem, there)}"
+                existing = sorted(item.stem for item in root.glob("*.tsv"))
+                hint = f"tables: {listed(existing)}{nearest(path.stem, existing)}"
                 raise ConfigError(f"splits.{split}: '{where}' has no '{path.name}'; {hint}")
-    return found
+    return tables
 
 
-def choice(given: str | None, there: Any) -> str:
-    """Return the locales there are, in words, and the one that was probably meant."""
-    return f"; locales: {listed(sorted(there))}{nearest(given, there) if given else ''}"
+def locale_hint(given: str | None, locales: Any) -> str:
+    """Return a text for errors: the existing locales, and the one that is nearest to the given one."""
+    return f"; locales: {listed(sorted(locales))}{nearest(given, locales) if given else ''}"
 
 
 def local_tables(entry: Speech, root: Path, key: str) -> dict[str, list[Path]]:
-    """Return split -> the tables of a collection on this machine, or its archive; "" for what is not divided yet.
+    """Return split -> the tables of a collection on this machine, or its archive; split "" if it is not divided yet.
 
     Raises:
-        ConfigError: naming the key, if they are not there.
+        ConfigError: naming the key, if the files are missing.
     """
     try:
         if entry.layout == "common-voice":
@@ -106,14 +106,14 @@ def local_tables(entry: Speech, root: Path, key: str) -> dict[str, list[Path]]:
     if root.is_file() or (entry.splits and not entry.shares()):
         return selection.split_files(root, entry.splits, key)
     endings = (".parquet",) if entry.layout == "parquet" else MANIFESTS
-    found = [path for path in sorted(root.iterdir()) if path.suffix in endings]
-    if not found:
+    paths = [path for path in sorted(root.iterdir()) if path.suffix in endings]
+    if not paths:
         raise ConfigError(f"{key}.path: '{root}' holds no {listed(endings)}; name the files in 'splits'")
-    return {"": found}
+    return {"": paths}
 
 
-def files(entry: Dataset, tables: dict[str, list[Path]]) -> list[Path]:
-    """Return the audio files that tables on this machine name, there or not; none for text, archives and Parquet."""
+def audio_files(entry: Dataset, tables: dict[str, list[Path]]) -> list[Path]:
+    """Return the audio files that tables on this machine name, even missing ones; none for text, archives, Parquet."""
     first = next(iter(tables.values()))[0]
     if (
         entry.track != "speech"
@@ -122,7 +122,7 @@ def files(entry: Dataset, tables: dict[str, list[Path]]) -> list[Path]:
     ):
         return []
     return [
-        clip.place
+        clip.file
         for paths in tables.values()
         for path in paths
         for clip in _table(first.parent, path, entry.identity())
@@ -133,8 +133,8 @@ def read(root: Path, recipe: dict[str, Any], files: dict[str, list[str]]) -> dic
     """Return split -> clips of a collection.
 
     Args:
-        root: the folder that holds it; of a Common Voice release, the locale's.
-        recipe: the dataset's.
+        root: the folder of the collection; of a Common Voice release, the folder of the locale.
+        recipe: the dataset's recipe.
         files: split -> its tables' paths; "" for a collection that is not divided yet.
 
     Raises:
@@ -149,7 +149,7 @@ def read(root: Path, recipe: dict[str, Any], files: dict[str, list[str]]) -> dic
 
 
 def _table(root: Path, path: Path, recipe: dict[str, Any]) -> Iterator[Clip]:
-    """Yield the clips that a table names."""
+    """Yield the clips that a table names; raises QuantuneError if a column is missing."""
     layout, column = recipe["layout"], recipe["column"] or COLUMNS[recipe["layout"]]
     if layout == "ljspeech":
         yield from _ljspeech(root, path)
@@ -164,27 +164,27 @@ def _table(root: Path, path: Path, recipe: dict[str, Any]) -> Iterator[Clip]:
                 " set the dataset's 'column' or 'audio'"
             )
         translation = row[recipe["translation"]] if recipe["translation"] else None
-        what = (row[column] or "", translation)
+        texts = (row[column] or "", translation)
         if layout == "parquet":
             group, index = row[audio]
             name = f"{path.relative_to(root)}:{group}:{index}"
-            yield Clip(name, *what, path, (audio, group, index), row.get(SPEAKER))
+            yield Clip(name, *texts, path, (audio, group, index), row.get(SPEAKER))
         else:
             name = row[audio] or ""
-            yield Clip(name, *what, folder / name, speaker=row.get(SPEAKER))
+            yield Clip(name, *texts, folder / name, speaker=row.get(SPEAKER))
 
 
 def _ljspeech(root: Path, path: Path) -> Iterator[Clip]:
-    """Yield the clips of an LJSpeech metadata.csv: id|transcript|normalized transcript; the last one is taken."""
-    there = {item.stem: item for item in sorted((root / "wavs").iterdir()) if item.suffix in AUDIO}
+    """Yield the clips of an LJSpeech metadata.csv: id|transcript|normalized transcript; the last column is taken."""
+    recordings = {item.stem: item for item in sorted((root / "wavs").iterdir()) if item.suffix in AUDIO}
     for line in path.read_text(encoding="utf-8").splitlines():
         name, *texts = line.split("|")
         if texts:
-            yield Clip(name, texts[-1], place=there.get(name, root / "wavs" / f"{name}.wav"))
+            yield Clip(name, texts[-1], file=recordings.get(name, root / "wavs" / f"{name}.wav"))
 
 
 def _rows(path: Path, needed: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a TSV, CSV, JSON lines or Parquet file."""
+    """Yield the rows of a TSV, CSV, JSON lines or Parquet file; raises QuantuneError if it cannot be read."""
     if path.suffix == ".parquet":
         yield from _parquet(path, needed)
         return
@@ -194,22 +194,22 @@ def _rows(path: Path, needed: list[str]) -> Iterator[dict[str, Any]]:
             yield from (json.loads(line) for line in text.splitlines() if line.strip())
         elif path.suffix == ".csv":
             yield from csv.DictReader(io.StringIO(text))
-        else:  # quotation marks in a TSV are those of the sentence
+        else:  # quotation marks in a TSV belong to the sentence
             yield from csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
     except (ValueError, csv.Error) as error:
         raise QuantuneError(f"'{path}' cannot be read: {error}") from None
 
 
 def _parquet(path: Path, needed: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a Parquet file; in the place of the audio, the last column needed, stands its cell."""
+    """Yield the rows of a Parquet file; the last needed column, the audio, holds (row group, row) instead of bytes."""
     import pyarrow.parquet
 
     opened = pyarrow.parquet.ParquetFile(path)
-    there = opened.schema_arrow.names
-    if not set(needed) <= set(there):
-        yield dict.fromkeys(there)
+    names = opened.schema_arrow.names
+    if not set(needed) <= set(names):
+        yield dict.fromkeys(names)
         return
-    columns = [name for name in there if name in (*needed[:-1], SPEAKER)]
+    columns = [name for name in names if name in (*needed[:-1], SPEAKER)]
     for group in range(opened.num_row_groups):
         for index, row in enumerate(opened.read_row_group(group, columns).to_pylist()):
             yield row | {needed[-1]: (group, index)}
@@ -224,7 +224,7 @@ def _column(path: Path, column: str, group: int) -> Any:
 
 
 def personal_columns(path: Path) -> list[str]:
-    """Return which columns about speakers a table has."""
+    """Return the names of the columns about speakers in a table."""
     if path.suffix == ".parquet":
         import pyarrow.parquet
 

@@ -1,4 +1,4 @@
-"""Models and datasets from outside, identified by their content, never by their path: which files, what is in them."""
+"""Documents of text: read from files, divided into splits, and compared to remove leaks."""
 
 import csv
 import gzip
@@ -8,23 +8,23 @@ from pathlib import Path
 
 from quantune.core.errors import QuantuneError, listed, nearest
 from quantune.sources.draw import order
-from quantune.sources.selection import FORMATS, PACKED, format_of
+from quantune.sources.selection import FORMATS, GZIP, format_of
 
-NEAR = 0.5  # share of a document's three-word runs found in one training document that makes it a near duplicate
+NEAR = 0.5  # share of a document's three-word runs, all in one training document, that makes it a near duplicate
 
 
-def documents(path: Path, recipe: dict) -> list[str]:
-    """Read a file's documents.
+def read_documents(path: Path, recipe: dict) -> list[str]:
+    """Return a file's documents.
 
     Args:
         path: a text, JSON, JSON lines, CSV, TSV or Parquet file, or one of these compressed with gzip.
         recipe: the dataset's recipe: format, column, document, first, join.
 
     Raises:
-        QuantuneError: naming the file and the column, if the column is missing or not text.
+        QuantuneError: naming the file and the column, if the file cannot be read, or the column is missing or not text.
     """
-    found = _documents(path, recipe)[: recipe["first"]]
-    return found if recipe["join"] is None else [recipe["join"].join(found)]
+    texts = _documents(path, recipe)[: recipe["first"]]
+    return texts if recipe["join"] is None else [recipe["join"].join(texts)]
 
 
 def _documents(path: Path, recipe: dict) -> list[str]:
@@ -34,7 +34,7 @@ def _documents(path: Path, recipe: dict) -> list[str]:
         raise QuantuneError(f"'{path}': unknown format '{path.suffix}'; set the dataset's 'format' to one of: {known}")
     if kind == "text":
         try:
-            with (gzip.open if path.suffix == PACKED else open)(path, "rt", encoding="utf-8") as file:
+            with (gzip.open if path.suffix == GZIP else open)(path, "rt", encoding="utf-8") as file:
                 text = file.read()
         except UnicodeDecodeError as error:
             raise QuantuneError(f"'{path}' is not UTF-8 text ({error}); convert it, for example with iconv") from None
@@ -78,9 +78,9 @@ def _column(path: Path, kind: str, column: str, first: int | None) -> list[str]:
 
 
 def divide(texts: list[str], shares: dict[str, float], seed: int) -> dict[str, list[str]]:
-    """Split documents by shares, in an order drawn from the seed.
+    """Return split -> documents, divided by shares in an order drawn from the seed.
 
-    The order is that of SHA-256 over seed and position: the same with every version of every library.
+    The order is that of SHA-256 over seed and position, so it does not depend on the version of a library.
     """
     numbers = order(len(texts), seed)
     parts, begin, share = {}, 0, 0.0
@@ -93,7 +93,7 @@ def divide(texts: list[str], shares: dict[str, float], seed: int) -> dict[str, l
 
 
 def without_leaks(splits: dict[str, list[str]], how: str) -> tuple[dict[str, list[str]], dict[str, int]]:
-    """Drop held-out documents that repeat a training document.
+    """Remove held-out documents that repeat a training document.
 
     Args:
         splits: split -> documents; "train" is the training split.
@@ -101,7 +101,7 @@ def without_leaks(splits: dict[str, list[str]], how: str) -> tuple[dict[str, lis
             runs occur in one training document).
 
     Returns:
-        The splits, and split -> number of documents dropped.
+        The splits, and split -> number of documents removed.
     """
     exact = {_normal(text) for text in splits["train"]}
     index = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Downloads that go on where they were cut off, and that are used only once their size and hash have been checked."""
+"""Downloads that resume after an interruption; a file is used only after its size and hash are checked."""
 
 import hashlib
 import os
@@ -23,22 +23,22 @@ class Remote:
     """A file to download."""
 
     name: str
-    """Where it goes, relative to the folder for downloads."""
+    """Its path relative to the folder for downloads."""
     url: str
     digest: str
     """SHA-256, or git blob id after `git:`."""
     size: int | None = None
-    """In bytes, if it is known."""
+    """In bytes; None if not known."""
     headers: dict[str, str] = field(default_factory=dict)
-    """Of the request, such as the hub's token; httpx does not send that to another host that it is redirected to."""
+    """Headers of the request, such as the hub's token; httpx does not send the token to another host on a redirect."""
     page: str | None = None
-    """Of the repository on the hub."""
+    """The repository's page on the hub."""
     licence: str | None = None
-    what: str | None = None
-    """How errors call it, if not by its URL."""
+    label: str | None = None
+    """Its name in errors; None: its URL."""
 
     def __str__(self) -> str:
-        return self.what or f"'{self.url}'"
+        return self.label or f"'{self.url}'"
 
 
 def identity(file: dict[str, Any]) -> str:
@@ -46,19 +46,19 @@ def identity(file: dict[str, Any]) -> str:
     return file.get("sha256") or GIT + file["git"]
 
 
-def fetched(order: dict[str, Any], scratch: Path) -> Path:
+def fetch_sources(order: dict[str, Any], scratch: Path) -> Path:
     """Download the files that an order names, into its scratch folder.
 
     Args:
         order: `sources` (name -> hash), and in the options `download`: either `hub`, `kind`, `revision`, `commit`,
             `licence` and `sizes` of a repository, or `urls`. Without `download` nothing is done.
-        scratch: kept until the job is done, so that a killed job goes on.
+        scratch: a folder that is kept until the job is done, so that a killed job can resume.
 
     Returns:
-        The folder that the order's relative paths are meant from.
+        The folder to which the order's paths are relative.
 
     Raises:
-        QuantuneError: if a file cannot be had or is not the one asked for.
+        QuantuneError: if a file cannot be downloaded or does not have the expected hash.
     """
     source = order["options"].get("download")
     if source is None:
@@ -67,12 +67,12 @@ def fetched(order: dict[str, Any], scratch: Path) -> Path:
         commit, licence = source["commit"], source["licence"] or "none named"
         print(f"{hub.page(source['kind'], source['hub'])} at commit {commit}; licence: {licence}")
     for remote in _remotes(source, order["sources"]):
-        file(remote, scratch)
+        fetch(remote, scratch)
     return scratch
 
 
 def facts(order: dict[str, Any]) -> dict[str, Any]:
-    """Return what the provenance says about where the files came from."""
+    """Return the facts for the provenance about the origin of the files; empty for local files."""
     source = order["options"].get("download")
     return {"source": {key: value for key, value in source.items() if key != "sizes"}} if source else {}
 
@@ -84,23 +84,23 @@ def _remotes(source: dict[str, Any], digests: dict[str, str]) -> Iterator[Remote
             yield Remote(name, source["urls"][name], digest)
         else:
             file = {"size": source["sizes"][name], "digest": digest}
-            yield of_hub(source["kind"], source["hub"], source["commit"], name, licence=source["licence"], **file)
+            yield hub_file(source["kind"], source["hub"], source["commit"], name, licence=source["licence"], **file)
 
 
-def of_hub(kind: hub.Kind, repository: str, commit: str, name: str, **more) -> Remote:
+def hub_file(kind: hub.Kind, repository: str, commit: str, name: str, **more) -> Remote:
     """Return a file of a repository; `more` are the fields `digest`, `size` and `licence`."""
     from huggingface_hub.utils import build_hf_headers
 
     url, page = hub.address(kind, repository, commit, name), hub.page(kind, repository)
-    what = f"'{name}' of {hub.described(kind, repository, commit)}"
-    return Remote(name, url, page=page, what=what, headers=build_hf_headers(), **more)
+    label = f"'{name}' of {hub.describe(kind, repository, commit)}"
+    return Remote(name, url, page=page, label=label, headers=build_hf_headers(), **more)
 
 
-def file(remote: Remote, folder: Path) -> None:
-    """Download one file, or the rest of it, into a folder, and check it. What has arrived lies beside it as `.partial`.
+def fetch(remote: Remote, folder: Path) -> None:
+    """Download one file, or the rest of it, into a folder, and check it. Received bytes lie beside it as `.partial`.
 
     Raises:
-        QuantuneError: if the server refuses, cannot be reached, or serves something else than expected.
+        QuantuneError: if the server refuses, cannot be reached, or serves other bytes than expected.
     """
     import httpx
 
@@ -114,20 +114,20 @@ def file(remote: Remote, folder: Path) -> None:
     resumed = partial.exists()
     try:
         _receive(remote, partial)
-        if resumed and _difference(remote, partial):  # what had arrived before was of another file
+        if resumed and _difference(remote, partial):  # the earlier bytes belonged to another file
             partial.unlink()
             _receive(remote, partial)
     except (httpx.HTTPError, ConnectionError) as error:
-        raise QuantuneError(hub.explained(error, str(remote), remote.page or remote.url, remote.licence)) from error
+        raise QuantuneError(hub.explain(error, str(remote), remote.page or remote.url, remote.licence)) from error
     if difference := _difference(remote, partial):
         partial.unlink()
-        remedy = "`make update-lock` takes what is there now" if remote.page else "if it is meant, change 'sha256'"
-        raise QuantuneError(f"{remote} is not the file that was asked for: {difference}; {remedy}")
+        remedy = "`make update-lock` locks the new file" if remote.page else "if this file is right, change 'sha256'"
+        raise QuantuneError(f"{remote} is not the expected file: {difference}; {remedy}")
     os.replace(partial, path)
 
 
 def _receive(remote: Remote, path: Path) -> None:
-    """Append to a file what is missing of it, trying again while the connection gives at least some bytes."""
+    """Append the missing bytes to a file; try again while each new connection brings at least some bytes."""
     import httpx
     from tqdm import tqdm
 
@@ -150,9 +150,9 @@ def _receive(remote: Remote, path: Path) -> None:
 
 
 def _stream(remote: Remote, target: BinaryIO, bar: Any) -> None:
-    """Append one answer to the open file; from its beginning where the server does not know ranges.
+    """Append one answer to the open file; start the file anew if the server does not support ranges.
 
-    Too many requests (429, with `Retry-After`) and failures of the server are waited for and tried again.
+    After too many requests (429, with `Retry-After`) or a failure of the server, it waits and tries again.
     """
     from huggingface_hub.utils import hf_raise_for_status, http_stream_backoff
 
@@ -172,7 +172,7 @@ def _stream(remote: Remote, target: BinaryIO, bar: Any) -> None:
 
 
 def _difference(remote: Remote, path: Path) -> str | None:
-    """Return in words how a file differs from what is expected, or None."""
+    """Return, in words, the difference of size and hash from the expected ones, or None."""
     size = path.stat().st_size
     digest = GIT + _git_blob(path) if remote.digest.startswith(GIT) else file_sha256(path)
     if digest == remote.digest and remote.size in (None, size):

@@ -1,4 +1,4 @@
-"""A random order that every version of every library gives alike."""
+"""A random order that does not depend on the version of a library."""
 
 import hashlib
 

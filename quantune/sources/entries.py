@@ -1,4 +1,4 @@
-"""What comes from outside: models, collections of texts, recordings with transcripts; each told by its content."""
+"""Entries for files from outside: models, texts, speech, recordings; each identified by its content."""
 
 import re
 from typing import Annotated, Any, ClassVar, Literal
@@ -10,12 +10,12 @@ from quantune.core.recipe import Dtype, Entry, Name, Recipe
 from quantune.core.workload import Inference
 
 
-def _checked(pattern: str, wanted: str) -> AfterValidator:
-    """Return a check that a text matches a pattern; the error says what is wanted."""
+def _checked(pattern: str, expected: str) -> AfterValidator:
+    """Return a check that a text matches a pattern; the error names the expected form."""
 
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):
-            raise ValueError(f"'{value}' is not {wanted}")
+            raise ValueError(f"'{value}' is not {expected}")
         return value
 
     return AfterValidator(check)
@@ -27,12 +27,12 @@ FileName = Annotated[str, _checked(r"[\w-][\w. -]*", "a file name; give one with
 Url = Annotated[str, _checked(r"https?://\S+", "a URL; give one that begins with https:// or http://")]
 Language = Annotated[str, _checked(r"[a-z]{2,3}", "Whisper's code of a language; give one such as en or zh")]
 UNSPACED = ("zh", "yue", "ja", "th", "lo", "my", "km", "bo")
-"""Languages written without spaces: the character error rate says more than the word error rate."""
+"""Languages written without spaces: the character error rate is more meaningful than the word error rate."""
 Sha256 = Annotated[str, _checked(r"[0-9a-f]{64}", "a SHA-256; give 64 digits 0-9, a-f, as `sha256sum` prints them")]
 
 
-class Outside(Recipe):
-    """Something from outside, given in exactly one of several ways; identified by its content, never by its place."""
+class External(Recipe):
+    """Files from outside, given in exactly one of several ways; identified by their content, never by their path."""
 
     ways: ClassVar[tuple[str, ...]] = ("path", "hub")
 
@@ -47,21 +47,20 @@ class Outside(Recipe):
     def _one_way(self):
         given = [way for way in self.ways if getattr(self, way)]
         if len(given) != 1:
-            found = f"found {' and '.join(given)}" if given else "found none"
-            raise ValueError(f"give exactly one of {listed(self.ways)}; {found}")
+            raise ValueError(f"give exactly one of {listed(self.ways)}; found {' and '.join(given) or 'none'}")
         if "revision" in self.model_fields_set and not self.hub:
             raise ValueError("'revision' belongs to 'hub'; leave it out")
         return self
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core, handler):
-        """Say in the schema too that exactly one way is given."""
-        found = handler(core)
-        handler.resolve_ref_schema(found)["oneOf"] = [{"required": [way]} for way in cls.ways]
-        return found
+        """Return the schema, which also demands exactly one way."""
+        schema = handler(core)
+        handler.resolve_ref_schema(schema)["oneOf"] = [{"required": [way]} for way in cls.ways]
+        return schema
 
 
-class Model(Outside):
+class Model(External):
     """Where a model comes from."""
 
     settings: ClassVar[frozenset[str]] = frozenset({"path", "hub", "revision"})
@@ -74,7 +73,7 @@ class Download(Entry):
     """A file on the web."""
 
     url: Url
-    """Where it is: `https://...`."""
+    """Its address: `https://...`."""
     sha256: Sha256
     """SHA-256 of its content, as `sha256sum` prints it."""
 
@@ -89,8 +88,8 @@ Share = Annotated[float, WithJsonSchema({"type": "number", "exclusiveMinimum": 0
 Part = Annotated[str | list[str] | Share, AfterValidator(_share)]
 
 
-class Dataset(Outside):
-    """What text and speech have in common: where it comes from, and its splits."""
+class Dataset(External):
+    """The fields that text and speech share: the origin of the files, and the splits."""
 
     ways: ClassVar[tuple[str, ...]] = ("path", "hub", "urls")
     settings: ClassVar[frozenset[str]] = frozenset({"path", "hub", "revision", "urls"})
@@ -117,7 +116,7 @@ class Dataset(Outside):
 
 
 class Text(Dataset):
-    """Texts, and how they are cut into documents."""
+    """Texts, divided into documents."""
 
     track: ClassVar[Literal["text", "speech"]] = "text"
 
@@ -128,22 +127,22 @@ class Text(Dataset):
     column: str = "text"
     """Column that holds the text, for every format but plain text."""
     document: Literal["file", "paragraph", "line"] = "paragraph"
-    """What is one document in plain text; paragraphs are separated by blank lines."""
+    """The unit that is one document in plain text; paragraphs are separated by blank lines."""
     first: int | None = Field(default=None, gt=0)
-    """Only the first so many documents of each file; null: all."""
+    """Number of documents taken from the beginning of each file; null: all."""
     join: str | None = None
-    """Make one document of each file, its documents joined by this, empty ones too, before anything is tokenized:
+    """Join all documents of a file, empty ones too, by this text into one document before they are tokenized:
     "\\n\\n" is the protocol of the GPTQ paper for WikiText-2; null: they stay apart, and empty ones are dropped."""
     remove_leaks: Literal["none", "exact", "near"] = "none"
-    """Drop held-out documents that repeat one of the split "train": to the letter, or nearly (half of the three-word
-    runs in common)."""
+    """Drop held-out documents that repeat one of the split "train": exactly, or nearly (half of the three-word runs in
+    common)."""
 
 
 LAYOUT_SPLITS = {"common-voice": {"train": "train", "validation": "dev", "test": "test"}}
 
 
 class Speech(Dataset):
-    """Recordings with their transcripts, in one of the layouts in which they are published."""
+    """Recordings with their transcripts, in one of the published layouts."""
 
     track: ClassVar[Literal["text", "speech"]] = "speech"
 
@@ -152,7 +151,7 @@ class Speech(Dataset):
     metadata.csv and wavs/; manifest: TSV or JSON lines that name audio files beside them; parquet: an audio column, as
     on the hub."""
     locale: str | None = None
-    """Which locale of a Common Voice release, such as zh-CN; null: the only one."""
+    """Locale of a Common Voice release, such as zh-CN; null: the only one."""
     language: Language | None = None
     """Whisper's code of the language spoken, such as en or zh; null: that of the locale."""
     column: str | None = None
@@ -160,7 +159,7 @@ class Speech(Dataset):
     audio: str | None = None
     """Column with the audio, or with its path; null: `path` in Common Voice and manifests, `audio` in Parquet."""
     translation: str | None = None
-    """Column with an English translation, where there is one, for `task: translate`."""
+    """Column with an English translation, needed for `task: translate`."""
     splits: dict[Name, Part] = {}
     """Split -> its TSV (`dev`), manifests or Parquet files; or split -> its share of the clips, drawn with `seed`.
     Empty: train, validation (dev) and test of a Common Voice release; else all clips are the split "train"."""
@@ -195,7 +194,7 @@ class Speech(Dataset):
 
 
 class Recording(Recipe):
-    """A recording of your own to transcribe, of any length; told by its content."""
+    """A recording of your own to transcribe, of any length; identified by its content."""
 
     settings: ClassVar[frozenset[str]] = frozenset({"path", "batch_size"})
 
@@ -204,22 +203,22 @@ class Recording(Recipe):
     language: Language
     """Whisper's code of the language spoken, such as en or zh."""
     task: Literal["transcribe", "translate"] = "transcribe"
-    """Write what is said, or its English translation."""
+    """Write the spoken words, or their English translation."""
     beams: int = Field(default=1, gt=0)
     """Beams of the search; 1: greedy."""
     batch_size: int = Field(default=8, gt=0)
     """Windows transcribed together."""
     dtype: Dtype = "float32"
-    """Of the weights that are not packed, and of the computation."""
+    """Dtype of the computation and of the weights that are not packed."""
 
     def workload(self, config: dict[str, Any]) -> Inference:
-        """Return what transcribing does with a model of this config.json, for estimates of memory."""
+        """Return the workload of transcribing with a model of this config.json, for estimates of memory."""
         positions = config["max_target_positions"]
         return Inference(self.dtype, self.batch_size * self.beams, positions, cache=True, logits=1)
 
 
 def _with_layout(raw: Any) -> Any:
-    """Fill in the layout of a dataset that names none: text."""
+    """Return the raw dataset with the layout "text" if it names none."""
     return {"layout": "text", **raw} if isinstance(raw, dict) else raw
 
 

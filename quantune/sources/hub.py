@@ -1,6 +1,6 @@
-"""What is asked of the Hugging Face hub: which files a repository holds at a revision, and how its errors are mended.
+"""Requests to the Hugging Face hub: the files of a repository at a revision, and texts for its errors.
 
-`huggingface_hub` is imported where it is needed: planning from a complete lock file asks nothing and loads nothing.
+`huggingface_hub` is imported inside functions: planning from a complete lock file neither requests nor loads anything.
 """
 
 from typing import Any, Literal
@@ -13,16 +13,16 @@ TIMEOUT = 30  # seconds without an answer
 
 
 def listing(kind: Kind, repository: str, revision: str) -> dict[str, Any]:
-    """Ask the hub, in one request, what a repository holds.
+    """Return the content of a repository, from one request to the hub.
 
-    Rate limits (429, `Retry-After`) and failures of the server are waited for and tried again.
+    After a rate limit (429, `Retry-After`) or a failure of the server, it waits and tries again.
 
     Returns:
         `commit` (40 hexadecimal digits), `licence` (or None), `gated` (whether its terms must be accepted) and
         `files`: name -> `size` in bytes and `sha256`, or `git` (the blob id) for small files that have no SHA-256.
 
     Raises:
-        QuantuneError: saying what is wrong with the repository, the revision, the token or the connection.
+        QuantuneError: naming the problem of the repository, the revision, the token or the connection.
     """
     import httpx
     from huggingface_hub import constants
@@ -33,73 +33,74 @@ def listing(kind: Kind, repository: str, revision: str) -> dict[str, Any]:
     try:
         answer = http_backoff("GET", address, retry_on_exceptions=httpx.RemoteProtocolError, **query)
         hf_raise_for_status(answer)
-        found = answer.json()
-        files = {item["rfilename"]: _identity(item) for item in found["siblings"]}
-        return {"commit": found["sha"], "licence": _licence(found), "gated": bool(found.get("gated")), "files": files}
+        content = answer.json()
+        files = {item["rfilename"]: _identity(item) for item in content["siblings"]}
+        gated = bool(content.get("gated"))
+        return {"commit": content["sha"], "licence": _licence(content), "gated": gated, "files": files}
     except (httpx.HTTPError, ConnectionError) as error:
-        raise QuantuneError(explained(error, described(kind, repository, revision), page(kind, repository))) from error
+        raise QuantuneError(explain(error, describe(kind, repository, revision), page(kind, repository))) from error
     except (ValueError, KeyError, TypeError) as error:
         raise QuantuneError(f"{address} does not answer like a hub ({error!r}); check HF_ENDPOINT") from error
 
 
 def address(kind: Kind, repository: str, commit: str, name: str) -> str:
-    """Return where a file of a repository is downloaded from, below HF_ENDPOINT."""
+    """Return the URL of a file of a repository, below HF_ENDPOINT."""
     from huggingface_hub import hf_hub_url
 
     return hf_hub_url(repository, name, repo_type=kind, revision=commit)
 
 
 def page(kind: Kind, repository: str) -> str:
-    """Return the repository's page, where licences are read and accepted."""
+    """Return the URL of the repository's page, on which licences are read and accepted."""
     from huggingface_hub import constants
 
     return f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repository}"
 
 
-def described(kind: Kind, repository: str, revision: str) -> str:
-    """Return how errors call a repository."""
+def describe(kind: Kind, repository: str, revision: str) -> str:
+    """Return the name of a repository in errors."""
     return f"the {kind} '{repository}' at revision '{revision}'"
 
 
 def offline() -> bool:
-    """Return whether HF_HUB_OFFLINE forbids to ask."""
+    """Return whether HF_HUB_OFFLINE forbids requests."""
     from huggingface_hub import constants
 
     return constants.is_offline_mode()
 
 
-def explained(error: Exception, what: str, page: str, licence: str | None = None) -> str:
-    """Return what a failed request means and what to do about it.
+def explain(error: Exception, subject: str, page: str, licence: str | None = None) -> str:
+    """Return the meaning of a failed request, and its remedy, for errors.
 
     Args:
-        error: what httpx or huggingface_hub raised.
-        what: the repository or file that was asked for.
-        page: the address to look at.
+        error: the exception of httpx or huggingface_hub.
+        subject: the requested repository or file, in words.
+        page: the address that the text refers to.
         licence: the repository's licence, if it is known.
     """
     from huggingface_hub import errors, get_token
 
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return f"{what} cannot be downloaded while HF_HUB_OFFLINE is set; unset it and run again"
+        return f"{subject} cannot be downloaded while HF_HUB_OFFLINE is set; unset it and run again"
     if isinstance(error, errors.GatedRepoError):
         token = "use a token of that account in HF_TOKEN" if get_token() else "set HF_TOKEN to a token of that account"
-        return f"{what} is gated ({status}): accept its licence ({licence or 'see there'}) at {page} and {token}"
+        return f"{subject} is gated ({status}): accept its licence ({licence or 'see the page'}) at {page} and {token}"
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{what}: there is no such revision; see {page}/tree/main for branches, tags and commits"
+        return f"{subject}: this revision does not exist; see {page}/tree/main for branches, tags and commits"
     if isinstance(error, errors.EntryNotFoundError):
-        return f"{what}: the file is no longer there (404); see {page}, then `make update-lock`"
+        return f"{subject}: the file no longer exists (404); see {page}, then `make update-lock`"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"{what} does not exist or is private ({status}): check the name at {page}, or set HF_TOKEN"
+        return f"{subject} does not exist or is private ({status}): check the name at {page}, or set HF_TOKEN"
     if status in (401, 403):
-        return f"{what}: access is denied ({status}); see {page}; a token is read from HF_TOKEN"
+        return f"{subject}: access is denied ({status}); see {page}; a token is read from HF_TOKEN"
     if status == 404:
-        return f"{what} is not there (404); see {page}"
+        return f"{subject} does not exist (404); see {page}"
     if status == 429:
-        return f"{what}: the server still limits the rate of requests (429); run again later"
+        return f"{subject}: the server still limits the rate of requests (429); run again later"
     if status:
-        return f"{what}: the server answered {status}; run again later, or see {page}"
-    return f"{what} cannot be reached ({error!r:.200}); check the network and HF_ENDPOINT, then run again"
+        return f"{subject}: the server answered {status}; run again later, or see {page}"
+    return f"{subject} cannot be reached ({error!r:.200}); check the network and HF_ENDPOINT, then run again"
 
 
 def _identity(item: dict[str, Any]) -> dict[str, Any]:
@@ -109,9 +110,9 @@ def _identity(item: dict[str, Any]) -> dict[str, Any]:
     return {"size": item["size"], "git": item["blobId"]}
 
 
-def _licence(found: dict[str, Any]) -> str | None:
-    """Return the licence that the repository's card names, or its tags."""
-    named = (found.get("cardData") or {}).get("license")
-    tags = [tag.removeprefix("license:") for tag in found.get("tags") or [] if tag.startswith("license:")]
+def _licence(content: dict[str, Any]) -> str | None:
+    """Return the licence in the repository's card, or in its tags; None if neither names one."""
+    named = (content.get("cardData") or {}).get("license")
+    tags = [tag.removeprefix("license:") for tag in content.get("tags") or [] if tag.startswith("license:")]
     named = named or tags
     return ", ".join(named) or None if isinstance(named, list) else named

@@ -1,6 +1,4 @@
-"""Write a collection's clips: each decoded once, those that are broken, empty, too short or too long left out and
-counted.
-"""
+"""Write a collection's clips, each decoded once; broken, empty, too short or too long ones are only counted."""
 
 import os
 from collections.abc import Iterator
@@ -26,20 +24,20 @@ SCHEMA = pyarrow.schema(
         ("audio", pyarrow.binary()),
     ]
 )
-ROWS = 256  # in one row group
-THREADS = 2  # that decode; libsndfile works outside the interpreter lock
+ROWS = 256  # rows in one row group
+THREADS = 2  # threads that decode; libsndfile works outside the interpreter lock
 DROPPED = ("broken", "without_transcript", "too_short", "too_long")
 
 
 def tables(recipe: dict[str, Any], files: dict[str, list[Path]], unpacked: Path) -> tuple[Path, dict[str, list[Path]]]:
-    """Return the folder of a collection and split -> its tables, having unpacked it if it is an archive.
+    """Return the folder of a collection and split -> its tables; an archive is unpacked first.
 
     Raises:
         QuantuneError: if a table is missing or the archive cannot be unpacked.
     """
     first = next(iter(files.values()))[0]
     if recipe["layout"] != "common-voice":
-        return Path(os.path.commonpath([path.parent for found in files.values() for path in found])), files
+        return Path(os.path.commonpath([path.parent for paths in files.values() for path in paths])), files
     if first.suffix != ".tsv":
         archives.unpack(first, unpacked, recipe["locale"])
         root = clips.locale_folder(unpacked, recipe["locale"])
@@ -53,48 +51,48 @@ def language(recipe: dict[str, Any], root: Path) -> str:
 
 
 def write(splits: dict[str, list[clips.Clip]], recipe: dict[str, Any], spoken: str, folder: Path) -> dict[str, Any]:
-    """Write the splits; return what was kept and what was not.
+    """Write one Parquet file for each split; return language, counts, hours and broken files.
 
     Raises:
         QuantuneError: if more clips are broken than the recipe allows, naming them, or a split has none left.
     """
     facts: dict[str, Any] = {"language": spoken, "splits": {}, "broken_files": []}
-    for split, found in splits.items():
+    for split, listed in splits.items():
         dropped, seconds = dict.fromkeys(DROPPED, 0), []
         with pyarrow.parquet.ParquetWriter(folder / f"{split}.parquet", SCHEMA) as writer:
-            for rows in _groups(_kept(found, recipe, spoken, dropped, facts["broken_files"], split)):
+            for rows in _groups(_kept(listed, recipe, spoken, dropped, facts["broken_files"], split)):
                 seconds += [row["seconds"] for row in rows]
                 writer.write_table(pyarrow.Table.from_pylist(rows, SCHEMA))
-        speakers = len({clip.speaker for clip in found if clip.speaker})
+        speakers = len({clip.speaker for clip in listed if clip.speaker})
         facts["splits"][split] = (
             audio.durations(seconds) | {"dropped": dropped} | ({"speakers": speakers} if speakers else {})
         )
-        told = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in dropped.items() if count)
-        print(f"{split}: {len(seconds)} clips, {sum(seconds) / 3600:.3f} h; left out: {told or 'none'}")
+        reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count)
+        print(f"{split}: {len(seconds)} clips, {sum(seconds) / 3600:.3f} h; left out: {reasons or 'none'}")
         if not seconds:
-            raise QuantuneError(f"split '{split}' has no clips left (read {len(found)}; {told})")
+            raise QuantuneError(f"split '{split}' has no clips left (read {len(listed)}; {reasons})")
     facts["speakers_shared_with_train"] = shared_speakers(splits)
     _require_few_broken(facts["broken_files"], sum(map(len, splits.values())), recipe["max_broken"])
     return facts
 
 
 def shared_speakers(splits: dict[str, list[clips.Clip]]) -> dict[str, int]:
-    """Return split -> how many of its speakers also speak in the split "train", where speakers are told."""
-    known = {split: {clip.speaker for clip in found if clip.speaker} for split, found in splits.items()}
-    train = known.pop("train", set())
-    return {split: len(found & train) for split, found in known.items() if found and train}
+    """Return split -> number of its speakers that also speak in "train", for splits whose clips name speakers."""
+    speakers = {split: {clip.speaker for clip in listed if clip.speaker} for split, listed in splits.items()}
+    train = speakers.pop("train", set())
+    return {split: len(names & train) for split, names in speakers.items() if names and train}
 
 
 def _kept(
-    found: list[clips.Clip], recipe: dict[str, Any], spoken: str, dropped: dict[str, int], broken: list, split: str
+    listed: list[clips.Clip], recipe: dict[str, Any], spoken: str, dropped: dict[str, int], broken: list, split: str
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows to write; count and list what is left out."""
+    """Yield the rows to write; count the clips left out in `dropped`, list the broken ones in `broken`."""
     from tqdm import tqdm
 
     with ThreadPoolExecutor(THREADS) as pool:
-        groups = (pool.map(_checked, found[first : first + ROWS]) for first in range(0, len(found), ROWS))
-        checked = tqdm(chain.from_iterable(groups), desc=split, total=len(found), unit="clip")
-        for clip, (data, seconds, problem) in zip(found, checked, strict=True):
+        groups = (pool.map(_checked, listed[first : first + ROWS]) for first in range(0, len(listed), ROWS))
+        checked = tqdm(chain.from_iterable(groups), desc=split, total=len(listed), unit="clip")
+        for clip, (data, seconds, problem) in zip(listed, checked, strict=True):
             if problem:
                 dropped["broken"] += 1
                 broken.append(f"{clip.name}: {problem}")
@@ -111,7 +109,7 @@ def _kept(
 
 
 def _checked(clip: clips.Clip) -> tuple[bytes, float, str | None]:
-    """Return a clip's bytes, its length in seconds, and what is wrong with it."""
+    """Return a clip's bytes, its length in seconds, and its problem in words, or None."""
     try:
         data = clip.read()
         samples, rate, _ = audio.decode(data)

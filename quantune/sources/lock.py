@@ -1,7 +1,7 @@
-"""The lock file: what each name on the hub stood for when it was first asked for. It belongs under version control.
+"""The lock file: the commit, files and hashes of each repository on the hub. It belongs under version control.
 
-A source that is locked is never asked for again: the same commit, files and hashes on every machine, and no network
-needed to plan. `make update-lock` moves it on.
+A locked source is never requested again: every machine uses the same commit, files and hashes, and planning needs no
+network. `make update-lock` moves the lock to the present commits.
 """
 
 import json
@@ -15,8 +15,8 @@ from typing import Any
 from quantune.core.errors import ConfigError, QuantuneError
 from quantune.sources import download, hub, selection
 
-Entry = dict[str, Any]
-KEPT = ": kept: "  # in the line of an entry that could not be updated
+LockEntry = dict[str, Any]
+KEPT = ": kept: "  # marks the line of an entry that could not be updated
 
 
 class Lock:
@@ -35,35 +35,35 @@ class Lock:
         entry = self.entries["datasets"].get(f"{repository}@{revision}", {"patterns": {}})
         return set(patterns) <= set(entry["patterns"])
 
-    def model(self, repository: str, revision: str, key: str) -> Entry:
+    def model(self, repository: str, revision: str, key: str) -> LockEntry:
         """Return a model's `commit`, `licence`, `files` (name -> size and hash) and `config` (its config.json).
 
         Args:
             repository: `owner/name` on the hub.
             revision: branch, tag or commit.
-            key: of the configuration, for errors.
+            key: the key in the configuration, for errors.
 
         Raises:
-            ConfigError: if it is not locked and cannot be, or has no safetensors weights.
+            ConfigError: if it is not locked and cannot be locked, or has no safetensors weights.
         """
         if not self.has_model(repository, revision):
-            self._add("models", repository, revision, self._asked(key, _model, repository, revision))
+            self._add("models", repository, revision, self._resolve(key, _model, repository, revision))
         return self.entries["models"][f"{repository}@{revision}"]
 
-    def dataset(self, repository: str, revision: str, patterns: list[str], key: str) -> Entry:
+    def dataset(self, repository: str, revision: str, patterns: list[str], key: str) -> LockEntry:
         """Return a dataset's `commit`, `licence`, `patterns` (pattern -> file names) and `files`; otherwise as `model`.
 
-        New patterns of a locked dataset are looked up at its locked commit.
+        New patterns of a locked dataset are resolved at its locked commit.
         """
         if not self.has_dataset(repository, revision, patterns):
             known = self.entries["datasets"].get(f"{repository}@{revision}", {"commit": revision, "patterns": {}})
-            wanted = sorted({*known["patterns"], *patterns})
-            entry = self._asked(key, _dataset, repository, known["commit"], wanted, key)
+            needed = sorted({*known["patterns"], *patterns})
+            entry = self._resolve(key, _dataset, repository, known["commit"], needed, key)
             self._add("datasets", repository, revision, entry)
         return self.entries["datasets"][f"{repository}@{revision}"]
 
     def update(self) -> Iterator[str]:
-        """Ask the hub for every entry again; yield what changed, or what went wrong, line by line."""
+        """Resolve every entry again; yield one line for each, with its changes or its error."""
         for kind, entries in self.entries.items():
             for name, before in list(entries.items()):
                 repository, _, revision = name.partition("@")
@@ -76,14 +76,14 @@ class Lock:
                     yield f"{kind} {name}{KEPT}{error}"
                     continue
                 self._add(kind, repository, revision, after)
-                yield f"{kind} {name}: {_moved(before, after)}"
+                yield f"{kind} {name}: {_changes(before, after)}"
 
-    def _asked(self, key: str, resolve, repository: str, revision: str, *more) -> Entry:
-        """Ask the hub, if that is allowed."""
+    def _resolve(self, key: str, resolve, repository: str, revision: str, *more) -> LockEntry:
+        """Return a new entry from the hub; raises ConfigError if that fails or HF_HUB_OFFLINE is set."""
         if hub.offline():
             raise ConfigError(
                 f"{key}: '{repository}' at '{revision}' is not in the lock file '{self.path}', and HF_HUB_OFFLINE "
-                "forbids to ask the hub; unset it for one dry run (`snakemake -n`), which adds it"
+                "forbids requests to the hub; unset it for one dry run (`snakemake -n`), which adds it"
             )
         try:
             entry = resolve(repository, revision, *more)
@@ -95,8 +95,8 @@ class Lock:
         print(f"{self.path}: locked {repository}@{revision} at {entry['commit']} ({terms})", file=sys.stderr)
         return entry
 
-    def _add(self, kind: str, repository: str, revision: str, entry: Entry) -> None:
-        """Write an entry to the file as it is now, in one step."""
+    def _add(self, kind: str, repository: str, revision: str, entry: LockEntry) -> None:
+        """Read the file again, add an entry, and replace the file in one step."""
         self.entries = self._read()
         self.entries[kind][f"{repository}@{revision}"] = entry
         text = json.dumps(self.entries, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
@@ -104,69 +104,69 @@ class Lock:
         partial.write_text(text)
         partial.replace(self.path)
 
-    def _read(self) -> dict[str, dict[str, Entry]]:
+    def _read(self) -> dict[str, dict[str, LockEntry]]:
         try:
-            found = json.loads(self.path.read_text())
-            return {kind: dict(found[kind]) for kind in ("models", "datasets")}
+            entries = json.loads(self.path.read_text())
+            return {kind: dict(entries[kind]) for kind in ("models", "datasets")}
         except FileNotFoundError:
             return {"models": {}, "datasets": {}}
         except (ValueError, KeyError, TypeError) as error:
-            what = f"lock: '{self.path}' is not a lock file ({error})"
-            raise ConfigError(f"{what}; restore it from version control, or delete it to lock anew") from None
+            problem = f"lock: '{self.path}' is not a lock file ({error})"
+            raise ConfigError(f"{problem}; restore it from version control, or delete it to lock anew") from None
 
 
-def _model(repository: str, revision: str) -> Entry:
+def _model(repository: str, revision: str) -> LockEntry:
     """Resolve a model: one request for the listing, one for its config.json."""
-    found = hub.listing("model", repository, revision)
-    where = hub.described("model", repository, revision)
+    listing = hub.listing("model", repository, revision)
+    where = hub.describe("model", repository, revision)
     remedy = f"look for a conversion under {hub.page('model', repository)}/discussions, to be named as 'refs/pr/N' in "
     remedy += "'revision'"
-    names = selection.model_names([name for name in found["files"] if "/" not in name], where, remedy)
-    files = {name: found["files"][name] for name in selection.one_set_of_weights(names)}
+    names = selection.model_names([name for name in listing["files"] if "/" not in name], where, remedy)
+    files = {name: listing["files"][name] for name in selection.one_set_of_weights(names)}
     config = files["config.json"]
-    remote = download.of_hub(
+    remote = download.hub_file(
         "model",
         repository,
-        found["commit"],
+        listing["commit"],
         "config.json",
         digest=download.identity(config),
         size=config["size"],
-        licence=found["licence"],
+        licence=listing["licence"],
     )
     with tempfile.TemporaryDirectory() as folder:
-        download.file(remote, Path(folder))
+        download.fetch(remote, Path(folder))
         config = selection.model_config(Path(folder, "config.json"), where)
-    return {**found, "files": files, "config": config}
+    return {**listing, "files": files, "config": config}
 
 
-def _dataset(repository: str, revision: str, patterns: list[str], key: str) -> Entry:
+def _dataset(repository: str, revision: str, patterns: list[str], key: str) -> LockEntry:
     """Resolve a dataset: one request for the listing."""
-    found = hub.listing("dataset", repository, revision)
-    where = hub.described("dataset", repository, revision)
-    matched = {pattern: selection.matching(list(found["files"]), pattern, where, key) for pattern in patterns}
+    listing = hub.listing("dataset", repository, revision)
+    where = hub.describe("dataset", repository, revision)
+    matched = {pattern: selection.matching(list(listing["files"]), pattern, where, key) for pattern in patterns}
     chosen = {name for names in matched.values() for name in names}
-    return {**found, "files": {name: found["files"][name] for name in sorted(chosen)}, "patterns": matched}
+    return {**listing, "files": {name: listing["files"][name] for name in sorted(chosen)}, "patterns": matched}
 
 
-def _moved(before: Entry, after: Entry) -> str:
-    """Return what an update changed."""
+def _changes(before: LockEntry, after: LockEntry) -> str:
+    """Return, in words, the changes of an update."""
     if before == after:
         return f"unchanged at {after['commit']}"
     changes = [f"{before['commit']} -> {after['commit']}"]
     if before["licence"] != after["licence"]:
         changes.append(f"licence {before['licence']} -> {after['licence']}")
     old, new = before["files"], after["files"]
-    told = {
+    groups = {
         "changed": [name for name in new if name in old and old[name] != new[name]],
         "added": [name for name in new if name not in old],
         "removed": [name for name in old if name not in new],
     }
-    changes += [f"{how}: {', '.join(names)}" for how, names in told.items() if names]
+    changes += [f"{how}: {', '.join(names)}" for how, names in groups.items() if names]
     return "; ".join(changes)
 
 
 def update(path: str = "sources.lock.json") -> None:
-    """Refresh a lock file and print what changed (`make update-lock`); exit with 1 if an entry could not be."""
+    """Update a lock file and print the changes (`make update-lock`); exit with 1 if an entry could not be updated."""
     lines = []
     for line in Lock(path).update():
         lines.append(line)

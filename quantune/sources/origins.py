@@ -1,4 +1,4 @@
-"""Where a model's or a dataset's files come from (a local path, the hub, URLs), and what identifies them."""
+"""The origin of a model's or a dataset's files (a local path, the hub, URLs), and the hashes that identify them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class Origin:
     """The files from outside that an artefact is made from."""
 
     files: Any
-    """Paths, or split -> paths; relative to the folder for downloads if there is a `download`."""
+    """Paths, or split -> paths; relative to the folder for downloads if `download` is given."""
     digests: dict[str, str]
     """Name -> SHA-256, or git blob id after `git:`."""
     download: dict[str, Any] | None = None
-    """What `quantune.sources.download.fetched` needs to know."""
+    """The options of `quantune.sources.download.fetch_sources`; None for local files."""
 
     def options(self) -> dict[str, Any]:
-        """Return what the job is told beyond the digests."""
+        """Return the options of the job: files and download."""
         return {"files": self.files} | ({"download": self.download} if self.download else {})
 
 
 def model(entry: Model, key: str, lock: Lock, hashes: Hashes) -> Origin:
-    """Return where a model's files come from; raises ConfigError naming the key if they cannot be had."""
+    """Return the origin of a model's files; raises ConfigError naming the key if they are not available."""
     if entry.hub:
         locked = lock.model(entry.hub, entry.revision, f"{key}.hub")
         return _of_hub("model", entry, locked, list(locked["files"]), list(locked["files"]))
@@ -48,21 +48,21 @@ def model_sizes(entry: Model, key: str, lock: Lock) -> dict[str, int]:
 
 
 def dataset_bytes(entry: Dataset, key: str, lock: Lock) -> int | None:
-    """Return the size of a dataset's files, or None for URLs, which do not tell it beforehand."""
-    names = [name for found in dataset_files(entry, key, lock).values() for name in found]
+    """Return the bytes of a dataset's files, or None for URLs, whose sizes are not known before the download."""
+    names = [name for group in dataset_files(entry, key, lock).values() for name in group]
     if entry.hub:
         files = lock.dataset(entry.hub, entry.revision, patterns(entry), key)["files"]
         return sum(files[name]["size"] for name in names)
     if entry.urls:
         return None
-    found = [path for path in clips.files(entry, dataset_files(entry, key, lock)) if path.exists()]
-    return sum(path.stat().st_size for path in [*names, *found])
+    audio = [path for path in clips.audio_files(entry, dataset_files(entry, key, lock)) if path.exists()]
+    return sum(path.stat().st_size for path in [*names, *audio])
 
 
 def dataset(entry: Dataset, key: str, lock: Lock, hashes: Hashes) -> Origin:
-    """Return where a dataset's files come from; raises ConfigError naming the key if they cannot be had."""
+    """Return the origin of a dataset's files; raises ConfigError naming the key if they are not available."""
     files = dataset_files(entry, key, lock)
-    names = [name for found in files.values() for name in found]
+    names = [name for group in files.values() for name in group]
     if entry.hub:
         locked = lock.dataset(entry.hub, entry.revision, patterns(entry), key)
         return _of_hub("dataset", entry, locked, files, names)
@@ -71,11 +71,11 @@ def dataset(entry: Dataset, key: str, lock: Lock, hashes: Hashes) -> Origin:
         return Origin(files, {name: entry.urls[name].sha256 for name in names}, {"urls": urls})
     root = selection.resolve(entry.path, f"{key}.path")
     base = root if root.is_dir() else root.parent
-    paths = [path for found in files.values() for path in found]
+    paths = [path for group in files.values() for path in group]
     digests = {path.relative_to(base).as_posix(): hashes.file(path) for path in paths}
-    if found := clips.files(entry, files):
-        digests["clips"] = hashes.together(base, found)
-    return Origin({split: [str(path) for path in found] for split, found in files.items()}, digests)
+    if audio := clips.audio_files(entry, files):
+        digests["clips"] = hashes.combined(base, audio)
+    return Origin({split: [str(path) for path in group] for split, group in files.items()}, digests)
 
 
 def dataset_files(entry: Dataset, key: str, lock: Lock) -> dict[str, list]:
@@ -89,15 +89,15 @@ def dataset_files(entry: Dataset, key: str, lock: Lock) -> dict[str, list]:
     if entry.hub:
         matched = lock.dataset(entry.hub, entry.revision, patterns(entry), key)["patterns"]
     else:
-        there = list(entry.urls)
-        matched = {pattern: selection.matching(there, pattern, f"'{key}.urls'", key) for pattern in patterns(entry)}
+        names = list(entry.urls)
+        matched = {pattern: selection.matching(names, pattern, f"'{key}.urls'", key) for pattern in patterns(entry)}
     splits = selection.split_patterns(entry.splits)
-    return {split: [name for pattern in found for name in matched[pattern]] for split, found in splits.items()}
+    return {split: [name for pattern in group for name in matched[pattern]] for split, group in splits.items()}
 
 
 def patterns(entry: Dataset) -> list[str]:
     """Return the patterns of file names that a dataset's splits need."""
-    return [pattern for found in selection.split_patterns(entry.splits).values() for pattern in found]
+    return [pattern for group in selection.split_patterns(entry.splits).values() for pattern in group]
 
 
 def _of_hub(kind: str, entry: Model | Dataset, locked: dict[str, Any], files: Any, names: list[str]) -> Origin:

@@ -1,4 +1,4 @@
-"""Which of the files that lie somewhere make a model, or the splits of a dataset: decided by their names alone."""
+"""Select the files of a model, or of the splits of a dataset, by their names alone."""
 
 import json
 import math
@@ -23,27 +23,27 @@ FORMATS = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
-PACKED = ".gz"  # any of them may be compressed with gzip
+GZIP = ".gz"  # a file of any format may be compressed with gzip
 WEIGHTS = r"model(-\d+-of-\d+)?\.safetensors"  # the names that transformers looks for
-CARDS = ("README.md", "dataset_infos.json")  # of a repository: about the data, not data
+CARDS = ("README.md", "dataset_infos.json")  # files of a repository that describe the data
 
 
-def model_names(there: list[str], where: str, remedy: str = "convert them to safetensors") -> list[str]:
-    """Return which of the files that lie somewhere are those of a model: no pickles, no code.
+def model_names(files: list[str], where: str, remedy: str = "convert them to safetensors") -> list[str]:
+    """Return the names of the files that belong to a model: no pickles, no code.
 
     Args:
-        there: their names.
-        where: what holds them, for errors.
-        remedy: what to do where all weights are pickled.
+        files: the names of all files in one folder or repository.
+        where: that folder or repository, for errors.
+        remedy: the advice for errors if all weights are pickled.
 
     Raises:
-        QuantuneError: if there is no config.json or no safetensors weights.
+        QuantuneError: if config.json or safetensors weights are missing.
     """
-    names = [name for name in there if _any(name, MODEL_FILES)]
+    names = [name for name in files if _any(name, MODEL_FILES)]
     if "config.json" not in names:
-        raise QuantuneError(f"{where} has no config.json; needed is a model in Hugging Face layout")
+        raise QuantuneError(f"{where} has no config.json; give a model in Hugging Face layout")
     if not any(name.endswith(".safetensors") for name in names):
-        pickled = [name for name in there if _any(name, PICKLES)]
+        pickled = [name for name in files if _any(name, PICKLES)]
         hint = (
             f"only pickled weights ({listed(pickled)}), which can run code when loaded; {remedy}"
             if pickled
@@ -54,7 +54,7 @@ def model_names(there: list[str], where: str, remedy: str = "convert them to saf
 
 
 def one_set_of_weights(names: list[str]) -> list[str]:
-    """Leave out weights that `from_pretrained` would not read, where those that it reads are there."""
+    """Return the names without weights that `from_pretrained` ignores, if weights that it reads are among them."""
     if not any(re.fullmatch(WEIGHTS, name) for name in names):
         return names
     return [name for name in names if re.fullmatch(WEIGHTS, name) or not name.endswith(".safetensors")]
@@ -62,45 +62,45 @@ def one_set_of_weights(names: list[str]) -> list[str]:
 
 def format_of(name: str) -> str | None:
     """Return the format of a data file by its ending, or None if it is not known."""
-    return FORMATS.get(PurePosixPath(name.removesuffix(PACKED)).suffix)
+    return FORMATS.get(PurePosixPath(name.removesuffix(GZIP)).suffix)
 
 
-def by_name(splits: dict) -> bool:
-    """Return whether splits are given as names of files, and not as shares."""
+def are_files(splits: dict) -> bool:
+    """Return whether splits are given as names of files, not as shares."""
     return any(not isinstance(value, float | int) for value in splits.values())
 
 
 def split_patterns(splits: dict) -> dict[str, list[str]]:
-    """Return split -> patterns of file names for `matching`; shares are of all files of data: pattern "", split ""."""
-    if not splits or not by_name(splits):
+    """Return split -> patterns of file names for `matching`; for shares split "" with pattern "": all files of data."""
+    if not splits or not are_files(splits):
         return {"": [""]}
     return {split: [patterns] if isinstance(patterns, str) else patterns for split, patterns in splits.items()}
 
 
-def matching(there: list[str], pattern: str, where: str, key: str) -> list[str]:
-    """Return which of the files of a repository or a list of URLs a pattern means, as `Path.glob` would in a folder.
+def matching(files: list[str], pattern: str, where: str, key: str) -> list[str]:
+    """Return the files of a repository, or of a list of URLs, that match a pattern, as `Path.glob` would in a folder.
 
     Args:
-        there: names with `/` between folders.
+        files: names with `/` between folders.
         pattern: `*` stands for anything inside a name, `**` for folders; "" for all data, if it is in one folder.
-        where: what holds them, for errors.
-        key: of the configuration, for errors.
+        where: the repository or key that holds them, for errors.
+        key: the key in the configuration, for errors.
 
     Raises:
-        ConfigError: if there is none, or if "" is not clear.
+        ConfigError: if no file matches, or "" matches files in several folders.
     """
     if pattern:
-        found = [name for name in sorted(there) if _matches(name.split("/"), pattern.split("/"))]
-        if not found:
-            raise ConfigError(f"{key}.splits: no file '{pattern}' in {where}{nearest(pattern, there)}")
-        return found
-    found = [name for name in sorted(there) if format_of(name) and name not in CARDS]
-    folders = sorted({str(PurePosixPath(name).parent) for name in found})
+        matches = [name for name in sorted(files) if _matches(name.split("/"), pattern.split("/"))]
+        if not matches:
+            raise ConfigError(f"{key}.splits: no file '{pattern}' in {where}{nearest(pattern, files)}")
+        return matches
+    matches = [name for name in sorted(files) if format_of(name) and name not in CARDS]
+    folders = sorted({str(PurePosixPath(name).parent) for name in matches})
     if len(folders) > 1:
         raise ConfigError(f"{key}: {where} has data in several folders ({listed(folders)}); name the files in 'splits'")
-    if not found:
+    if not matches:
         raise ConfigError(f"{key}: {where} holds no file of a known format ({listed(FORMATS)})")
-    return found
+    return matches
 
 
 def _matches(parts: list[str], pattern: list[str]) -> bool:
@@ -115,31 +115,28 @@ def _any(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-pass
-
-
 def resolve(path: str, key: str) -> Path:
     """Return a configured path with its environment variables filled in.
 
     Raises:
-        ConfigError: naming the key, if a variable is not set or nothing is there.
+        ConfigError: naming the key, if a variable is not set or the path does not exist.
     """
     text = os.path.expanduser(os.path.expandvars(path))
     if "$" in text:
         name = re.sub(r"^\$\{?(\w*).*", r"\1", text[text.index("$") :], flags=re.DOTALL)
         raise ConfigError(f"{key}: environment variable '{name}' in '{path}' is not set; export {name}=/some/folder")
-    found = Path(text)
-    if not found.exists():
-        there = [item.name for item in found.parent.iterdir()] if found.parent.is_dir() else []
-        raise ConfigError(f"{key}: '{text}' does not exist{nearest(found.name, there)}")
-    return found
+    resolved = Path(text)
+    if not resolved.exists():
+        names = [item.name for item in resolved.parent.iterdir()] if resolved.parent.is_dir() else []
+        raise ConfigError(f"{key}: '{text}' does not exist{nearest(resolved.name, names)}")
+    return resolved
 
 
 def model_files(folder: Path, key: str) -> dict[str, Path]:
     """Return name -> path of the files of a model in Hugging Face layout.
 
     Raises:
-        ConfigError: if there is no config.json or no safetensors weights.
+        ConfigError: if config.json or safetensors weights are missing.
     """
     if not folder.is_dir():
         raise ConfigError(f"{key}: '{folder}' is a file; give the folder that holds config.json and *.safetensors")
@@ -150,26 +147,26 @@ def model_files(folder: Path, key: str) -> dict[str, Path]:
     return {name: folder / name for name in names}
 
 
-def model_config(path: Path, what: str) -> dict[str, Any]:
-    """Return what a model's config.json holds.
+def model_config(path: Path, where: str) -> dict[str, Any]:
+    """Return the content of a model's config.json; `where` names the model in errors.
 
     Raises:
         QuantuneError: if it holds no JSON object.
     """
     try:
-        found = json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except ValueError as error:
-        raise QuantuneError(f"{what}: config.json is not JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise QuantuneError(f"{what}: config.json does not hold a JSON object: not a config.json of transformers")
-    return found
+        raise QuantuneError(f"{where}: config.json is not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise QuantuneError(f"{where}: config.json does not hold a JSON object: not a config.json of transformers")
+    return config
 
 
-def copy_model(files: list[Path], folder: Path, ours: bool = False) -> None:
-    """Copy a model's files; link them where they are `ours`, downloaded for this alone."""
+def copy_model(files: list[Path], folder: Path, downloaded: bool = False) -> None:
+    """Copy a model's files to a folder; link them if they were downloaded for this job."""
     for path in files:
         try:
-            if ours:
+            if downloaded:
                 os.link(path, folder / path.name)
                 continue
         except OSError:
@@ -186,25 +183,25 @@ def parameters(folder: Path) -> int:
 
 
 def split_files(root: Path, splits: dict, key: str) -> dict[str, list[Path]]:
-    """Return split -> files; a dataset that is split by shares has its files under the split "".
+    """Return split -> files; for shares, all files are under the split "".
 
     Raises:
         ConfigError: if a pattern matches nothing.
     """
-    if root.is_file() or not splits or not by_name(splits):
-        if splits and by_name(splits):
+    if root.is_file() or not splits or not are_files(splits):
+        if splits and are_files(splits):
             raise ConfigError(f"{key}.path: '{root}' is a file; splits by file name need the folder that holds them")
         files = [root] if root.is_file() else [path for path in sorted(root.iterdir()) if format_of(path.name)]
         if not files:
             raise ConfigError(f"{key}.path: '{root}' holds no file of a known format ({listed(FORMATS)})")
         return {"": files}
-    found = {}
+    files = {}
     for split, patterns in splits.items():
-        found[split] = []
+        files[split] = []
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             matches = sorted(path for path in root.glob(pattern) if path.is_file())
             if not matches:
-                there = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
-                raise ConfigError(f"{key}.splits.{split}: no file '{pattern}' in '{root}'{nearest(pattern, there)}")
-            found[split] += matches
-    return found
+                names = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
+                raise ConfigError(f"{key}.splits.{split}: no file '{pattern}' in '{root}'{nearest(pattern, names)}")
+            files[split] += matches
+    return files

@@ -1,4 +1,4 @@
-"""What lies in the work folder, what the configuration no longer asks for, and how much room both take."""
+"""List and remove the parts of the work folder that the configuration does not need; show the disk use."""
 
 import fcntl
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 from quantune.artefacts import layout
 from quantune.artefacts.freshness import State, differences, state
 from quantune.artefacts.record import Artefact
-from quantune.core.errors import ConfigError, told
+from quantune.core.errors import ConfigError, reported
 from quantune.core.units import size
 from quantune.planning import costs, load
 from quantune.planning.plan import Plan
@@ -20,41 +20,41 @@ from quantune.upkeep import dvc
 
 
 @dataclass(frozen=True)
-class Item:
-    """Something on disk: an artefact, or in `tmp` what a job left behind."""
+class WorkItem:
+    """An entry of the work folder: an artefact, or a folder of an unfinished job in `tmp`."""
 
     path: Path
     kind: str
-    """The folder below the work folder."""
+    """Name of the folder below the work folder."""
     bytes: int
     stale: str | None
-    """Why the configuration does not ask for it; None if it does."""
+    """Why the configuration does not need this item; None if it does."""
 
 
-def clean(path: str = "config.yaml", sure: str = "") -> None:
-    """List what the configuration does not ask for and, once that is confirmed, remove it (`make clean-stale`).
+def clean(path: str = "config.yaml", confirmed: str = "") -> None:
+    """List the stale items of the work folder and, after confirmation, remove them (`make clean-stale`).
 
     Args:
         path: the configuration file.
-        sure: `1` or `yes` removes without asking; anything else but nothing is refused.
+        confirmed: `1`, `y` or `yes` removes without a question; empty asks for confirmation; others are an error.
     """
-    with told():
-        if sure not in ("", "1", "y", "yes"):
-            raise ConfigError(f"YES={sure} is not allowed: write YES=1 to remove without being asked, or leave it out")
+    with reported():
+        if confirmed not in ("", "1", "y", "yes"):
+            raise ConfigError(f"YES={confirmed} is not allowed: write YES=1 to remove without a question, or omit YES")
         plan = Plan(load.read(path))
-        items = list(found(plan))
+        items = list(work_items(plan))
     print(table(items))
-    if kept := dvc.cache(Path.cwd()):
-        print(f"DVC's cache holds {size(occupied(kept))}; `dvc gc --help` tells how to shrink it")
+    if cache := dvc.cache_folder(Path.cwd()):
+        print(f"DVC's cache holds {size(disk_use(cache))}; `dvc gc --help` explains how to shrink it")
     stale = [item for item in items if item.stale]
     if not stale:
-        return print(f"\nNothing is stale: all of it is asked for by {path}.")
-    print(f"\nNot asked for by {path}:")
+        return print(f"\nNothing is stale: {path} needs all of it.")
+    print(f"\nNot needed by {path}:")
     for item in stale:
         print(f"  {size(item.bytes):>9}  {item.path}  ({item.stale})")
-    if not sure and not sys.stdin.isatty():
+    if not confirmed and not sys.stdin.isatty():
         return print("Nothing was removed; `make clean-stale YES=1` removes them.")
-    if not sure and input(f"Remove these {len(stale)}? [y/N] ").strip().lower() not in ("y", "yes"):
+    if not confirmed and input(f"Remove these {len(stale)}? [y/N] ").strip().lower() not in ("y", "yes"):
         return print("Nothing was removed.")
     if busy(Path(plan.work)):
         sys.exit("Nothing was removed: jobs are running here, or a killed run left its locks (`snakemake --unlock`).")
@@ -63,53 +63,53 @@ def clean(path: str = "config.yaml", sure: str = "") -> None:
     print(f"removed {size(sum(item.bytes for item in stale))}")
 
 
-def found(plan: Plan) -> Iterator[Item]:
-    """Yield everything in the work folder, with why it is stale if it is."""
-    asked, tmp, logs = wanted(plan), layout.unfinished(plan.work), layout.logs(plan.work)
-    for path in layout.present(plan.work):
+def work_items(plan: Plan) -> Iterator[WorkItem]:
+    """Yield each item of the work folder."""
+    needed, tmp, logs = needed_artefacts(plan), layout.unfinished(plan.work), layout.logs(plan.work)
+    for path in layout.artefact_folders(plan.work):
         place = layout.parse(path, plan.work)
         on_command_line = place.folder == "transcripts" and place.last not in plan.config.recordings
-        why = None if on_command_line else unasked(asked.get(str(path)), place)
-        yield Item(path, place.folder, occupied(path), why)
-    digests = {item.digest[:16] for item in asked.values() if state(item) is not State.CURRENT}
+        reason = None if on_command_line else stale_reason(needed.get(str(path)), place)
+        yield WorkItem(path, place.folder, disk_use(path), reason)
+    digests = {item.digest[:16] for item in needed.values() if state(item) is not State.CURRENT}
     for path in sorted(tmp.glob("*")):
         if path.suffix != ".lock" and not in_use(path):
-            why = None if layout.digest_of(path) in digests else "left over by a job that is not asked for"
-            yield Item(path, tmp.name, occupied(path), why)
+            reason = None if layout.digest_of(path) in digests else "left by a job that is not needed"
+            yield WorkItem(path, tmp.name, disk_use(path), reason)
     if logs.exists():
-        yield Item(logs, logs.name, occupied(logs), None)
+        yield WorkItem(logs, logs.name, disk_use(logs), None)
 
 
-def wanted(plan: Plan) -> dict[str, Artefact]:
-    """Return path -> artefact of all that the report rests on, and of the transcripts that are asked for."""
-    asked = list(costs.needed(plan.report()))
+def needed_artefacts(plan: Plan) -> dict[str, Artefact]:
+    """Return path -> artefact of the report, its ancestors and the transcripts of the configuration."""
+    artefacts = list(costs.with_ancestors(plan.report()))
     if plan.config.recordings:
-        asked += [plan.transcript(*names) for names in plan.config.transcribed]
-    return {item.path: item for item in asked}
+        artefacts += [plan.transcript(*names) for names in plan.config.transcribed]
+    return {item.path: item for item in artefacts}
 
 
-def unasked(artefact: Artefact | None, place: layout.Place) -> str | None:
-    """Return why the configuration does not ask for what lies at a path, or None."""
+def stale_reason(artefact: Artefact | None, place: layout.Place) -> str | None:
+    """Return why the configuration does not need the folder at a place, or None; `artefact` is the one it needs."""
     if artefact is None:
         return "in no chain of the configuration" if place.folder == "checkpoints" else "not in the configuration"
     return None if state(artefact) is State.CURRENT else "; ".join(differences(artefact)[:3]) or "incomplete"
 
 
-def table(items: list[Item]) -> str:
-    """Return how much room each stage takes, current and stale, as a table."""
+def table(items: list[WorkItem]) -> str:
+    """Return the number and disk use of current and stale items in each folder, as a text table."""
     rows = defaultdict(lambda: [0, 0, 0])
     for item in items:
         for name in (item.kind, "in all"):
             rows[name][0] += 1
             rows[name][2 if item.stale else 1] += item.bytes
     rows["in all"] = rows.pop("in all", [0, 0, 0])
-    lines = [f"{'':<12}{'number':>8}{'asked for':>12}{'stale':>12}"]
+    lines = [f"{'':<12}{'number':>8}{'needed':>12}{'stale':>12}"]
     for name, (count, current, stale) in rows.items():
         lines.append(f"{name:<12}{count:>8}{size(current) if current else '–':>12}{size(stale) if stale else '–':>12}")
     return "\n".join(lines)
 
 
-def occupied(path: Path) -> int:
+def disk_use(path: Path) -> int:
     """Return the bytes of a file, or of all files below a folder; links are not followed."""
     if path.is_symlink() or path.is_file():
         return path.lstat().st_size
@@ -117,7 +117,7 @@ def occupied(path: Path) -> int:
 
 
 def in_use(path: Path) -> bool:
-    """Return whether a running job holds the lock of what it is making in `tmp`."""
+    """Return whether a running job holds the lock of this folder in `tmp`."""
     try:
         with layout.lock(path).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -129,14 +129,14 @@ def in_use(path: Path) -> bool:
 
 
 def busy(work: Path) -> bool:
-    """Return whether Snakemake, or a job of it, is at work in this folder."""
+    """Return whether Snakemake or one of its jobs is running on this work folder."""
     return any(in_use(path.with_suffix("")) for path in layout.unfinished(work).glob("*.lock")) or any(
         Path(".snakemake").glob("locks/*")
     )
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder, with the folder it leaves empty and its lock."""
+    """Remove a file, a link or a folder with its lock, and the parent folder if that is empty then."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     else:

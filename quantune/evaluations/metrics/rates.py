@@ -58,6 +58,7 @@ def _exp(value: float) -> float:
     return math.inf if value > 700 else math.exp(value)
 
 
+EDITS = ("substitutions", "insertions", "deletions")
 RAW_RATES = ("wer_raw", "cer_raw")
 RATES = ("wer", "cer", *RAW_RATES)
 """Word and character error rate, of normalized and of raw transcripts."""
@@ -82,7 +83,7 @@ def with_edits(items: pandas.DataFrame, normal: Callable[[str], str] | None = No
     for rate, count in (("wer", edits.words), ("cer", edits.characters)):
         pairs = zip(found[f"{prefix}reference"], found[f"{prefix}hypothesis"], strict=True)
         counted = [vars(count(reference, hypothesis)) for reference, hypothesis in pairs]
-        for name in ("length", "substitutions", "insertions", "deletions"):
+        for name in ("length", *EDITS):
             found[f"{rate}{suffix}_{name}"] = numpy.array([item[name] for item in counted], dtype="int64")
     return found
 
@@ -92,7 +93,7 @@ def error_rates(items: pandas.DataFrame, rates: Sequence[str] = RATES) -> dict:
     found = {"version": VERSION, "clips": len(items), "seconds": float(items.seconds.sum())}
     for rate in rates:
         found[rate], found[f"{rate}_error"] = ratio(wrong(items, rate), items[f"{rate}_length"])
-        for name in ("length", "substitutions", "insertions", "deletions"):
+        for name in ("length", *EDITS):
             found[f"{rate}_{name}"] = int(items[f"{rate}_{name}"].sum())
     return found
 

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from quantune.report.figures.canvas import BLUE, GREEN, GREY, LOG_FROM, ORANGE, PURPLE, canvas
-from quantune.report.gather import Report, Variant
+from quantune.report.gather import Report, VariantResult
 
 ROLES = {"target": ("o", "target domain"), "general": ("D", "general"), "other": ("s", "other")}
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
@@ -31,12 +31,13 @@ def loss_curves(report: Report, path: Path) -> None:
         figure.legend(handles, ["training", "validation"], loc="outside upper left", ncols=2)
 
 
-def forgetting(report: Report, trained: list[Variant], path: Path) -> None:
-    """Draw what each fine-tuning changed against what it was applied to, with 95 % intervals, a row a variant; all of
-    them are of text, or of speech.
+def forgetting(report: Report, trained: list[VariantResult], path: Path) -> None:
+    """Draw what each fine-tuning changed against its parent, with 95 % intervals, a row for each variant.
+
+    The metrics of all of them are of one family.
     """
-    measures = list(dict.fromkeys(score.measure for variant in trained for score in variant.scores.values()))
-    unit = "%" if measures[0].relative else ""
+    metrics = list(dict.fromkeys(score.metric for variant in trained for score in variant.scores.values()))
+    unit = "%" if metrics[0].relative else ""
     apart = 0.18 if len(report.scored(*trained)) > 2 else 0  # rows between the marks of one variant
     with canvas(path, height=1.5 + 0.62 * len(trained)) as figure:
         axes = figure.add_subplot()
@@ -45,11 +46,11 @@ def forgetting(report: Report, trained: list[Variant], path: Path) -> None:
             changes = [100 * score.from_parent.change for score in variant.scores.values()]
             axes.plot([min(changes), max(changes)], [row, row], color="#d5d8dc", linewidth=5, zorder=1)
             for place, (name, score) in enumerate(variant.scores.items()):
-                marker, told = ROLES[report.role(variant, name)]
+                marker, role = ROLES[report.role(variant, name)]
                 colour, change = COLOURS[place % len(COLOURS)], score.from_parent
                 height = row + apart * (place - (len(variant.scores) - 1) / 2)
                 middle, low, high = (100 * value for value in (change.change, change.low, change.high))
-                label = f"{name} ({told})" if name != told else name
+                label = f"{name} ({role})" if name != role else name
                 bar = [[middle - low], [high - middle]]
                 axes.errorbar(middle, height, xerr=bar, fmt=marker, color=colour, markersize=7, capsize=3, label=label)
         axes.set_yticks(range(len(trained)), [variant.name for variant in trained])
@@ -60,8 +61,8 @@ def forgetting(report: Report, trained: list[Variant], path: Path) -> None:
         )
         if max(abs(value) for value in axes.get_xlim()) > 100 * LOG_FROM:
             axes.set_xscale("symlog", linthresh=100)
-        label = " or ".join(measure.label for measure in measures)
-        points = "" if measures[0].relative else ", points"
+        label = " or ".join(metric.label for metric in metrics)
+        points = "" if metrics[0].relative else ", points"
         axes.set_xlabel(f"change of {label} against the parent{points}  (← better | worse →)")
         handles, labels = axes.get_legend_handles_labels()
         once = dict(zip(labels, handles, strict=True))

@@ -1,14 +1,10 @@
-"""The report's figures: which there are, and those of fine-tuning. The others are in `quantune.report.figures.tradeoffs` and
-`quantune.report.figures.calibration`.
-"""
+"""The figures of the report."""
 
 from pathlib import Path
 
 from quantune.report.figures import calibration, tradeoffs
 from quantune.report.figures.finetuning import forgetting, loss_curves
 from quantune.report.gather import Report
-
-FORGETTING = {"perplexity": "forgetting", "transcription": "forgetting-speech"}  # kind of evaluation -> figure
 
 
 def draw(report: Report, folder: Path) -> list[str]:
@@ -18,17 +14,17 @@ def draw(report: Report, folder: Path) -> list[str]:
         for name, axis in tradeoffs.axes_of(report, evaluation).items():
             tradeoffs.draw(report, evaluation, axis, folder / f"{name}.{evaluation}.svg")
             names.append(f"{name}.{evaluation}")
-    for evaluation in report.named("perplexity"):
+    for evaluation in report.scored():
         if calibration.studies(report, evaluation):
             calibration.draw(report, evaluation, folder / f"calibration.{evaluation}.svg")
             names.append(f"calibration.{evaluation}")
     if report.made_by("finetuning"):
         loss_curves(report, folder / "loss-curves.svg")
         names.append("loss-curves")
-    for kind, name in FORGETTING.items():
-        evaluations = [item for item in report.scored() if report.evaluations[item]["kind"] == kind]
-        trained = [item for item in report.made_by("finetuning") if any(name in item.scores for name in evaluations)]
-        if trained:
-            forgetting(report, trained, folder / f"{name}.svg")
-            names.append(name)
+    trained = report.made_by("finetuning")
+    for family in dict.fromkeys(report.metric(evaluation).family for evaluation in report.scored(*trained)):
+        own = [item for item in trained if any(score.metric.family == family for score in item.scores.values())]
+        if own:
+            forgetting(report, own, folder / f"forgetting-{family}.svg")
+            names.append(f"forgetting-{family}")
     return names

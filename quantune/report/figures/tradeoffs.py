@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
+from quantune.evaluations.metrics.metric import Metric
 from quantune.evaluations.metrics.significance import Z95
 from quantune.report.figures.canvas import BLUE, GREEN, GREY, LOG_FROM, ORANGE, canvas
-from quantune.report.gather import Report, Variant
-from quantune.report.scores import BITS, PERPLEXITY, Measure, Score
+from quantune.report.gather import Report, VariantResult
+from quantune.report.scores import Score
 
 KINDS = {
     "model": ("o", "#333333", "full precision"),
@@ -45,7 +46,7 @@ class Axis:
 
     label: str
     """With `{unit}` where it is in bytes."""
-    of: Callable[[Variant], tuple[float, float, float] | None]
+    of: Callable[[VariantResult], tuple[float, float, float] | None]
     """Value, low and high of a variant; None where it was not measured."""
     more_is_better: bool = False
     best: str = "best for its size"
@@ -55,34 +56,34 @@ def axes_of(report: Report, evaluation: str) -> dict[str, Axis]:
     """Return figure -> axis, for all that was measured of an evaluation's variants: size on disk, memory, and by batch
     size the speed of decoding or, of speech, the real-time factor.
     """
-    found = {
-        "quality-size": Axis("size on disk of what must be loaded, {unit}", lambda item: _exactly(item.size_bytes))
+    axes = {
+        "quality-size": Axis("size on disk of quantity must be loaded, {unit}", lambda item: _exactly(item.size_bytes))
     }
     one = next((item.performance for item in report.having(evaluation) if item.performance), None)
     if one is None:
-        return found
-    what = "device memory in use" if one.kind == "gpu" else "memory that its tensors take in use"
-    found["quality-memory"] = Axis(
-        f"{what}, {{unit}}, {one.dtype}, on {one.machine}", _memory, best="best for its memory"
+        return axes
+    quantity = "device memory in use" if one.kind == "gpu" else "memory that its tensors take in use"
+    axes["quality-memory"] = Axis(
+        f"{quantity}, {{unit}}, {one.dtype}, on {one.machine}", _memory, best="best for its memory"
     )
-    figure, what = SPEEDS[one.track]
+    figure, quantity = SPEEDS[one.track]
     for batch in one.batches:
-        label = f"{what} at batch size {batch}, {one.dtype}, on {one.machine}"
+        label = f"{quantity} at batch size {batch}, {one.dtype}, on {one.machine}"
         more_is_better = one.phases[one.leading].more_is_faster
-        found[f"{figure}-batch{batch}"] = Axis(label, _speed(one.leading, batch), more_is_better, "best for its speed")
-    return found
+        axes[f"{figure}-batch{batch}"] = Axis(label, _speed(one.leading, batch), more_is_better, "best for its speed")
+    return axes
 
 
 def _exactly(value: float) -> tuple[float, float, float]:
     return value, value, value
 
 
-def _memory(variant: Variant) -> tuple[float, float, float] | None:
+def _memory(variant: VariantResult) -> tuple[float, float, float] | None:
     return _exactly(variant.performance.running_bytes) if variant.performance else None
 
 
-def _speed(phase: str, batch: int) -> Callable[[Variant], tuple[float, float, float] | None]:
-    def of(variant: Variant) -> tuple[float, float, float] | None:
+def _speed(phase: str, batch: int) -> Callable[[VariantResult], tuple[float, float, float] | None]:
+    def of(variant: VariantResult) -> tuple[float, float, float] | None:
         speed = variant.performance and variant.performance.shown(phase).get(batch)
         return (speed.median, speed.low, speed.high) if speed else None
 
@@ -92,15 +93,14 @@ def _speed(phase: str, batch: int) -> Callable[[Variant], tuple[float, float, fl
 def draw(report: Report, evaluation: str, axis: Axis, path: Path) -> None:
     """Draw quality with 95 % intervals against an axis (bars: its slowest and fastest repeat), and the best trade-offs.
 
-    Quality is what the evaluation leads with; where models differ, and their tokens with them, bits per byte instead of
-    perplexity.
+    Quality is the evaluation's metric; with several models, the one that compares them whatever their tokens are.
     """
     variants = report.having(evaluation)
-    alone = len({variant.model for variant in variants}) == 1
-    measure = variants[0].scores[evaluation].measure
-    measure = BITS if measure is PERPLEXITY and not alone else measure
-    told = measure.label if measure.relative else f"{measure.label}, %,"
-    scores = {variant.name: _quality(variant.scores[evaluation], measure) for variant in variants}
+    alone, metric = not report.of_several_models(evaluation), report.metric(evaluation)
+    metric = metric if alone else metric.across_models or metric
+    label = metric.label if metric.scale == 1 else f"{metric.label}, %,"
+    direction = "lower" if metric.lower_is_better else "higher"
+    scores = {variant.name: _quality(variant.scores[evaluation], metric) for variant in variants}
     measured = [item for item in variants if axis.of(item)]
     shown = [item for item in measured if math.isfinite(scores[item.name][0])]
     unit, power = (
@@ -120,14 +120,16 @@ def draw(report: Report, evaluation: str, axis: Axis, path: Path) -> None:
                 style = {"color": colour, "ecolor": f"{colour}66", "markersize": 7, "label": name}
                 axes.errorbar(x, y, up, across, fmt=marker, **style)
         sign = -1 if axis.more_is_better else 1
-        front = [(sign * x, y) for x, y in best_tradeoffs([(sign * x, y) for x, y, _ in points])]
+        worse = 1 if metric.lower_is_better else -1
+        front = best_tradeoffs([(sign * x, worse * y) for x, y, _ in points])
+        front = [(sign * x, worse * y) for x, y in front]
         if len(front) > 1:
             x, y = zip(*front, strict=True)
             axes.step(x, y, where="post", color=GREY, linestyle=":", linewidth=1.4, zorder=1, label=axis.best)
         _scale(axes, [y for _, y, _ in points])
         axes.margins(x=0.18, y=0.1)
         axes.set_xlabel(axis.label.format(unit=unit) + (" (higher is better)" if axis.more_is_better else ""))
-        axes.set_ylabel(f"{told} on {evaluation} (lower is better)")
+        axes.set_ylabel(f"{label} on {evaluation} ({direction} is better)")
         if shown:
             figure.legend(loc="outside upper left", ncols=5, columnspacing=1.4, handletextpad=0.4)
         if missing := len(measured) - len(shown):
@@ -137,10 +139,9 @@ def draw(report: Report, evaluation: str, axis: Axis, path: Path) -> None:
         _label(figure, axes, [(x, y, bar, name) for (x, y, _), bar, name in zip(points, bars, names, strict=True)])
 
 
-def _quality(score: Score, measure: Measure) -> tuple[float, float]:
-    """Return the value of a measure and its standard error, rates in per cent."""
-    times = 1 if measure.relative else 100
-    return times * score.numbers[measure.key], times * score.numbers[f"{measure.key}_error"]
+def _quality(score: Score, metric: Metric) -> tuple[float, float]:
+    """Return the value of a metric and its standard error, as shown: shares in per cent."""
+    return metric.scale * score.numbers[metric.key], metric.scale * score.numbers[f"{metric.key}_error"]
 
 
 def best_tradeoffs(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

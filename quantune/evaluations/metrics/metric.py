@@ -1,0 +1,113 @@
+"""What an evaluation measures, declared once; report, table, figures and statistics read the declaration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from quantune.core import units
+from quantune.evaluations.metrics import rates, significance
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric, computed from the raw items of an evaluation."""
+
+    key: str
+    """Of the leading number, among those that `summarize` returns; `{key}_error` is its standard error."""
+    label: str
+    """In sentences and on axes."""
+    family: str
+    """In the names of figures: metrics of one family share an axis."""
+    item: Literal["window", "clip"]
+    """What pairs two variants: both are evaluated on the same windows or clips."""
+    relative: bool
+    """Whether a change is relative (0.05: five per cent) or the difference of two shares (0.05: five points)."""
+    summarize: Callable[[pandas.DataFrame], dict]
+    """Raw items -> the numbers, with standard errors."""
+    compare: Callable[[pandas.DataFrame, pandas.DataFrame], dict]
+    """Items and those of a reference -> change, low, high, p_value; raises ValueError if the items do not pair."""
+    reported: tuple[str, ...]
+    """The numbers with a standard error that are reported, the leading one among them."""
+    counts: tuple[str, ...] = ()
+    """The numbers that are counts."""
+    purpose: str = "predicts"
+    """What a variant does, as a verb."""
+    domain: str = "text"
+    """What it does that with."""
+    note: str = "lower is better"
+    """How to read the numbers."""
+    extent: Callable[[dict], str] = field(default=lambda numbers: "", compare=False)
+    """The numbers -> how much was evaluated, in words."""
+    lower_is_better: bool = True
+    across_models: Metric | None = None
+    """The metric that compares models which cut text into different tokens, where this one does not."""
+
+    @property
+    def unit(self) -> str:
+        """The unit of a change, times 100."""
+        return "%" if self.relative else "points"
+
+    @property
+    def scale(self) -> int:
+        """The factor from a number to the one shown: shares are shown in per cent."""
+        return 1 if self.relative else 100
+
+
+def _words(numbers: dict) -> str:
+    return f"{numbers['words']:,} words"
+
+
+def _clips(numbers: dict) -> str:
+    return f"{units.plural(numbers['clips'], 'clip')} in {units.duration(numbers['seconds'])}"
+
+
+_BY_WINDOW = {
+    "family": "perplexity",
+    "item": "window",
+    "relative": True,
+    "summarize": rates.perplexity,
+    "compare": significance.perplexity_change,
+    "reported": ("token_perplexity", "word_perplexity", "bits_per_byte"),
+    "extent": _words,
+}
+BITS_PER_BYTE = Metric("bits_per_byte", "bits per byte", **_BY_WINDOW)
+PERPLEXITY = Metric("token_perplexity", "perplexity", **_BY_WINDOW, across_models=BITS_PER_BYTE)
+
+
+def _error_rate(rate: str) -> Metric:
+    return Metric(
+        key=rate,
+        label=rate.upper(),
+        family="error-rate",
+        item="clip",
+        relative=False,
+        summarize=rates.error_rates,
+        compare=lambda items, reference: significance.error_rate_change(items, reference, rate),
+        reported=rates.RATES,
+        counts=tuple(f"{name}_{count}" for name in rates.RATES for count in ("length", *rates.EDITS)),
+        purpose="writes down",
+        domain="speech",
+        note="in per cent of what was said, lower is better; changes are in points",
+        extent=_clips,
+    )
+
+
+WORD_ERROR_RATE, CHARACTER_ERROR_RATE = _error_rate("wer"), _error_rate("cer")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The raw items of one evaluation of one variant, and their metric."""
+
+    metric: Metric
+    items: pandas.DataFrame
+    """A row for each window or clip."""
+    details: dict[str, str] = field(default_factory=dict)
+    """Facts to show beside the numbers: name -> text."""
+    real_time_factor: float | None = None
+    """Seconds of computing over seconds of audio, where audio was read."""
