@@ -12,7 +12,7 @@ from quantune.planning import config
 def loaded(folders):
     from quantune.models import loading
 
-    return loading.VariantFolder(folders)
+    return loading.LoadedVariant(folders)
 
 
 def evaluate(order, inputs, folder, scratch):

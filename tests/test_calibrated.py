@@ -48,7 +48,7 @@ def calibrated(method, **keys):
 def perplexity(folder: Path, data: Path, out: Path) -> float:
     recipe = Perplexity(kind="perplexity", dataset="general", split="test", length=128, batch_size=8, max_windows=24)
     out.mkdir(exist_ok=True)
-    return recipe.evaluate(loading.VariantFolder([folder]), data, out)["token_perplexity"]
+    return recipe.evaluate(loading.LoadedVariant([folder]), data, out)["token_perplexity"]
 
 
 def problem(seed: int, rows: int = 12, columns: int = 32) -> tuple[torch.Tensor, torch.Tensor]:

@@ -42,5 +42,5 @@ def test_lora_on_quantized_whisper_learns_and_transcribes(tmp_path, prepared, me
     again = loading.model([base, adapter], recipe.precision)
     assert loop.mean_loss(again, few, recipe) == pytest.approx(losses[-1], rel=1e-5)
     evaluation = Transcription(kind="transcription", dataset="talks", max_clips=4, max_new_tokens=30)
-    found = evaluation.evaluate(loading.VariantFolder([base, adapter]), prepared, made)
+    found = evaluation.evaluate(loading.LoadedVariant([base, adapter]), prepared, made)
     assert found["clips"] == 4 and found["language"] == "en" and found["cer_raw"] < 0.5

@@ -164,9 +164,9 @@ def evaluate(folder: Path, data: Path) -> float:
     """
     if not loading.is_speech(folder):
         recipe = Perplexity(kind="perplexity", dataset="data", length=LENGTH, batch_size=2, max_windows=4)
-        return recipe.evaluate(loading.VariantFolder([folder]), data, folder)["token_perplexity"]
+        return recipe.evaluate(loading.LoadedVariant([folder]), data, folder)["token_perplexity"]
     transcription = Transcription(kind="transcription", dataset="data", max_clips=2, max_new_tokens=4)
-    assert transcription.evaluate(loading.VariantFolder([folder]), data, folder)["clips"] == 2
+    assert transcription.evaluate(loading.LoadedVariant([folder]), data, folder)["clips"] == 2
     recipe = lora()
     return loop.mean_loss(
         loading.model([folder], "float32"), read(data, "test", folder, recipe.length, recipe.task), recipe

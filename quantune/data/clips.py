@@ -28,8 +28,10 @@ class Clips:
     def __init__(self, prepared: Path, split: str):
         path = Path(prepared) / f"{split}.arrow"
         if not path.exists():
-            there = [item.stem for item in Path(prepared).glob("*.arrow")]
-            raise QuantuneError(f"'{prepared}' has no split '{split}'; splits: {listed(there)}{nearest(split, there)}")
+            splits = [item.stem for item in Path(prepared).glob("*.arrow")]
+            raise QuantuneError(
+                f"'{prepared}' has no split '{split}'; splits: {listed(splits)}{nearest(split, splits)}"
+            )
         with pyarrow.memory_map(str(path)) as source:
             self.table = pyarrow.ipc.open_file(source).read_all()
 
@@ -50,10 +52,10 @@ class Clips:
         Raises:
             QuantuneError: if a clip has no translation.
         """
-        found = self.column("text" if task == "transcribe" else "translation")
-        if not all(found):
-            missing = sum(not text for text in found)
+        column = self.column("text" if task == "transcribe" else "translation")
+        if not all(column):
+            missing = sum(not text for text in column)
             raise QuantuneError(
-                f"{missing} of {len(found)} clips have no translation; name its column in 'translation'"
+                f"{missing} of {len(column)} clips have no translation; name its column in 'translation'"
             )
-        return found
+        return column

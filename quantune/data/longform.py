@@ -20,7 +20,7 @@ FRAME = 0.02  # seconds whose loudness is looked at together
 PAUSE = 0.3  # seconds of quiet that are a pause
 QUIET = 0.05  # of the loudness that nineteen of twenty frames stay below
 MOMENT = 0.2  # seconds over which the quietest moment is looked for
-MARGIN = 0.1  # seconds heard beyond both ends of a window
+MARGIN = 0.1  # seconds of audio beyond both ends of a window
 FILLED = 0.75  # of the model's window at most: models know windows that end in silence
 
 
@@ -59,8 +59,8 @@ def loudness(samples: numpy.ndarray, rate: int) -> numpy.ndarray:
     """Return the root mean square of each frame, over that of this recording's loud ones: shape (frames,), float."""
     size = round(FRAME * rate)
     frames = numpy.pad(samples, (0, -len(samples) % size)).reshape(-1, size)
-    found = numpy.sqrt(numpy.square(frames).mean(axis=1))
-    return found / max(numpy.quantile(found, 0.95), numpy.finfo("float32").tiny)
+    values = numpy.sqrt(numpy.square(frames).mean(axis=1))
+    return values / max(numpy.quantile(values, 0.95), numpy.finfo("float32").tiny)
 
 
 def windows(loud: numpy.ndarray, longest: int) -> list[Window]:
@@ -72,7 +72,7 @@ def windows(loud: numpy.ndarray, longest: int) -> list[Window]:
     """
     spoken, pause, moment = loud > QUIET, round(PAUSE / FRAME), round(MOMENT / FRAME)
     smooth = numpy.convolve(loud, numpy.ones(moment) / moment, "same")
-    found, begin = [], 0
+    cut, begin = [], 0
     while begin < len(loud):
         begin += _first(spoken[begin:])
         end = min(begin + longest, len(loud))
@@ -80,9 +80,9 @@ def windows(loud: numpy.ndarray, longest: int) -> list[Window]:
             first = begin + longest // 3
             end = _last_pause(spoken, first, end, pause) or first + int(smooth[first:end].argmin())
         if begin < end:
-            found.append(Window(begin, end - _first(spoken[begin:end][::-1])))
+            cut.append(Window(begin, end - _first(spoken[begin:end][::-1])))
         begin = end
-    return found
+    return cut
 
 
 def transcribe(model, processor, samples: numpy.ndarray, language: str, batch_size: int, task: speech.Task, **options):
@@ -99,22 +99,22 @@ def transcribe(model, processor, samples: numpy.ndarray, language: str, batch_si
     """
     rate, room = processor.feature_extractor.sampling_rate, processor.feature_extractor.n_samples
     size, margin = round(FRAME * rate), round(MARGIN * rate)
-    found = windows(loudness(samples, rate), math.floor((FILLED * room) / size))
-    waves = [samples[max(0, window.begin * size - margin) : window.end * size + margin] for window in found]
-    written = speech.transcribe(model, processor, waves, [language] * len(found), batch_size, task, **options)
+    parts = windows(loudness(samples, rate), math.floor((FILLED * room) / size))
+    waves = [samples[max(0, window.begin * size - margin) : window.end * size + margin] for window in parts]
+    written = speech.transcribe(model, processor, waves, [language] * len(parts), batch_size, task, **options)
     if (language if task == "transcribe" else "en") in UNSPACED:
         written = [text.replace(" ", "") for text in written]
     return [
         {"start": round(window.begin * FRAME, 2), "end": round(window.end * FRAME, 2), "text": text}
-        for window, text in zip(found, written, strict=True)
+        for window, text in zip(parts, written, strict=True)
         if text
     ]
 
 
 def _first(spoken: numpy.ndarray) -> int:
-    """Return where the first spoken frame is, or the length where there is none."""
-    there = numpy.flatnonzero(spoken)
-    return int(there[0]) if len(there) else len(spoken)
+    """Return where the first spoken frame is, or the length where positions is none."""
+    positions = numpy.flatnonzero(spoken)
+    return int(positions[0]) if len(positions) else len(spoken)
 
 
 def _last_pause(spoken: numpy.ndarray, first: int, end: int, length: int) -> int | None:

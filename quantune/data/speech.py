@@ -73,12 +73,12 @@ def encode(texts: list[str], languages: list[str], task: Task, tokenizer, multil
         tokenizer: of the model.
         multilingual: false for an English-only model, which has no tokens for language and task in its prompt.
     """
-    found = []
+    encoded = []
     for text, language in zip(texts, languages, strict=True):
         tokenizer.language, tokenizer.task = (language, task) if multilingual else (None, None)
         tokenizer.set_prefix_tokens(predict_timestamps=False)
-        found.append(tokenizer(text)["input_ids"])
-    return found
+        encoded.append(tokenizer(text)["input_ids"])
+    return encoded
 
 
 def knows_languages(checkpoint: Path) -> bool:
@@ -92,10 +92,10 @@ def labels(encoded: list[list[int]]) -> torch.Tensor:
     padded with what the loss leaves out.
     """
     longest = max(map(len, encoded)) - 1
-    found = torch.full((len(encoded), longest), IGNORED)
+    padded = torch.full((len(encoded), longest), IGNORED)
     for row, ids in enumerate(encoded):
-        found[row, : len(ids) - 1] = torch.tensor(ids[1:])
-    return found
+        padded[row, : len(ids) - 1] = torch.tensor(ids[1:])
+    return padded
 
 
 class Examples:
@@ -137,9 +137,9 @@ class Examples:
         for _, numbers in sorted(by_length.items()):
             for first in range(0, len(numbers), CLIPS):
                 part = numbers[first : first + CLIPS]
-                heard = features([self.clips[number] for number in part], self.extractor)
+                audio_features = features([self.clips[number] for number in part], self.extractor)
                 written = torch.tensor([self.encoded[number] for number in part])
-                yield {"input_features": heard, "decoder_input_ids": written}
+                yield {"input_features": audio_features, "decoder_input_ids": written}
 
     def batch(self, examples: list[int]) -> dict[str, torch.Tensor]:
         """Return features and labels of the examples with these numbers."""
@@ -178,22 +178,22 @@ def transcribe(
     order = sorted(range(len(languages)), key=lambda number: (languages[number], len(waves[number])))
     groups = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
     # Whisper's `max_length` counts new tokens; given as `max_new_tokens` it would be a second limit beside the model's
-    # own `max_length`, warned about in each batch, and an error where it is more than there are positions for
+    # own `max_length`, warned about in each batch, and an error where it exceeds the positions
     options["max_length"] = options.pop("max_new_tokens", model.config.max_target_positions)
-    found: dict[int, str] = {}
+    texts: dict[int, str] = {}
     for group in tqdm(groups, desc="transcribing", unit="batch"):
         inputs = features([waves[number] for number in group], processor.feature_extractor, model.device)
-        told = {"language": [languages[number] for number in group], "task": task} if multilingual(model) else {}
-        told["attention_mask"] = torch.ones(inputs.shape[0], inputs.shape[-1], dtype=torch.long, device=model.device)
+        prompt = {"language": [languages[number] for number in group], "task": task} if multilingual(model) else {}
+        prompt["attention_mask"] = torch.ones(inputs.shape[0], inputs.shape[-1], dtype=torch.long, device=model.device)
         with torch.no_grad():
-            output = model.generate(inputs.to(model.device, model.dtype), do_sample=False, **told, **options)
+            output = model.generate(inputs.to(model.device, model.dtype), do_sample=False, **prompt, **options)
         written = processor.tokenizer.batch_decode(output, skip_special_tokens=True)
-        found |= {number: text.strip() for number, text in zip(group, written, strict=True)}
-    return [found[number] for number in range(len(languages))]
+        texts |= {number: text.strip() for number, text in zip(group, written, strict=True)}
+    return [texts[number] for number in range(len(languages))]
 
 
 def multilingual(model) -> bool:
-    """Return whether a Whisper model is told language and task."""
+    """Return whether a Whisper model reads language and task tokens."""
     return _multilingual(vars(model.generation_config))
 
 

@@ -64,8 +64,8 @@ def column(prepared: Path, split: str, name: str) -> tuple[numpy.ndarray, numpy.
     """
     path = Path(prepared) / f"{split}.arrow"
     if not path.exists():
-        there = [item.stem for item in Path(prepared).glob("*.arrow")]
-        raise QuantuneError(f"'{prepared}' has no split '{split}'; splits: {listed(there)}{nearest(split, there)}")
+        splits = [item.stem for item in Path(prepared).glob("*.arrow")]
+        raise QuantuneError(f"'{prepared}' has no split '{split}'; splits: {listed(splits)}{nearest(split, splits)}")
     with pyarrow.memory_map(str(path)) as source:
         chunks = pyarrow.ipc.open_file(source).read_all().column(name).chunks
         values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]

@@ -1,4 +1,4 @@
-"""Evaluations: every module in this folder is one kind, found by being here.
+"""Evaluations: every module in this folder is one kind.
 
 A module defines an `Evaluation` recipe. What it measures is kept raw, item by item; every number shown is derived from
 the raw items by `quantune.evaluations.metrics.rates`, so that a change of protocol needs no GPU.
@@ -14,7 +14,7 @@ from quantune.core.workload import Inference
 
 if TYPE_CHECKING:
     from quantune.evaluations.metrics.metric import Measurement
-    from quantune.models.loading import VariantFolder
+    from quantune.models.loading import LoadedVariant
 
 
 class Evaluation(Recipe):
@@ -22,7 +22,7 @@ class Evaluation(Recipe):
 
     track: ClassVar[Literal["text", "speech"]] = "text"
 
-    def evaluate(self, variant: VariantFolder, data: Path | None, folder: Path) -> dict[str, Any]:
+    def evaluate(self, variant: LoadedVariant, data: Path | None, folder: Path) -> dict[str, Any]:
         """Evaluate a variant; write the raw items into `folder`; return the result.
 
         Args:

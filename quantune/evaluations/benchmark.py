@@ -79,7 +79,7 @@ class Benchmark(Recipe):
         """Return the largest point of the sweep, for estimates of memory."""
         return Inference(self.dtype, max(self.batch_sizes), self.longest(track), cache=True, logits=1)
 
-    def asked(self, track: Track) -> dict[str, Any]:
+    def relevant(self, track: Track) -> dict[str, Any]:
         """Return the fields that matter to a track's models: what is measured of them does not depend on others."""
         return {key: value for key, value in self.identity().items() if track == "text" or key != "prompt_lengths"}
 
@@ -139,8 +139,8 @@ class Benchmark(Recipe):
         """Yield what a speech model reads, point by point."""
         for batch in self.batch_sizes:
             point = {"batch_size": batch, "window_seconds": extractor.chunk_length}
-            heard = windows(model, extractor, batch, self.dtype)
-            yield Input(point, heard, "encode", batch * extractor.chunk_length, "audio_second")
+            audio = windows(model, extractor, batch, self.dtype)
+            yield Input(point, audio, "encode", batch * extractor.chunk_length, "audio_second")
 
     def _tried(self, model, given: Input, memory, energy) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Measure a point; where memory does not suffice, say so instead."""
@@ -156,7 +156,7 @@ class Benchmark(Recipe):
         return {"fits": bool(runs), **point}, runs
 
     def _point(self, model, given: Input, memory, energy) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Measure one point of the sweep; return what was found and a row for each run."""
+        """Measure one point of the sweep; return what was measured and a row for each run."""
         import torch
 
         from quantune.models import decoding
@@ -177,14 +177,14 @@ class Benchmark(Recipe):
         memory.reset_peak()
         runs = self._runs(given.phase, read, tokens.numel(), tokens.device)
         peak_bytes, joules = memory.peak(), _per(energy.of(read), given.amount)
-        found = {given.phase: {"peak_bytes": peak_bytes, f"joules_per_{given.unit}": joules}}
+        measured = {given.phase: {"peak_bytes": peak_bytes, f"joules_per_{given.unit}": joules}}
         decoder, name, reasons = decoding.choose(self.decode, model, prompt, self.new_tokens)
         memory.reset_peak()
         decoding.launch(decoder)  # a graph keeps its intermediate results where the peak does not see them
         made = len(tokens) * self.new_tokens
         runs += self._runs("decode", decode, made, tokens.device, decoder.rewind)
-        found["decode"] = {"peak_bytes": memory.peak(), "joules_per_token": _per(energy.of(again), made)}
-        return {"decoder": name, "passed_over": reasons, **found}, runs
+        measured["decode"] = {"peak_bytes": memory.peak(), "joules_per_token": _per(energy.of(again), made)}
+        return {"decoder": name, "passed_over": reasons, **measured}, runs
 
     def _runs(self, phase: str, work, tokens: int, device, before=lambda: None) -> list[dict[str, Any]]:
         """Time the warm-up runs and the repeats of a phase; `before` is not timed."""
@@ -200,8 +200,8 @@ class Benchmark(Recipe):
 
 def peak(points: list[dict[str, Any]]) -> int:
     """Return the most bytes that any point of the sweep took, above those in use before the model was loaded."""
-    found = [point[phase]["peak_bytes"] for point in points for phase in PHASES if phase in point]
-    return max(found, default=0)
+    peaks = [point[phase]["peak_bytes"] for point in points for phase in PHASES if phase in point]
+    return max(peaks, default=0)
 
 
 def parameters(folders: list[Path]) -> int:

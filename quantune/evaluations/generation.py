@@ -24,7 +24,7 @@ class Generation(Evaluation):
     """Of the weights that are not packed, and of the computation."""
 
     def evaluate(self, variant, data: Path | None, folder: Path) -> dict[str, Any]:
-        """Write `items.jsonl` (prompt, text, tokens); return how many there are."""
+        """Write `items.jsonl` (prompt, text, tokens); return the number of prompts."""
         import torch
         from tqdm import tqdm
 

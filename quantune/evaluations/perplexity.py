@@ -131,7 +131,7 @@ class Perplexity(Evaluation):
         return Measurement(PERPLEXITY, pandas.read_parquet(folder / "items.parquet"))
 
     def workload(self, config: dict[str, Any]) -> Inference:
-        """A forward pass while the last batch's logits are there, or its scoring: log-probabilities of one window."""
+        """A forward pass while the last batch's logits exist, or its scoring: log-probabilities of one window."""
         logits = self.batch_size * self.length * config["vocab_size"] * BYTES[self.dtype]
         window = self.length * config["vocab_size"] * BYTES["float32"]
         copied = 0 if self.dtype == "float32" else window

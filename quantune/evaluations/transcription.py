@@ -1,7 +1,7 @@
 """Transcripts of a split, every hypothesis kept beside its reference, with the edits between them as they are.
 
-Clips that fit into the model's window are transcribed in batches, greedily or with beams. What does not count is
-decided when the report is written (`quantune.evaluations.metrics.normalizers`): another normalizer transcribes nothing again.
+Clips that fit into the model's window are transcribed in batches, greedily or with beams. They are
+normalized when the report is written (`metrics/normalizers.py`), so another normalizer transcribes nothing again.
 """
 
 import json
@@ -36,7 +36,7 @@ class Transcription(Evaluation):
     task: Literal["transcribe", "translate"] = "transcribe"
     """Write what is said, or its English translation, where the data has one."""
     language: Language | None = None
-    """Whisper's code of the language that the model is told; null: that of each clip."""
+    """Whisper's code of the language that the model is prompted with; null: that of each clip."""
     normalizer: normalizers.Name | None = None
     """What counts when transcripts are compared; null: by the language. Another one makes only the report again."""
     beams: int = Field(default=1, gt=0)

@@ -1,4 +1,4 @@
-"""Fine-tuning methods: every module in this folder is one, found by being here.
+"""Fine-tuning methods: every module in this folder is one method.
 
 A method module defines one or more `Finetuning` recipes. To add a method, add a module and its test. The training loop
 itself (`quantune.finetunings.training.loop`) is the same for all.

@@ -95,7 +95,7 @@ class Architecture:
 
     @property
     def encoder(self) -> Layers | None:
-        """The layers that read what is heard."""
+        """The layers of the encoder, which reads audio."""
         return next((layers for layers in self.layers if layers.part == "encoder"), None)
 
     def linears(self) -> list[tuple[int, Linear]]:

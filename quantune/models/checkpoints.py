@@ -54,12 +54,12 @@ def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
 
     with torch.device("meta"):
         model = loading.auto_class(folder).from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
-    found = {name: (module.out_features, module.in_features) for name, module in quantizable(model).items()}
+    layers = {name: (module.out_features, module.in_features) for name, module in quantizable(model).items()}
     if reason := unquantizable(model):
         raise QuantuneError(f"the architecture '{model.config.model_type}' cannot be quantized: {reason}")
-    if not found:
+    if not layers:
         raise QuantuneError(f"the architecture '{model.config.model_type}' has no linear layers that can be quantized")
-    return found
+    return layers
 
 
 def quantizable(model) -> dict[str, torch.nn.Linear]:

@@ -61,7 +61,7 @@ class Eager:
             steps: how many steps it must be able to take.
         """
         self.model, self.steps, self.taken = model, steps, 0
-        self.cache, self.logits, self.heard = prefill(model, prompt)
+        self.cache, self.logits, self.encoded = prefill(model, prompt)
         self.first = self.logits.argmax(-1, keepdim=True)
         self.token = self.first.clone()
 
@@ -73,7 +73,7 @@ class Eager:
 
     def step(self) -> None:
         """Replace `token`, shape (batch, 1), by the most likely next one; `logits`, (batch, vocabulary), tell why."""
-        self.logits = forward(self.model, self.cache, self.heard, input_ids=self.token)
+        self.logits = forward(self.model, self.cache, self.encoded, input_ids=self.token)
         self.token = self.logits.argmax(-1, keepdim=True)
         self.taken += 1
 
@@ -90,7 +90,7 @@ class Static:
             UnsupportedError: if a layer's cache does not hold the whole past, such as a sliding window's.
         """
         self.model, self.length = model, tokens_of(prompt).shape[1]
-        filled, logits, self.heard = prefill(model, prompt)
+        filled, logits, self.encoded = prefill(model, prompt)
         capacity = -(-(self.length + steps) // ALIGNMENT) * ALIGNMENT
         self.cache, self.layers = fixed(model, filled, capacity)
         self.first = logits.argmax(-1, keepdim=True)
@@ -108,7 +108,7 @@ class Static:
 
     def launch(self) -> None:
         """Take a step with every kernel launched anew."""
-        token, self.logits = self.next(self.model, self.cache, self.heard, self.token, self.position, self.like)
+        token, self.logits = self.next(self.model, self.cache, self.encoded, self.token, self.position, self.like)
         self.token.copy_(token)
         self.position.add_(1)
 
@@ -175,17 +175,17 @@ def prefill(model: PreTrainedModel, prompt: Prompt) -> tuple[Cache, torch.Tensor
     return cache, output.logits[:, -1], None
 
 
-def forward(model: PreTrainedModel, cache: Cache, heard: torch.Tensor | None, **inputs: torch.Tensor) -> torch.Tensor:
+def forward(model: PreTrainedModel, cache: Cache, encoded: torch.Tensor | None, **inputs: torch.Tensor) -> torch.Tensor:
     """Return the logits after one token more, shape (batch, vocabulary); the cache grows by it.
 
     Args:
         model: as for `Eager`.
         cache: of all before.
-        heard: of a speech model the encoder's output.
+        encoded: the encoder output of a speech model.
         inputs: input_ids, shape (batch, 1); attention_mask and position_ids where the model is not to work them out.
     """
-    if heard is not None:
-        inputs = {f"decoder_{name}": value for name, value in inputs.items()} | {"encoder_outputs": (heard,)}
+    if encoded is not None:
+        inputs = {f"decoder_{name}": value for name, value in inputs.items()} | {"encoder_outputs": (encoded,)}
     return model(past_key_values=cache, use_cache=True, **inputs).logits[:, -1]
 
 
@@ -215,14 +215,14 @@ def fixed(model: PreTrainedModel, filled: Cache, capacity: int) -> tuple[Cache, 
     return (EncoderDecoderCache(cache, filled.cross_attention_cache) if crossed else cache), cache.layers
 
 
-def next_token(model, cache: Cache, heard, token: torch.Tensor, position: torch.Tensor, like: torch.Tensor):
+def next_token(model, cache: Cache, encoded, token: torch.Tensor, position: torch.Tensor, like: torch.Tensor):
     """Return the most likely next token, (batch, 1), and the logits, (batch, vocabulary); the cache grows by one.
 
     The mask and the position are given, as tensors: models that work them out from the cache's length would ask the
-    device for it. `heard` as for `forward`; `like`, (batch, 1, any), has the dtype of the mask.
+    device for it. `encoded` as for `forward`; `like`, (batch, 1, any), has the dtype of the mask.
     """
     masks = create_masks_for_generate(model.config, like, None, cache, position_ids=position)
-    logits = forward(model, cache, heard, input_ids=token, attention_mask=masks, position_ids=position)
+    logits = forward(model, cache, encoded, input_ids=token, attention_mask=masks, position_ids=position)
     return logits.argmax(-1, keepdim=True), logits
 
 
@@ -288,8 +288,8 @@ def _forced_logits(decoder, forced: torch.Tensor) -> torch.Tensor:
     return decoder.logits.float().clone()
 
 
-def _require_agreement(found: torch.Tensor, expected: torch.Tensor) -> None:
-    distance = float((found - expected).norm() / expected.norm())
+def _require_agreement(logits: torch.Tensor, expected: torch.Tensor) -> None:
+    distance = float((logits - expected).norm() / expected.norm())
     if not distance <= AGREEMENT:
         raise UnsupportedError(f"its logits are {distance:.2g} away from the eager decoder's, relatively")
 

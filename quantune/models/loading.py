@@ -89,8 +89,8 @@ def model(folders: list[Path], dtype: str) -> PreTrainedModel:
     return loaded.eval()
 
 
-class VariantFolder:
-    """A variant on disk, whose model is loaded when it is first asked for, and again for another dtype."""
+class LoadedVariant:
+    """A variant on disk. Its model is loaded at the first request, and again for another dtype."""
 
     def __init__(self, folders: list[Path]):
         """Take the base and, if the variant is an adapter, the adapter after it."""
@@ -124,7 +124,7 @@ def import_libraries(base: Path, adapted: bool) -> None:
 
 
 def _cast_head(loaded: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Give the output embedding the dtype that was asked for.
+    """Give the output embedding the requested dtype.
 
     transformers 5.17 leaves a weight that it renames (GPT-NeoX's `embed_out`) in the stored dtype when it loads a
     quantized checkpoint.
@@ -163,7 +163,7 @@ def keep_cpu_kernels_exact(loaded: PreTrainedModel) -> None:
     """Keep bitsandbytes from repacking 4-bit layers for its bfloat16 CPU kernel.
 
     On processors with AVX-512 BF16 the first evaluation would turn the block scales and the arithmetic into bfloat16,
-    whatever dtype was asked for (bitsandbytes 0.50, `Linear4bit.forward`): a number that depends on the processor.
+    whatever dtype was requested (bitsandbytes 0.50, `Linear4bit.forward`): a number that depends on the processor.
     """
     for module in loaded.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -1,4 +1,4 @@
-"""What a device is asked: how long, how much memory, how much energy. On a GPU the device's own memory is metered; on a
+"""Measurements of a device: time, memory, energy. On a GPU the device's own memory is metered; on a
 CPU the resident set of this process, above what it was before the model.
 """
 
@@ -77,9 +77,9 @@ class Energy:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that there was not enough memory, on the device or, for tensors, on the host."""
-    told = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    return told or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    """Return whether an error says that memory did not suffice, on the device or, for tensors, on the host."""
+    allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return allocator or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:

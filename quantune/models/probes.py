@@ -20,8 +20,8 @@ def probe_logits(model) -> torch.Tensor:
     tokens = probe_tokens(model.config.vocab_size).to(model.device)
     if model.config.model_type not in SPEECH:
         return model(input_ids=tokens, use_cache=False).logits.float().cpu()
-    heard = probe_features(model.config).to(model.device, model.dtype)
-    return model(input_features=heard, decoder_input_ids=tokens, use_cache=False).logits.float().cpu()
+    features = probe_features(model.config).to(model.device, model.dtype)
+    return model(input_features=features, decoder_input_ids=tokens, use_cache=False).logits.float().cpu()
 
 
 def probe_features(config) -> torch.Tensor:
@@ -43,7 +43,7 @@ def require_identical_reload(expected: torch.Tensor, folder: Path, dtype: str) -
     """
     from quantune.models import loading
 
-    found = probe_logits(loading.model([folder], dtype))
-    if not torch.equal(found, expected):
-        worst = float((found - expected).abs().max())
+    reloaded = probe_logits(loading.model([folder], dtype))
+    if not torch.equal(reloaded, expected):
+        worst = float((reloaded - expected).abs().max())
         raise QuantuneError(f"the saved checkpoint does not reload to the same model: logits differ by up to {worst:g}")

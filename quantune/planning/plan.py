@@ -118,7 +118,7 @@ class Plan:
             ("benchmarks", variant),
             "benchmark",
             recipe.version,
-            recipe.asked(self.config.track(self.config.parse(variant).model)) | {"hardware": hardware.detect()},
+            recipe.relevant(self.config.track(self.config.parse(variant).model)) | {"hardware": hardware.detect()},
             parents={"checkpoint": self.checkpoint(variant)},
             options={"deterministic": False},  # the fast algorithms of normal use are timed
             reads={"base": self.checkpoints_to_load(variant)[:-1]},

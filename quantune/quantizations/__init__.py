@@ -1,4 +1,4 @@
-"""Quantization methods: every module in this folder is one, found by being here.
+"""Quantization methods: every module in this folder is one method.
 
 A method module defines one or more `Quantization` recipes. To add a method, add a module and its test.
 """
@@ -47,7 +47,7 @@ class Quantization(Recipe):
         raise NotImplementedError
 
     def check(self, parent: Path, folder: Path) -> dict[str, Any]:
-        """Check every quantized layer of a saved checkpoint: its tensors are there, of the right shape and type, finite.
+        """Check every quantized layer of a saved checkpoint: tensors are present, finite, of the right shape and type.
 
         Returns:
             Layers quantized, and bits stored per quantized weight: codes, scales, zero points and tables.
@@ -65,8 +65,8 @@ class Quantization(Recipe):
                 key = f"{name}.{part}"
                 require(key in tensors, name, f"'{part}' is missing")
                 require(tensors.shape(key) == shape, name, f"'{part}' has shape {tensors.shape(key)}, not {shape}")
-                found = str(tensors[key].dtype).removeprefix("torch.")
-                require(dtype in (None, found), name, f"'{part}' is {found}, not {dtype}")
+                stored_dtype = str(tensors[key].dtype).removeprefix("torch.")
+                require(dtype in (None, stored_dtype), name, f"'{part}' is {stored_dtype}, not {dtype}")
                 stored += prod(shape) * BYTES[dtype or "float16"]
             for bad in finite(tensors, [f"{name}.{part}" for part in parts]):
                 require(False, name, f"'{bad}' holds NaN or infinity")

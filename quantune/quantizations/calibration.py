@@ -46,7 +46,7 @@ class Calibrated(Packed):
         return calibration_inputs(self, data, seed, parent)
 
     def visitor(self, model, grids: dict, errors: dict):
-        """Return the function that quantizes a decoder layer of a model; it fills `grids` and `errors`, by linear layer.
+        """Return the function that quantizes a decoder layer; it fills `grids` and `errors`, by linear layer.
 
         It takes the layer's name, the layer, and its linear layers grouped by input (`layerwise.Inputs`).
         """
@@ -113,7 +113,7 @@ def draw(recipe: Calibrated, data: Path, seed: int, checkpoint: Path) -> tuple[l
     if len(chosen) < recipe.samples:
         warnings.append(
             f"'{recipe.dataset}', split '{recipe.split}', holds {len(samples)} {samples.unit}, not the"
-            f" {recipe.samples} asked for"
+            f" {recipe.samples} requested"
         )
     if len(chosen) < FEW:
         warnings.append(f"calibrated on {len(chosen)} samples; fewer than {FEW} can harm the model")

@@ -1,7 +1,7 @@
 """The contents of the report, gathered from the artefacts on disk: typed and unrounded, without words or pictures.
 
-Every number is derived from the raw items by `quantune.evaluations.metrics.rates`. How a variant was made is read from its
-provenance, never from its name.
+Every number is derived from the raw items by the evaluation's metric. A variant's recipe is read from its provenance,
+never from its name.
 """
 
 import json

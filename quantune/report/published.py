@@ -45,8 +45,8 @@ def summary(comparisons: list[PublishedValue]) -> str:
     near = sum(abs(item.difference) <= NEAR for item in comparisons)
     far = max(comparisons, key=lambda item: abs(item.difference))
     return (
-        f"{near} of {units.plural(len(comparisons), 'published value')} came out within {100 * NEAR:g} %; furthest off is"
-        f" `{far.variant}` on {far.evaluation}, {difference(far)}."
+        f"{near} of {units.plural(len(comparisons), 'published value')} came out within {100 * NEAR:g} %; furthest off"
+        f" is `{far.variant}` on {far.evaluation}, {difference(far)}."
     )
 
 

@@ -29,7 +29,7 @@ class Piece:
 
 
 def words(reference: str, hypothesis: str) -> Edits:
-    """Return the edits between words, told apart by white space."""
+    """Return the edits between words, separated by white space."""
     import jiwer
 
     return _edits(reference.split(), hypothesis.split(), lambda: jiwer.process_words(reference, hypothesis))
@@ -63,5 +63,5 @@ def aligned(reference: str, hypothesis: str, unit: Literal["words", "characters"
 def _edits(reference: list[str], hypothesis: list[str], process) -> Edits:
     if not reference:  # jiwer takes no empty reference
         return Edits(0, 0, len(hypothesis), 0)
-    found = process()
-    return Edits(len(reference), found.substitutions, found.insertions, found.deletions)
+    output = process()
+    return Edits(len(reference), output.substitutions, output.insertions, output.deletions)

@@ -29,7 +29,7 @@ def normalizer(name: Name, model: Path) -> Callable[[str], str]:
 
     Args:
         name: which.
-        model: the checkpoint folder, whose `normalizer.json`, where there is one, maps British to American spellings.
+        model: the checkpoint folder, whose `normalizer.json`, if it has one, maps British to American spellings.
     """
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
@@ -64,8 +64,8 @@ def _spelled_out(text: str) -> str:
     import cn2an
 
     text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
-    text = re.sub(r"\d{4}(?=年)", lambda found: cn2an.an2cn(found[0], "direct"), text)
-    return re.sub(r"(\d+(?:\.\d+)?)(%?)", lambda found: _number(found[1], found[2]), text)
+    text = re.sub(r"\d{4}(?=年)", lambda match: cn2an.an2cn(match[0], "direct"), text)
+    return re.sub(r"(\d+(?:\.\d+)?)(%?)", lambda match: _number(match[1], match[2]), text)
 
 
 def _number(digits: str, percent: str) -> str:

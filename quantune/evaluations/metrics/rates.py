@@ -75,27 +75,27 @@ def with_edits(items: pandas.DataFrame, normal: Callable[[str], str] | None = No
         The items with, for each of `RAW_RATES` (or, normalized, of wer and cer), columns {rate}_length,
         {rate}_substitutions, {rate}_insertions, {rate}_deletions; and with normal_reference, normal_hypothesis.
     """
-    found, prefix, suffix = items.copy(), "", "_raw"
+    table, prefix, suffix = items.copy(), "", "_raw"
     if normal:
         prefix, suffix = "normal_", ""
         for column in ("reference", "hypothesis"):
-            found[f"normal_{column}"] = [normal(text) for text in items[column]]
+            table[f"normal_{column}"] = [normal(text) for text in items[column]]
     for rate, count in (("wer", edits.words), ("cer", edits.characters)):
-        pairs = zip(found[f"{prefix}reference"], found[f"{prefix}hypothesis"], strict=True)
+        pairs = zip(table[f"{prefix}reference"], table[f"{prefix}hypothesis"], strict=True)
         counted = [vars(count(reference, hypothesis)) for reference, hypothesis in pairs]
         for name in ("length", *EDITS):
-            found[f"{rate}{suffix}_{name}"] = numpy.array([item[name] for item in counted], dtype="int64")
-    return found
+            table[f"{rate}{suffix}_{name}"] = numpy.array([item[name] for item in counted], dtype="int64")
+    return table
 
 
 def error_rates(items: pandas.DataFrame, rates: Sequence[str] = RATES) -> dict:
     """Return each of the rates, a share (0.1: one in ten), with its standard error, and the sums it is made of."""
-    found = {"version": VERSION, "clips": len(items), "seconds": float(items.seconds.sum())}
+    numbers = {"version": VERSION, "clips": len(items), "seconds": float(items.seconds.sum())}
     for rate in rates:
-        found[rate], found[f"{rate}_error"] = ratio(wrong(items, rate), items[f"{rate}_length"])
+        numbers[rate], numbers[f"{rate}_error"] = ratio(wrong(items, rate), items[f"{rate}_length"])
         for name in ("length", *EDITS):
-            found[f"{rate}_{name}"] = int(items[f"{rate}_{name}"].sum())
-    return found
+            numbers[f"{rate}_{name}"] = int(items[f"{rate}_{name}"].sum())
+    return numbers
 
 
 def wrong(items: pandas.DataFrame, rate: str) -> pandas.Series:

@@ -1,8 +1,8 @@
 """The training loop, the same for every method and track: what is trained is what requires gradients.
 
 It saves all that the next step depends on (weights, optimizer, schedule, random state, curves) every `save_every`
-steps, atomically, and goes on from there: a killed job loses at most the steps since, and ends with the same bits as an
-uninterrupted one. The data order follows from seed and epoch alone.
+steps, atomically, and resumes from that state. A killed job loses at most the steps since then, and ends with the same
+bits as an uninterrupted one. The data order follows from seed and epoch alone.
 """
 
 import csv
@@ -53,7 +53,7 @@ def train(
         data: the training examples.
         validation: the examples of the validation loss; None: none is computed.
         folder: where the curves go.
-        scratch: where the state is saved; if it holds one, training goes on from there.
+        scratch: where the state is saved; if it holds one, training resumes from it.
 
     Returns:
         Steps, trainable and total parameters, losses; under "run" what varies from run to run.
@@ -161,7 +161,7 @@ def save(scratch: Path, progress: Progress, trained: dict[str, torch.Tensor], op
 
 
 def restore(scratch: Path, trained: dict[str, torch.Tensor], optimizer, schedule) -> Progress | None:
-    """Put back the last saved state, and return its progress; None where there is none."""
+    """Put back the last saved state, and return its progress; None if no state is saved."""
     path = scratch / "state.pt"
     if not path.exists():
         return None

@@ -18,7 +18,7 @@ def rescale(name: str, layer: torch.nn.Module, inputs: list[Inputs], mappings: l
         Full name of a layer -> the scale of its input channels, (columns,); layers without a mapping are left out.
 
     Raises:
-        QuantuneError: if a mapping names a layer that is not there, or a norm that scales cannot be moved into.
+        QuantuneError: if a mapping names a missing layer, or a norm that scales cannot be moved into.
     """
     groups = {part.removeprefix(f"{name}."): group for group in inputs for part in group.layers}
     scales = {}
@@ -78,7 +78,7 @@ def _offset(name: str, before: torch.nn.Module) -> int:
 def best_scale(weight: torch.Tensor, group: Inputs, grid: Grid) -> torch.Tensor:
     """Return the channel scales, (columns,), under which rounding changes the outputs least.
 
-    The change is ‖(Ŵ-W)X‖² = tr((Ŵ-W) XXᵀ (Ŵ-W)ᵀ): the Gram matrix says all there is to know of the inputs.
+    The change is ‖(Ŵ-W)X‖² = tr((Ŵ-W) XXᵀ (Ŵ-W)ᵀ): the Gram matrix holds all that is needed of the inputs.
     """
     best, best_loss = torch.ones_like(group.magnitude), None
     for step in range(ALPHAS):

@@ -47,14 +47,14 @@ def stacks(model) -> list[tuple[str, torch.nn.ModuleList]]:
     """
     parts = [model.get_encoder(), model.get_decoder()] if model.config.is_encoder_decoder else [model.get_decoder()]
     names = {module: name for name, module in model.named_modules()}
-    found = [_layers(part) for part in parts]
-    if None in found:
+    lists = [_layers(part) for part in parts]
+    if None in lists:
         raise QuantuneError(f"calibration knows no layers in the architecture '{model.config.model_type}'")
-    return [(names[layers], layers) for layers in found]
+    return [(names[layers], layers) for layers in lists]
 
 
 def _layers(part: torch.nn.Module) -> torch.nn.ModuleList | None:
-    """Return the outermost list of as many modules as the configuration says that there are layers, or None."""
+    """Return the outermost list of as many modules as the configuration has layers, or None."""
     keys = ("num_hidden_layers", "encoder_layers", "decoder_layers")
     counts = {getattr(part.config, key, None) for key in keys}
     lists = (module for module in part.modules() if isinstance(module, torch.nn.ModuleList))
@@ -95,15 +95,15 @@ def first_inputs(model, layers: torch.nn.ModuleList, batches: list[dict[str, tor
     The model's own forward pass calls the layers, which return the states as they came: no layer is computed, save the
     first one once, to see whether layers return more than states.
     """
-    found: list[Arguments] = []
+    inputs: list[Arguments] = []
     seen: list[tuple | None] = []  # what the first layer returned after the states, emptied; None: no tuple
 
     def stand_in(index: int, real: Callable):
         def forward(*args, **kwargs):
             states, *others = args or (kwargs.pop("hidden_states"),)
             if index == 0:
-                found.append(Arguments(states, []))
-            found[-1].others.append((tuple(others), kwargs))
+                inputs.append(Arguments(states, []))
+            inputs[-1].others.append((tuple(others), kwargs))
             if index == len(layers) - 1:
                 raise _CaughtError
             if not seen:
@@ -117,7 +117,7 @@ def first_inputs(model, layers: torch.nn.ModuleList, batches: list[dict[str, tor
         for batch in batches:
             with suppress(_CaughtError):
                 model(**{name: _placed(value, model) for name, value in batch.items()}, use_cache=False)
-    return found
+    return inputs
 
 
 @contextmanager
@@ -241,12 +241,12 @@ class _Collector:
         for hook in self.hooks:
             hook.remove()
         self.seen.clear()
-        found = []
+        groups = []
         for leader in list(self.sums):
             gram, magnitude = self.sums.pop(leader)
             layers = {part: self.linears[part] for part, head in self.leader.items() if head == leader}
-            found.append(Inputs(layers, gram.div_(self.rows[leader]), magnitude.div_(self.rows[leader])))
-        return found
+            groups.append(Inputs(layers, gram.div_(self.rows[leader]), magnitude.div_(self.rows[leader])))
+        return groups
 
 
 def _gram(rows: torch.Tensor) -> torch.Tensor:

@@ -100,13 +100,13 @@ def guard(
             than a unigram model's, or a layer is no better than one that gives zeros; the layer is named.
     """
     source, inputs = recipe.probe(parent, data, seed)
-    found = measure(parent, folder, inputs, errors if recipe.rescales else None)
-    worst = found.worst()[:3]
+    result = measure(parent, folder, inputs, errors if recipe.rescales else None)
+    worst = result.worst()[:3]
     print(
-        f"on {source}: loss {found.before:.3f} -> {found.after:.3f} nats a token, {found.unigram:.3f} of a unigram"
+        f"on {source}: loss {result.before:.3f} -> {result.after:.3f} nats a token, {result.unigram:.3f} of a unigram"
         f" model; largest output errors: {', '.join(f'{name} {error:.3f}' for name, error in worst)}"
     )
-    damage, warnings = destroyed(found), doubts(found, recipe.usual_error())
+    damage, warnings = destroyed(result), doubts(result, recipe.usual_error())
     if damage:
         advice = "use more bits, smaller groups or other calibration data"
         if recipe.if_destroyed == "stop":
@@ -116,42 +116,42 @@ def guard(
         print(f"WARNING: {warning}", flush=True)
     return {
         "measured_on": source,
-        "loss_before": found.before,
-        "loss_after": _finite_or_text(found.after),
-        "unigram_loss": found.unigram,
+        "loss_before": result.before,
+        "loss_after": _finite_or_text(result.after),
+        "unigram_loss": result.unigram,
         "largest_output_errors": {name: _finite_or_text(error) for name, error in worst},
         "warnings": warnings,
     }
 
 
-def destroyed(found: Measured) -> str | None:
+def destroyed(result: Measured) -> str | None:
     """Return what shows that a model is destroyed, or None.
 
     A model that was no better than a unigram model before it was quantized is judged by its layers alone.
     """
-    name, error = found.worst()[0]
+    name, error = result.worst()[0]
     where = f"the layer with the largest output error is '{name}' ({error:.3f})"
-    if not isfinite(found.after):
-        return f"the quantized model's loss is {found.after}; {where}"
-    if found.before < found.unigram <= found.after:
-        more = f"{found.after:.2f} nats a token, {found.before:.2f} before; a unigram model has {found.unigram:.2f}"
+    if not isfinite(result.after):
+        return f"the quantized model's loss is {result.after}; {where}"
+    if result.before < result.unigram <= result.after:
+        more = f"{result.after:.2f} nats a token, {result.before:.2f} before; a unigram model has {result.unigram:.2f}"
         return f"the quantized model is worse than a unigram model: {more}; {where}"
     if not error < WORTHLESS:
         return f"the layer '{name}' is destroyed: its outputs have a relative error of {error:.3f}; zeros have 1"
     return None
 
 
-def doubts(found: Measured, usual: float) -> list[str]:
+def doubts(result: Measured, usual: float) -> list[str]:
     """Return warnings: a loss that rose much, layers with far larger errors than usual."""
     warnings = []
-    if found.after - found.before > LOSS_RISE:
+    if result.after - result.before > LOSS_RISE:
         warnings.append(
-            f"quantizing raised the loss from {found.before:.2f} to {found.after:.2f} nats a token on its probe"
+            f"quantizing raised the loss from {result.before:.2f} to {result.after:.2f} nats a token on its probe"
         )
-    above = {name: error for name, error in found.errors.items() if not error <= usual}
+    above = {name: error for name, error in result.errors.items() if not error <= usual}
     if above:
-        name = next(name for name, _ in found.worst())
-        count = f"{len(above)} of {len(found.errors)} layers have"
+        name = next(name for name, _ in result.worst())
+        count = f"{len(above)} of {len(result.errors)} layers have"
         warnings.append(
             f"{count if len(above) > 1 else 'a layer has'} output errors above {usual:g}, the most that is usual for"
             f" the method; the largest is {above[name]:.2f} in '{name}'"
@@ -211,10 +211,10 @@ class _Errors:
 
     def relative(self) -> dict[str, float]:
         """Return layer -> relative error; 0 where both models give zeros."""
-        found = {name: sums.tolist() for name, sums in self.sums.items()}
+        pairs = {name: sums.tolist() for name, sums in self.sums.items()}
         return {
             name: (change / right) ** 0.5 if right else inf if change else 0.0
-            for name, (change, right) in found.items()
+            for name, (change, right) in pairs.items()
         }
 
 
