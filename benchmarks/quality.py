@@ -46,7 +46,7 @@ def measured(folder: Path) -> dict:
         "largest_output_error": round(error, 4),
         "layer": layer,
         "destroyed": quality.destroyed(measures),
-        "warnings": quality.doubts(measures, recipe.usual_error()),
+        "warnings": quality.quality_warnings(measures, recipe.usual_error()),
     }
 
 

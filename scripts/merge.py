@@ -10,7 +10,7 @@ def merge(order, inputs, folder, scratch):
     unmerged = probes.probe_logits(loading.model([parent, adapter], "float32"))
     model = loading.model([base, adapter], "float32").merge_and_unload()
     stored = loading.stored_dtype(base)
-    checkpoints.round_saved(model, stored)
+    checkpoints.cast_saved(model, stored)
     checkpoints.save_model(model, base, folder)
     merged = probes.probe_logits(loading.model([folder], "float32"))
     distance = probes.relative_distance(merged, unmerged)

@@ -345,7 +345,7 @@ def test_the_draw_is_the_seeds_and_is_hashed(data):
 
 def test_too_little_calibration_is_said(data, capsys):
     _, facts = calibration.draw(calibrated(GPTQ, samples=100_000), data, 0, PARENT)
-    assert "not the 100000 asked for" in facts["warnings"][0] and len(facts["warnings"]) == 1
+    assert "not the 100000 requested" in facts["warnings"][0] and len(facts["warnings"]) == 1
     _, facts = calibration.draw(calibrated(GPTQ, samples=16), data, 0, PARENT)
     assert facts["warnings"] == ["calibrated on 16 samples; fewer than 128 can harm the model"]
     assert "WARNING: calibrated on 16 samples" in capsys.readouterr().out

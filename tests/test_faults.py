@@ -30,7 +30,7 @@ def test_a_killed_training_job_goes_on(untrained):
         kill(process)
     assert running.wait(120) != 0
     folder.run(TARGET, "--cores", "1")
-    assert "going on from step" in (folder.work / "logs/train/opt+lora.log").read_text()
+    assert "resuming from step" in (folder.work / "logs/train/opt+lora.log").read_text()
     assert weights(folder.path / TARGET) == expected
     assert not any(folder.work.glob("tmp/*"))
 

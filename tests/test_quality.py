@@ -54,7 +54,7 @@ def test_a_destroyed_layer_is_named(pair, tmp_path, damage):
     with torch.no_grad():
         damage(model.get_submodule(LAYERS[parent]).weight)
     checkpoints.save_model(model, parent, tmp_path)
-    with pytest.raises(QuantuneError, match=f"'{LAYERS[parent]}'.*or keep it all the same with 'if_destroyed: warn'"):
+    with pytest.raises(QuantuneError, match=f"'{LAYERS[parent]}'.*or keep the model with 'if_destroyed: warn'"):
         quality.guard(RECIPE, parent, tmp_path)
     facts = quality.guard(RECIPE.model_copy(update={"if_destroyed": "warn"}), parent, tmp_path)
     assert LAYERS[parent] in facts["warnings"][0] and LAYERS[parent] in facts["largest_output_errors"]
@@ -90,13 +90,13 @@ def test_the_numbers_are_those_of_their_definitions(tmp_path):
 
 def test_a_loss_worse_than_a_unigram_model_is_destruction_and_a_model_that_always_was_is_not_judged():
     errors = {"a": 0.3, "b": 0.4}
-    assert "worse than a unigram model: 7.50" in quality.destroyed(quality.Measured(5.0, 7.5, 7.0, errors))
-    assert "'b' (0.400)" in quality.destroyed(quality.Measured(5.0, 7.5, 7.0, errors))
-    assert quality.destroyed(quality.Measured(5.0, 6.9, 7.0, errors)) is None
-    assert quality.destroyed(quality.Measured(7.2, 7.5, 7.0, errors)) is None, "random weights"
-    assert "loss is nan" in quality.destroyed(quality.Measured(7.2, math.nan, 7.0, errors))
-    assert quality.doubts(quality.Measured(5.0, 5.1, 7.0, errors), 0.5) == []
-    assert len(quality.doubts(quality.Measured(5.0, 5.5, 7.0, errors), 0.35)) == 2
+    assert "worse than a unigram model: 7.50" in quality.destroyed(quality.Comparison(5.0, 7.5, 7.0, errors))
+    assert "'b' (0.400)" in quality.destroyed(quality.Comparison(5.0, 7.5, 7.0, errors))
+    assert quality.destroyed(quality.Comparison(5.0, 6.9, 7.0, errors)) is None
+    assert quality.destroyed(quality.Comparison(7.2, 7.5, 7.0, errors)) is None, "random weights"
+    assert "loss is nan" in quality.destroyed(quality.Comparison(7.2, math.nan, 7.0, errors))
+    assert quality.quality_warnings(quality.Comparison(5.0, 5.1, 7.0, errors), 0.5) == []
+    assert len(quality.quality_warnings(quality.Comparison(5.0, 5.5, 7.0, errors), 0.35)) == 2
 
 
 def test_settings_that_transformers_refuses_to_write_are_copied(tmp_path):
@@ -116,6 +116,6 @@ def test_rounding_what_is_saved_leaves_what_is_not_saved():
     module.register_buffer("frequencies", torch.tensor([1 / 3]), persistent=False)
     module.register_buffer("mean", torch.tensor([1 / 3]))
     module.tied = module.weight
-    checkpoints.round_saved(module, torch.float16)
+    checkpoints.cast_saved(module, torch.float16)
     assert module.frequencies.dtype == torch.float32 and module.frequencies == torch.tensor([1 / 3])
     assert module.mean.dtype == module.weight.dtype == torch.float16 and module.tied is module.weight

@@ -2,7 +2,7 @@
 
 import math
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "int8": 1, "uint8": 1}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "int64": 8, "int32": 4, "int8": 1, "uint8": 1}
 """Bytes of one value of a dtype."""
 UNKNOWN = "–"
 

@@ -1,4 +1,4 @@
-"""What training and calibration data have in common, whatever they are read from."""
+"""The interface of training and calibration data."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
@@ -6,26 +6,26 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
-BATCH_TOKENS = 16384  # about so many tokens go through a layer at once while a model is calibrated
-IGNORED = -100  # label that the loss leaves out
+BATCH_TOKENS = 16384  # about this many tokens pass through a layer at once during calibration
+IGNORED = -100  # label that the loss ignores
 
 
 class Data(Protocol):
-    """Examples to train on or to calibrate with, as a model reads them; they are numbered from 0."""
+    """Examples for training or calibration, as a model reads them; they are numbered from 0."""
 
     unit: str
-    """What one example is, in the plural."""
+    """Noun for the examples, in the plural."""
 
     def __len__(self) -> int: ...
 
     def lengths(self) -> "list[int] | None":
-        """Return the tokens in each example; None if they are all as long."""
+        """Return the tokens in each example; None if all have the same length."""
 
     def batch(self, examples: list[int]) -> "dict[str, torch.Tensor]":
         """Return the arguments of the model's forward pass for some examples, `labels` among them."""
 
     def batches(self, size: int) -> "Iterator[dict[str, torch.Tensor]]":
-        """Yield all examples, so many together, with labels."""
+        """Yield all examples with labels, `size` in each batch."""
 
     def inputs(self, chosen: list[int]) -> "Iterator[dict[str, torch.Tensor]]":
         """Yield some examples as a model's inputs, without labels and without padding."""

@@ -1,4 +1,4 @@
-"""The clips of a prepared split, mapped from disk: only those that are used are read."""
+"""The clips of a prepared split, mapped from disk: only clips that are used are read."""
 
 from pathlib import Path
 from typing import Literal
@@ -23,15 +23,13 @@ SCHEMA = pyarrow.schema(
 
 
 class Clips:
-    """The clips of a split at a model's sampling rate, with what is said in them."""
+    """The clips of a split at a model's sampling rate, with their transcripts."""
 
     def __init__(self, prepared: Path, split: str):
         path = Path(prepared) / f"{split}.arrow"
         if not path.exists():
-            splits = [item.stem for item in Path(prepared).glob("*.arrow")]
-            raise QuantuneError(
-                f"'{prepared}' has no split '{split}'; splits: {listed(splits)}{nearest(split, splits)}"
-            )
+            names = [item.stem for item in Path(prepared).glob("*.arrow")]
+            raise QuantuneError(f"'{prepared}' has no split '{split}'; splits: {listed(names)}{nearest(split, names)}")
         with pyarrow.memory_map(str(path)) as source:
             self.table = pyarrow.ipc.open_file(source).read_all()
 
@@ -47,15 +45,15 @@ class Clips:
         return audio.from_pcm(numpy.frombuffer(self.table["samples"][number].as_buffer(), dtype="<i2"))
 
     def texts(self, task: Task) -> list[str]:
-        """Return what is to be written of each clip: its transcript, or its translation.
+        """Return the text to write for each clip: its transcript, or its translation.
 
         Raises:
             QuantuneError: if a clip has no translation.
         """
-        column = self.column("text" if task == "transcribe" else "translation")
-        if not all(column):
-            missing = sum(not text for text in column)
+        texts = self.column("text" if task == "transcribe" else "translation")
+        if not all(texts):
+            missing = sum(not text for text in texts)
             raise QuantuneError(
-                f"{missing} of {len(column)} clips have no translation; name its column in 'translation'"
+                f"{missing} of {len(texts)} clips have no translation; name its column in 'translation'"
             )
-        return column
+        return texts

@@ -15,7 +15,7 @@ def read(prepared: Path, split: str, checkpoint: Path, length: int, task: speech
         split: its split.
         checkpoint: the model's folder.
         length: tokens in a block of text; speech has the length of its transcripts.
-        task: of a speech model: write what is said, or its English translation.
+        task: for a speech model: write a transcript, or an English translation.
 
     Raises:
         QuantuneError: if the split is too small, or no example fits into the model.

@@ -1,8 +1,8 @@
 """Transcribe a recording of any length: in windows that are cut where it is quietest.
 
-A window ends in its last pause; where nobody pauses, at its quietest moment, a little of which both neighbours hear.
-Longer overlaps, joined at the words that both neighbours wrote, made no model better and a model of single sentences
-worse: it fails at windows that hold parts of several. Silence is not transcribed: Whisper writes words into it.
+A window ends in its last pause, or without a pause at its quietest moment. Neighbouring windows overlap by a margin.
+Longer overlaps, joined at the words that both windows contain, improved no model. They made a model of single sentences
+worse: it fails at windows with parts of several sentences. Silence is not transcribed: Whisper writes words into it.
 """
 
 import math
@@ -16,12 +16,12 @@ from quantune.data import speech
 from quantune.sources import audio
 from quantune.sources.entries import UNSPACED
 
-FRAME = 0.02  # seconds whose loudness is looked at together
-PAUSE = 0.3  # seconds of quiet that are a pause
-QUIET = 0.05  # of the loudness that nineteen of twenty frames stay below
-MOMENT = 0.2  # seconds over which the quietest moment is looked for
+FRAME = 0.02  # seconds for which one loudness is computed
+PAUSE = 0.3  # seconds of quiet that make a pause
+QUIET = 0.05  # frames below this share of the loudness's 95th percentile are quiet
+MOMENT = 0.2  # seconds over which loudness is averaged to find the quietest moment
 MARGIN = 0.1  # seconds of audio beyond both ends of a window
-FILLED = 0.75  # of the model's window at most: models know windows that end in silence
+FILLED = 0.75  # largest share of the model's window: models expect windows that end in silence
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def read(path: Path, rate: int) -> numpy.ndarray:
 
 
 def loudness(samples: numpy.ndarray, rate: int) -> numpy.ndarray:
-    """Return the root mean square of each frame, over that of this recording's loud ones: shape (frames,), float."""
+    """Return the root mean square of each frame, relative to the recording's loud frames: shape (frames,), float."""
     size = round(FRAME * rate)
     frames = numpy.pad(samples, (0, -len(samples) % size)).reshape(-1, size)
     values = numpy.sqrt(numpy.square(frames).mean(axis=1))
@@ -64,7 +64,7 @@ def loudness(samples: numpy.ndarray, rate: int) -> numpy.ndarray:
 
 
 def windows(loud: numpy.ndarray, longest: int) -> list[Window]:
-    """Return windows that hold all that was spoken.
+    """Return windows that hold all speech.
 
     Args:
         loud: the loudness of each frame.
@@ -72,7 +72,7 @@ def windows(loud: numpy.ndarray, longest: int) -> list[Window]:
     """
     spoken, pause, moment = loud > QUIET, round(PAUSE / FRAME), round(MOMENT / FRAME)
     smooth = numpy.convolve(loud, numpy.ones(moment) / moment, "same")
-    cut, begin = [], 0
+    parts, begin = [], 0
     while begin < len(loud):
         begin += _first(spoken[begin:])
         end = min(begin + longest, len(loud))
@@ -80,13 +80,13 @@ def windows(loud: numpy.ndarray, longest: int) -> list[Window]:
             first = begin + longest // 3
             end = _last_pause(spoken, first, end, pause) or first + int(smooth[first:end].argmin())
         if begin < end:
-            cut.append(Window(begin, end - _first(spoken[begin:end][::-1])))
+            parts.append(Window(begin, end - _first(spoken[begin:end][::-1])))
         begin = end
-    return cut
+    return parts
 
 
 def transcribe(model, processor, samples: numpy.ndarray, language: str, batch_size: int, task: speech.Task, **options):
-    """Return what is said: segments with start and end in seconds, and text; none of silence.
+    """Return the transcript: segments with start and end in seconds, and text; silence gives no segment.
 
     Args:
         model: a Whisper model.
@@ -101,18 +101,18 @@ def transcribe(model, processor, samples: numpy.ndarray, language: str, batch_si
     size, margin = round(FRAME * rate), round(MARGIN * rate)
     parts = windows(loudness(samples, rate), math.floor((FILLED * room) / size))
     waves = [samples[max(0, window.begin * size - margin) : window.end * size + margin] for window in parts]
-    written = speech.transcribe(model, processor, waves, [language] * len(parts), batch_size, task, **options)
+    texts = speech.transcribe(model, processor, waves, [language] * len(parts), batch_size, task, **options)
     if (language if task == "transcribe" else "en") in UNSPACED:
-        written = [text.replace(" ", "") for text in written]
+        texts = [text.replace(" ", "") for text in texts]
     return [
         {"start": round(window.begin * FRAME, 2), "end": round(window.end * FRAME, 2), "text": text}
-        for window, text in zip(parts, written, strict=True)
+        for window, text in zip(parts, texts, strict=True)
         if text
     ]
 
 
 def _first(spoken: numpy.ndarray) -> int:
-    """Return where the first spoken frame is, or the length where positions is none."""
+    """Return the index of the first spoken frame, or the length if no frame is spoken."""
     positions = numpy.flatnonzero(spoken)
     return int(positions[0]) if len(positions) else len(spoken)
 

@@ -15,15 +15,15 @@ from quantune.data.clips import SCHEMA, Clips, Task
 from quantune.models import loading
 from quantune.sources import audio
 
-CLIPS = 8  # that go through a layer at once when it is calibrated
-THREADS = 2  # that decode and resample; both work outside the interpreter lock
+CLIPS = 8  # clips that pass through a layer at once during calibration
+THREADS = 2  # threads that decode and resample; both release the interpreter lock
 
 
 def prepare(source: Path, target: Path, extractor) -> tuple[list[float], int]:
     """Write a split's clips at the extractor's rate, mono, 16 bits, as an Arrow file.
 
     Returns:
-        The lengths of the clips in seconds, and how many were left out because they are longer than the window.
+        The lengths of the clips in seconds, and how many clips were left out because they exceed the window.
 
     Raises:
         QuantuneError: if no clip is left.
@@ -68,7 +68,7 @@ def encode(texts: list[str], languages: list[str], task: Task, tokenizer, multil
 
     Args:
         texts: the transcripts.
-        languages: Whisper's code of the language of each.
+        languages: Whisper's language code for each transcript.
         task: transcribe or translate.
         tokenizer: of the model.
         multilingual: false for an English-only model, which has no tokens for language and task in its prompt.
@@ -88,8 +88,8 @@ def knows_languages(checkpoint: Path) -> bool:
 
 
 def labels(encoded: list[list[int]]) -> torch.Tensor:
-    """Return transcripts as labels, shape (clips, longest), int64: without the start that the model prepends by itself,
-    padded with what the loss leaves out.
+    """Return transcripts as labels, shape (clips, longest), int64: without the start token, which the model prepends,
+    and padded with the label that the loss ignores.
     """
     longest = max(map(len, encoded)) - 1
     padded = torch.full((len(encoded), longest), IGNORED)
@@ -121,7 +121,7 @@ class Examples:
     unit = "clips"
 
     def content(self, number: int) -> bytes:
-        """Return what identifies an example."""
+        """Return the bytes that identify an example."""
         ids = numpy.array(self.encoded[self.numbers[number]], dtype="<i8")
         return audio.to_pcm(self.clips[self.numbers[number]]).tobytes() + ids.tobytes()
 
@@ -130,16 +130,16 @@ class Examples:
         return sum(len(self.encoded[self.numbers[number]]) for number in chosen)
 
     def inputs(self, chosen: list[int]) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield some examples as a model's inputs, those with transcripts of the same length together: no padding."""
+        """Yield some examples as a model's inputs; transcripts in a batch have one length, so none is padded."""
         by_length: dict[int, list[int]] = {}
         for number in chosen:
             by_length.setdefault(len(self.encoded[self.numbers[number]]), []).append(self.numbers[number])
         for _, numbers in sorted(by_length.items()):
             for first in range(0, len(numbers), CLIPS):
                 part = numbers[first : first + CLIPS]
-                audio_features = features([self.clips[number] for number in part], self.extractor)
-                written = torch.tensor([self.encoded[number] for number in part])
-                yield {"input_features": audio_features, "decoder_input_ids": written}
+                spectrograms = features([self.clips[number] for number in part], self.extractor)
+                tokens = torch.tensor([self.encoded[number] for number in part])
+                yield {"input_features": spectrograms, "decoder_input_ids": tokens}
 
     def batch(self, examples: list[int]) -> dict[str, torch.Tensor]:
         """Return features and labels of the examples with these numbers."""
@@ -149,7 +149,7 @@ class Examples:
         return {"input_features": features(waves, self.extractor, loading.device()), "labels": labels(encoded)}
 
     def batches(self, size: int) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield all examples in batches, those of similar length together."""
+        """Yield all examples in batches of similar length."""
         order = sorted(range(len(self)), key=self.lengths().__getitem__)
         for first in range(0, len(order), size):
             yield self.batch(order[first : first + size])
@@ -164,10 +164,10 @@ def transcribe(
         model: a Whisper model.
         processor: its feature extractor and tokenizer.
         waves: samples of each clip at the extractor's rate, float32, such as `Clips`.
-        languages: Whisper's code of the language of each clip, or of the first so many.
+        languages: Whisper's language code for each clip; clips beyond the last code are left out.
         batch_size: clips transcribed together.
         task: transcribe or translate.
-        options: of `generate`, such as num_beams and max_new_tokens (at most what the model has positions for).
+        options: of `generate`, such as num_beams and max_new_tokens (at most the model's positions).
 
     Raises:
         QuantuneError: if the model does not know a language.
@@ -177,23 +177,23 @@ def transcribe(
     require_languages(model, set(languages))
     order = sorted(range(len(languages)), key=lambda number: (languages[number], len(waves[number])))
     groups = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
-    # Whisper's `max_length` counts new tokens; given as `max_new_tokens` it would be a second limit beside the model's
-    # own `max_length`, warned about in each batch, and an error where it exceeds the positions
+    # Whisper's `max_length` counts new tokens. `max_new_tokens` would be a second limit: with the model's own
+    # `max_length` it gives a warning in each batch, and above the number of positions it is an error
     options["max_length"] = options.pop("max_new_tokens", model.config.max_target_positions)
     texts: dict[int, str] = {}
     for group in tqdm(groups, desc="transcribing", unit="batch"):
         inputs = features([waves[number] for number in group], processor.feature_extractor, model.device)
-        prompt = {"language": [languages[number] for number in group], "task": task} if multilingual(model) else {}
-        prompt["attention_mask"] = torch.ones(inputs.shape[0], inputs.shape[-1], dtype=torch.long, device=model.device)
+        extra = {"language": [languages[number] for number in group], "task": task} if multilingual(model) else {}
+        extra["attention_mask"] = torch.ones(inputs.shape[0], inputs.shape[-1], dtype=torch.long, device=model.device)
         with torch.no_grad():
-            output = model.generate(inputs.to(model.device, model.dtype), do_sample=False, **prompt, **options)
+            output = model.generate(inputs.to(model.device, model.dtype), do_sample=False, **extra, **options)
         written = processor.tokenizer.batch_decode(output, skip_special_tokens=True)
         texts |= {number: text.strip() for number, text in zip(group, written, strict=True)}
     return [texts[number] for number in range(len(languages))]
 
 
 def multilingual(model) -> bool:
-    """Return whether a Whisper model reads language and task tokens."""
+    """Return whether a Whisper model takes language and task as tokens."""
     return _multilingual(vars(model.generation_config))
 
 

@@ -1,4 +1,4 @@
-"""Text as tokens: documents with the bytes and words behind each token, streams of them, and training blocks."""
+"""Text as tokens: documents with the bytes and words of each token, token streams, and training blocks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ def encode(texts: list[str], tokenizer) -> dict[str, list]:
 
     Returns:
         For each document: ids, and for each token how many UTF-8 bytes of the text it ends (bytes) and how many
-        whitespace-separated words begin in it (words). Summed over a document they give its bytes and words exactly,
-        which is what makes bits per byte and word perplexity of any window exact.
+        whitespace-separated words begin in it (words). Their sums over a document are its exact bytes and words, so
+        bits per byte and word perplexity of any window are exact.
 
     Raises:
         QuantuneError: if the tokenizer gives no offsets (a slow tokenizer).
@@ -59,8 +59,8 @@ def column(prepared: Path, split: str, name: str) -> tuple[numpy.ndarray, numpy.
     """Return one column (ids, bytes or words) of a split's documents, without a Python object for each number.
 
     Returns:
-        The values of all documents one after the other, int32, and where each document begins in them, with the end of
-        the last: shape (documents + 1,), int64.
+        The values of all documents, concatenated, int32; and the index at which each document begins, with the end of
+        the last document: shape (documents + 1,), int64.
     """
     path = Path(prepared) / f"{split}.arrow"
     if not path.exists():
@@ -76,13 +76,13 @@ def column(prepared: Path, split: str, name: str) -> tuple[numpy.ndarray, numpy.
 
 
 def joined(values: numpy.ndarray, starts: numpy.ndarray, between: list[int]) -> numpy.ndarray:
-    """Return the documents of a column one after the other, int32, with the same tokens between any two of them."""
-    after = starts[1:-1]  # the places between two documents
+    """Return the documents of a column, concatenated, int32, with the tokens `between` between any two documents."""
+    after = starts[1:-1]  # the indices between two documents
     return numpy.insert(values, numpy.repeat(after, len(between)), numpy.tile(between, len(after)).astype("int32"))
 
 
 def stream(prepared: Path, split: str, tokenizer, separator: str) -> Stream:
-    """Join a split's documents by a separator, begun as the tokenizer begins a text (`<s>` where it has one)."""
+    """Join a split's documents by a separator, after the tokens that begin a text (such as `<s>`)."""
     begin = list(tokenizer("", verbose=False)["input_ids"])
     joint = encode([separator], tokenizer) if separator else {"ids": [[]], "bytes": [[]], "words": [[]]}
     first = {"ids": begin, "bytes": [0] * len(begin), "words": [0] * len(begin)}
@@ -91,7 +91,7 @@ def stream(prepared: Path, split: str, tokenizer, separator: str) -> Stream:
 
 
 def blocks(prepared: Path, split: str, end: int, length: int) -> numpy.ndarray:
-    """Return the split as training blocks, shape (blocks, length), int64: documents joined by the token `end`, cut.
+    """Return the split as training blocks, shape (blocks, length), int64: documents joined by token `end` and cut.
 
     Raises:
         QuantuneError: if the split has fewer tokens than one block.
@@ -120,7 +120,7 @@ class Blocks:
     unit = "blocks of tokens"
 
     def content(self, number: int) -> bytes:
-        """Return what identifies a block."""
+        """Return the bytes that identify a block."""
         return self.blocks[number].astype("<i8").tobytes()
 
     def tokens(self, chosen: list[int]) -> int:
@@ -128,7 +128,7 @@ class Blocks:
         return len(chosen) * self.blocks.shape[1]
 
     def inputs(self, chosen: list[int]) -> Iterator[dict[str, Any]]:
-        """Yield some of the blocks as a model's inputs, about `BATCH_TOKENS` together."""
+        """Yield some of the blocks as a model's inputs, about `BATCH_TOKENS` tokens in each batch."""
         import torch
 
         size = max(1, BATCH_TOKENS // self.blocks.shape[1])
@@ -136,7 +136,7 @@ class Blocks:
             yield {"input_ids": torch.from_numpy(self.blocks[chosen[first : first + size]])}
 
     def lengths(self) -> None:
-        """Return None: all blocks are as long."""
+        """Return None: all blocks have the same length."""
 
     def batch(self, examples: list[int]) -> dict[str, Any]:
         """Return input_ids and labels, the same tensor, shape (examples, length), int64."""
@@ -146,7 +146,7 @@ class Blocks:
         return {"input_ids": tokens, "labels": tokens}
 
     def batches(self, size: int) -> Iterator[dict[str, Any]]:
-        """Yield all blocks, so many together."""
+        """Yield all blocks with labels, `size` in each batch."""
         for first in range(0, len(self), size):
             yield self.batch(list(range(first, min(first + size, len(self)))))
 

@@ -1,6 +1,6 @@
-"""Evaluations: every module in this folder is one kind.
+"""Evaluations: every module in this folder is one kind, and is loaded automatically.
 
-A module defines an `Evaluation` recipe. What it measures is kept raw, item by item; every number shown is derived from
+A module defines an `Evaluation` recipe. Its measurements are kept raw, item by item. Every number shown is derived from
 the raw items by `quantune.evaluations.metrics.rates`, so that a change of protocol needs no GPU.
 """
 
@@ -26,9 +26,9 @@ class Evaluation(Recipe):
         """Evaluate a variant; write the raw items into `folder`; return the result.
 
         Args:
-            variant: its model is loaded in the dtype that the recipe names; other evaluations use it too.
+            variant: gives the model in the recipe's dtype; other evaluations use the same model.
             data: the prepared dataset, if the kind reads one.
-            folder: empty.
+            folder: an empty folder.
         """
         raise NotImplementedError
 
@@ -36,7 +36,7 @@ class Evaluation(Recipe):
         """Return the raw items that `evaluate` wrote, with their metric; None for a kind without numbers.
 
         Args:
-            folder: of the evaluation.
+            folder: the evaluation's folder.
             model: the checkpoint that the variant's chain begins with.
 
         Raises:
@@ -45,12 +45,12 @@ class Evaluation(Recipe):
         return None
 
     def workload(self, config: dict[str, Any]) -> Inference:
-        """Return what `evaluate` does with a model of this config.json, for estimates of memory."""
+        """Return the workload of `evaluate` for a model with this config.json, for estimates of memory."""
         raise NotImplementedError
 
 
 def of_kind(recipe: dict[str, Any]) -> Evaluation:
-    """Return a recipe, as the configuration has it, typed."""
+    """Return the typed recipe of a section of the configuration."""
     kind = next(item for item in kinds() if item.model_fields["kind"].annotation.__args__[0] == recipe["kind"])
     return kind.model_validate(recipe)
 

@@ -1,9 +1,9 @@
 """The benchmark of a variant: its memory, and its speed by batch size.
 
-Of a text model, prefill reads a prompt and gives the first token's logits; decode makes the tokens that follow,
-greedily. Of a speech model, encode takes a batch of windows (30 seconds each, or what its extractor makes) from log-mel
+For a text model, prefill reads a prompt and gives the first token's logits; decode generates the next tokens, greedily.
+For a speech model, encode takes a batch of windows (30 seconds each, or the extractor's length) from log-mel
 spectrograms to the first token's logits: the encoder, the keys and values of cross-attention, the tokens that start a
-transcript. Then decode. Prompts are random tokens, windows are noise: speed does not depend on what they say.
+transcript. Then decode follows. Prompts are random tokens and windows are noise: speed does not depend on the content.
 
 Warm-up runs are kept in the raw samples, marked, and left out of every number. On a GPU this takes seconds for each
 point, and with compiled decoding about a minute for compiling.
@@ -34,17 +34,17 @@ Track = Literal["text", "speech"]
 
 @dataclass(frozen=True)
 class Input:
-    """What is read at one point of the sweep."""
+    """The input at one point of the sweep."""
 
     point: dict[str, int]
     """Its batch size and prompt length (tokens), or window (seconds)."""
     prompt: "Prompt"
     phase: str
-    """That reads it: prefill or encode."""
+    """The phase that reads the prompt: prefill or encode."""
     amount: int
-    """How much it is: tokens, or seconds of audio."""
+    """Size of the prompt: tokens, or seconds of audio."""
     unit: str
-    """Of the amount: token or audio_second."""
+    """Unit of the amount: token or audio_second."""
 
 
 class Benchmark(Recipe):
@@ -53,26 +53,26 @@ class Benchmark(Recipe):
     version: ClassVar[int] = 2
 
     batch_sizes: list[Positive] = Field(default=[1, 8], min_length=1)
-    """Sequences, or windows of audio, processed together. Four-bit weights win at 1 and tend to lose at many: measure
-    what you will serve."""
+    """Sequences, or windows of audio, processed together. Four-bit weights are fast at 1 and often slow at many:
+    measure the sizes that you will serve."""
     prompt_lengths: list[Positive] = Field(default=[512], min_length=1)
-    """Tokens in the prompt of a text model; the first of them is the one in the report's table and figures. It does not
-    apply to speech models, which read windows of the length that they were made for."""
+    """Tokens in the prompt of a text model; the first one is shown in the report's table and figures. Speech
+    models ignore this key: they read windows of their own length."""
     new_tokens: int = Field(default=128, gt=0)
     """Tokens decoded after the prompt, or for each window of audio."""
     repeats: int = Field(default=5, ge=5)
     """Timed runs of each phase; their median is reported, with the slowest and the fastest."""
     warmup: int = Field(default=2, gt=0)
-    """Runs before them that are left out."""
+    """Runs before the timed runs, left out of the results."""
     dtype: Dtype = "float16"
-    """Of the weights that are not packed, and of the computation; float32 suits most CPUs."""
+    """Dtype of the computation and of the weights that are not packed; float32 suits most CPUs."""
     decode: Literal["auto", "compiled", "static", "eager"] = "auto"
     """How tokens are decoded: eager, over a cache that grows; static, over one of fixed size; compiled, captured as a
-    CUDA graph too; auto: compiled on a GPU, eager on a CPU. What a variant cannot do falls back to the next slower way,
-    which the result names."""
+    CUDA graph too; auto: compiled on a GPU, eager on a CPU. If a variant does not support one, the next slower one is
+    used, and the result names it."""
 
     def longest(self, track: Track) -> int:
-        """Return the positions that the longest prompt and what follows take."""
+        """Return the positions of the longest prompt and the new tokens."""
         return (START if track == "speech" else max(self.prompt_lengths)) + self.new_tokens
 
     def workload(self, track: Track) -> Inference:
@@ -80,20 +80,20 @@ class Benchmark(Recipe):
         return Inference(self.dtype, max(self.batch_sizes), self.longest(track), cache=True, logits=1)
 
     def relevant(self, track: Track) -> dict[str, Any]:
-        """Return the fields that matter to a track's models: what is measured of them does not depend on others."""
+        """Return the fields that affect the measurements of a track's models."""
         return {key: value for key, value in self.identity().items() if track == "text" or key != "prompt_lengths"}
 
     def measure(self, folders: list[Path], target: Path) -> dict[str, Any]:
         """Write `items.parquet`, a row a run: batch_size, prompt_length or window_seconds, phase (prefill or encode,
-        decode), run, warmup, tokens (read or made), seconds.
+        decode), run, warmup, tokens (read or generated), seconds.
 
         Args:
             folders: the base and, if the variant is an adapter, the adapter after it.
-            target: folder to write into.
+            target: the folder to write into.
 
         Returns:
             Bytes, and for each point of the sweep the decoder, peaks in bytes and joules a token or second of audio, or
-            that it did not fit.
+            that the point did not fit into memory.
         """
         import pandas
         import torch
@@ -119,49 +119,49 @@ class Benchmark(Recipe):
             decoding.prefill(model, windows(model, extractor, 1, self.dtype) if extractor else _tokens(model, 1, 2))
         result["running_bytes"] = {"tensors": tensor_bytes(model), "measured": memory.used()}
         points, samples, energy = [], [], Energy(device)
-        for given in self._windows(model, extractor) if extractor else self._prompts(model):
-            point, runs = self._tried(model, given, memory, energy)
-            points.append({**given.point, **point})
-            samples += [{**given.point, **run} for run in runs]
+        for item in self._windows(model, extractor) if extractor else self._prompts(model):
+            point, runs = self._point_if_it_fits(model, item, memory, energy)
+            points.append({**item.point, **point})
+            samples += [{**item.point, **run} for run in runs]
             print(json.dumps(points[-1]), flush=True)
-        columns = [*given.point, *COLUMNS]
+        columns = [*item.point, *COLUMNS]
         pandas.DataFrame(samples, columns=columns).to_parquet(target / "items.parquet", index=False)
         return result | ({"new_tokens": self.new_tokens} if extractor else {}) | {"points": points}
 
     def _prompts(self, model) -> Iterator[Input]:
-        """Yield what a text model reads, point by point."""
+        """Yield the inputs of a text model, point by point."""
         for length in self.prompt_lengths:
             for batch in self.batch_sizes:
                 point = {"batch_size": batch, "prompt_length": length}
                 yield Input(point, _tokens(model, batch, length), "prefill", batch * length, "token")
 
     def _windows(self, model, extractor) -> Iterator[Input]:
-        """Yield what a speech model reads, point by point."""
+        """Yield the inputs of a speech model, point by point."""
         for batch in self.batch_sizes:
             point = {"batch_size": batch, "window_seconds": extractor.chunk_length}
-            audio = windows(model, extractor, batch, self.dtype)
-            yield Input(point, audio, "encode", batch * extractor.chunk_length, "audio_second")
+            prompt = windows(model, extractor, batch, self.dtype)
+            yield Input(point, prompt, "encode", batch * extractor.chunk_length, "audio_second")
 
-    def _tried(self, model, given: Input, memory, energy) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Measure a point; where memory does not suffice, say so instead."""
+    def _point_if_it_fits(self, model, item: Input, memory, energy) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Measure one point of the sweep; record `fits`: false if memory is too small."""
         from quantune.models.meters import out_of_memory
 
         try:
-            point, runs = self._point(model, given, memory, energy)
+            point, runs = self._point(model, item, memory, energy)
         except Exception as error:
             if not out_of_memory(error):
                 raise
             point, runs = {}, []
-        memory.reset_peak()  # frees what the failed attempt left
+        memory.reset_peak()  # frees the memory of a failed attempt
         return {"fits": bool(runs), **point}, runs
 
-    def _point(self, model, given: Input, memory, energy) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Measure one point of the sweep; return what was measured and a row for each run."""
+    def _point(self, model, item: Input, memory, energy) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Measure one point of the sweep; return the measurements and a row for each run."""
         import torch
 
         from quantune.models import decoding
 
-        prompt, tokens = given.prompt, decoding.tokens_of(given.prompt)
+        prompt, tokens = item.prompt, decoding.tokens_of(item.prompt)
 
         def read():
             with torch.no_grad():
@@ -175,15 +175,15 @@ class Benchmark(Recipe):
             decode()
 
         memory.reset_peak()
-        runs = self._runs(given.phase, read, tokens.numel(), tokens.device)
-        peak_bytes, joules = memory.peak(), _per(energy.of(read), given.amount)
-        measured = {given.phase: {"peak_bytes": peak_bytes, f"joules_per_{given.unit}": joules}}
+        runs = self._runs(item.phase, read, tokens.numel(), tokens.device)
+        peak_bytes, joules = memory.peak(), _per(energy.of(read), item.amount)
+        measured = {item.phase: {"peak_bytes": peak_bytes, f"joules_per_{item.unit}": joules}}
         decoder, name, reasons = decoding.choose(self.decode, model, prompt, self.new_tokens)
         memory.reset_peak()
-        decoding.launch(decoder)  # a graph keeps its intermediate results where the peak does not see them
-        made = len(tokens) * self.new_tokens
-        runs += self._runs("decode", decode, made, tokens.device, decoder.rewind)
-        measured["decode"] = {"peak_bytes": memory.peak(), "joules_per_token": _per(energy.of(again), made)}
+        decoding.launch(decoder)  # the peak includes the intermediate results of a launch, but not of a graph
+        generated = len(tokens) * self.new_tokens
+        runs += self._runs("decode", decode, generated, tokens.device, decoder.rewind)
+        measured["decode"] = {"peak_bytes": memory.peak(), "joules_per_token": _per(energy.of(again), generated)}
         return {"decoder": name, "passed_over": reasons, **measured}, runs
 
     def _runs(self, phase: str, work, tokens: int, device, before=lambda: None) -> list[dict[str, Any]]:
@@ -205,7 +205,7 @@ def peak(points: list[dict[str, Any]]) -> int:
 
 
 def parameters(folders: list[Path]) -> int:
-    """Return how many parameters a variant has, whatever they are packed into: the model's and the adapter's."""
+    """Return the number of parameters of a variant's model and adapter; a packed weight counts as one."""
     import torch
 
     from quantune.models import loading
@@ -219,8 +219,8 @@ def parameters(folders: list[Path]) -> int:
 
 
 def windows(model, extractor, batch: int, dtype: str) -> "Windows":
-    """Return the same noise for every variant, as many windows as the extractor makes them, and the tokens that their
-    transcripts start with.
+    """Return windows of noise, of the extractor's length, and the first tokens of their transcripts; they are the same
+    for every variant.
     """
     import torch
 
@@ -240,7 +240,7 @@ def _tokens(model, batch: int, length: int):
 
 
 def _warm(device) -> None:
-    """Let libraries set themselves up, so that what they keep is not taken for the model's memory."""
+    """Let libraries initialize, so that their memory does not count as the model's."""
     import torch
 
     square = torch.ones(64, 64, device=device)

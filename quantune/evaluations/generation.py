@@ -1,4 +1,4 @@
-"""Generations from fixed prompts, greedy, so that two variants can be read side by side."""
+"""Greedy generations from fixed prompts, to compare two variants side by side."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ class Generation(Evaluation):
     max_new_tokens: int = Field(default=40, gt=0)
     """Tokens generated at most for each prompt."""
     dtype: Dtype = "float32"
-    """Of the weights that are not packed, and of the computation."""
+    """Dtype of the computation and of the weights that are not packed."""
 
     def evaluate(self, variant, data: Path | None, folder: Path) -> dict[str, Any]:
         """Write `items.jsonl` (prompt, text, tokens); return the number of prompts."""
@@ -42,6 +42,6 @@ class Generation(Evaluation):
         return {"kind": self.kind, "prompts": len(self.prompts)}
 
     def workload(self, config: dict[str, Any]) -> Inference:
-        """One prompt at a time; a token is at least one character."""
+        """Return the workload: one prompt at a time; a token has at least one character."""
         length = max(map(len, self.prompts)) + self.max_new_tokens
         return Inference(self.dtype, 1, length, cache=True, logits=1)

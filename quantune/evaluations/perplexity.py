@@ -1,7 +1,7 @@
-"""Perplexity over windows of a split, each window's log-likelihood kept.
+"""Perplexity over windows of a split; the log-likelihood of each window is kept.
 
 Non-overlapping windows (`stride: null`) are the protocol of the GPTQ and AWQ papers: the documents are joined, cut into
-windows of `length` tokens, and a rest shorter than a window is left out; the first token of a window is context only.
+windows of `length` tokens, and a rest shorter than a window is left out; the first token of a window is only context.
 With a stride, windows overlap and only the last `stride` tokens of each are scored, each with at least
 `length - stride` tokens of context: slower, and closer to how a model is used
 (https://huggingface.co/docs/transformers/perplexity).
@@ -31,21 +31,21 @@ class Perplexity(Evaluation):
     dataset: str
     """Name of the dataset."""
     split: str = "test"
-    """Its split to evaluate on."""
+    """Split of the dataset to evaluate on."""
     length: int = Field(default=1024, gt=1)
-    """Tokens in one window; at most what the model was made for (2048 in the GPTQ and AWQ papers)."""
+    """Tokens in one window; at most the model's positions (2048 in the GPTQ and AWQ papers)."""
     stride: int | None = Field(default=None, gt=0)
     """Tokens by which overlapping windows advance; null: windows do not overlap."""
     max_windows: int | None = Field(default=None, gt=0)
-    """Only the first so many windows; null: all."""
+    """Number of windows, from the first; null: all."""
     separator: str = "\n\n"
-    """What joins the documents."""
+    """Text between two documents."""
     batch_size: int = Field(default=1, gt=0)
     """Windows evaluated together."""
     dtype: Dtype = "float32"
-    """Of the weights that are not packed, and of the computation."""
+    """Dtype of the computation and of the weights that are not packed."""
     general: bool = False
-    """A general-domain set: what fine-tuning costs on it is shown as forgetting."""
+    """Whether this is a general-domain set: a loss of quality by fine-tuning is shown as forgetting."""
 
     @model_validator(mode="after")
     def _stride_fits(self):
@@ -114,7 +114,7 @@ class Perplexity(Evaluation):
                 tokens[row, : end - begin] = torch.from_numpy(ids[begin:end].astype("int64"))
             tokens = tokens.to(model.device)
             with torch.no_grad():
-                logits = model(input_ids=tokens, use_cache=False).logits
+                logits = model(input_ids=tokens, use_cache=False).logits[:, -tokens.shape[1] :]  # virtual tokens left out
             for row, (begin, scored, end) in enumerate(batch):
                 predicted = logits[row, scored - begin - 1 : end - begin - 1].float()
                 target = tokens[row, scored - begin : end - begin]
@@ -123,7 +123,7 @@ class Perplexity(Evaluation):
         return losses
 
     def read(self, folder: Path, model: Path) -> "Measurement":
-        """Return the windows."""
+        """Return the windows, with their metric."""
         import pandas
 
         from quantune.evaluations.metrics.metric import PERPLEXITY, Measurement
@@ -131,7 +131,7 @@ class Perplexity(Evaluation):
         return Measurement(PERPLEXITY, pandas.read_parquet(folder / "items.parquet"))
 
     def workload(self, config: dict[str, Any]) -> Inference:
-        """A forward pass while the last batch's logits exist, or its scoring: log-probabilities of one window."""
+        """Return the workload: a forward pass beside the last batch's logits, or the scoring of one window."""
         logits = self.batch_size * self.length * config["vocab_size"] * BYTES[self.dtype]
         window = self.length * config["vocab_size"] * BYTES["float32"]
         copied = 0 if self.dtype == "float32" else window

@@ -1,7 +1,7 @@
-"""Transcripts of a split, every hypothesis kept beside its reference, with the edits between them as they are.
+"""Transcripts of a split: every hypothesis beside its reference, with the edits between the raw texts.
 
-Clips that fit into the model's window are transcribed in batches, greedily or with beams. They are
-normalized when the report is written (`metrics/normalizers.py`), so another normalizer transcribes nothing again.
+Clips that fit into the model's window are transcribed in batches, greedily or with beams. Transcripts are normalized
+when the report is written (`metrics/normalizers.py`), so another normalizer needs no new transcription.
 """
 
 import json
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Transcription(Evaluation):
-    """How well a variant writes down what is said."""
+    """How well a variant transcribes speech."""
 
     track: ClassVar[Literal["text", "speech"]] = "speech"
     settings: ClassVar[frozenset[str]] = frozenset({"general", "normalizer"})
@@ -32,32 +32,32 @@ class Transcription(Evaluation):
     dataset: str
     """Name of the dataset."""
     split: str = "test"
-    """Its split to transcribe."""
+    """Split of the dataset to transcribe."""
     task: Literal["transcribe", "translate"] = "transcribe"
-    """Write what is said, or its English translation, where the data has one."""
+    """Write a transcript, or an English translation if the data has one."""
     language: Language | None = None
-    """Whisper's code of the language that the model is prompted with; null: that of each clip."""
+    """Whisper's code of the language in the model's prompt; null: the language of each clip."""
     normalizer: normalizers.Name | None = None
-    """What counts when transcripts are compared; null: by the language. Another one makes only the report again."""
+    """Normal form in which transcripts are compared; null: by the language. A change remakes only the report."""
     beams: int = Field(default=1, gt=0)
     """Beams of the search; 1: greedy."""
     batch_size: int = Field(default=8, gt=0)
     """Clips transcribed together."""
     max_new_tokens: int = Field(default=224, gt=0)
-    """Tokens written at most for each clip; never more than the model has positions for."""
+    """Tokens written at most for each clip; never more than the model's positions."""
     max_clips: int | None = Field(default=None, gt=0)
-    """Only the first so many clips; null: all."""
+    """Number of clips, from the first; null: all."""
     dtype: Dtype = "float32"
-    """Of the weights that are not packed, and of the computation."""
+    """Dtype of the computation and of the weights that are not packed."""
     general: bool = False
-    """A general-domain set: what fine-tuning costs on it is shown as forgetting."""
+    """Whether this is a general-domain set: a loss of quality by fine-tuning is shown as forgetting."""
 
     def evaluate(self, variant, data: Path | None, folder: Path) -> dict[str, Any]:
         """Write `items.parquet`, a row a clip: reference, hypothesis, and the edits between them. Return the language
-        written and the raw rates; under "run" what varies from run to run.
+        written and the raw rates; under "run" the numbers that vary from run to run.
 
         Raises:
-            QuantuneError: if the model does not know the language, or clips have no translation to compare with.
+            QuantuneError: if the model does not know the language, or clips have no translation.
         """
         import time
 
@@ -96,7 +96,7 @@ class Transcription(Evaluation):
         }
 
     def read(self, folder: Path, model: Path) -> "Measurement":
-        """Return the clips with normalized transcripts; characters count where words are not separated by spaces."""
+        """Return the clips with normalized transcripts; the metric is WER, or CER if no spaces separate words."""
         import pandas
 
         from quantune.artefacts import record
@@ -114,6 +114,6 @@ class Transcription(Evaluation):
         )
 
     def workload(self, config: dict[str, Any]) -> Inference:
-        """A batch of clips and its beams."""
+        """Return the workload: a batch of clips and its beams."""
         batch = self.batch_size * self.beams
         return Inference(self.dtype, batch, self.max_new_tokens + 4, cache=True, logits=1)

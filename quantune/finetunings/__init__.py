@@ -1,4 +1,4 @@
-"""Fine-tuning methods: every module in this folder is one method.
+"""Fine-tuning methods: every module in this folder is loaded automatically.
 
 A method module defines one or more `Finetuning` recipes. To add a method, add a module and its test. The training loop
 itself (`quantune.finetunings.training.loop`) is the same for all.
@@ -15,14 +15,14 @@ from quantune.models.architecture import Architecture
 
 
 class Finetuning(Recipe):
-    """How a checkpoint is trained: data, optimization and precision. Subclasses add `method` and what is trained."""
+    """How a checkpoint is trained: data, optimization and precision. Subclasses add `method` and trained parameters."""
 
     leaves: ClassVar[Literal["adapter", "model"]] = "adapter"
-    """What lies on disk afterwards: an adapter, to be loaded on top of its base, or a whole model."""
+    """What training saves: an adapter, to be loaded on top of its base, or a whole model."""
     trains_on_quantized: ClassVar[bool] = True
     """Whether the base may be quantized."""
     mergeable: ClassVar[bool] = True
-    """Whether what was trained can be added to the weights of the base."""
+    """Whether the trained parameters can be added to the weights of the base."""
     version: ClassVar[int] = 2
     seeded: ClassVar[bool] = True
     settings: ClassVar[frozenset[str]] = frozenset({"save_every"})
@@ -30,9 +30,9 @@ class Finetuning(Recipe):
     dataset: str
     """Name of the dataset to train on."""
     train_split: str = "train"
-    """Its split to train on."""
+    """Split of the dataset to train on."""
     validation_split: str | None = "validation"
-    """Its split for the validation loss during training; null: none is computed."""
+    """Split of the dataset for the validation loss during training; null: no validation loss."""
     steps: int | None = Field(default=None, gt=0)
     """Optimizer steps; give either this or `epochs`."""
     epochs: float | None = Field(default=None, gt=0)
@@ -45,7 +45,7 @@ class Finetuning(Recipe):
     """Tokens in one training sequence; documents are joined by the end-of-text token and cut at this length. Speech has
     the length of its transcripts."""
     task: Literal["transcribe", "translate"] = "transcribe"
-    """Of speech models: write what is said, or its English translation, where the data has one."""
+    """For speech models: write a transcript, or an English translation if the data has one."""
     learning_rate: float = Field(default=2e-4, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -59,11 +59,11 @@ class Finetuning(Recipe):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the frozen weights and the computation; adapters are always trained in float32."""
+    """Dtype of the frozen weights and the computation; adapters are always trained in float32."""
     evaluate_every: int = Field(default=50, gt=0)
     """Optimizer steps between two points of the loss curves."""
     save_every: int = Field(default=50, gt=0)
-    """Optimizer steps between two saved states: what a killed job loses at most."""
+    """Optimizer steps between two saved states; a killed job loses at most this many steps."""
 
     @model_validator(mode="after")
     def _one_length(self):
@@ -72,15 +72,15 @@ class Finetuning(Recipe):
         return self
 
     def unsuitable(self, config: dict[str, Any]) -> str | None:
-        """Return why a model with this config.json cannot be trained so (".key: why", or ": why"), or None."""
+        """Return why this recipe cannot train a model with this config.json (".key: why", or ": why"), or None."""
         return None
 
     def prepare(self, model, seed: int):
-        """Return the model with what is to be trained requiring gradients, and everything else frozen."""
+        """Return the model; the parameters to train require gradients, all others are frozen."""
         raise NotImplementedError
 
     def save(self, model, parent: Path, folder: Path) -> None:
-        """Save what was trained on the checkpoint in `parent`, as PEFT loads it."""
+        """Save the adapter that was trained on the checkpoint in `parent`, in the format of PEFT."""
         from quantune.models import adapters, checkpoints
 
         adapters.save_adapter(model, folder)
@@ -91,21 +91,21 @@ class Finetuning(Recipe):
         raise NotImplementedError
 
     def adapts(self, layer: str) -> bool:
-        """Return whether a linear layer with this name (`q_proj`) gets matrices of its own beside the frozen ones."""
+        """Return whether a linear layer with this name (`q_proj`) gets trained matrices beside the frozen ones."""
         return False
 
     @property
     def bottleneck(self) -> int:
-        """Values a token between the two matrices beside an adapted layer."""
+        """Values for each token between the two matrices beside an adapted layer (the rank)."""
         return 0
 
     @property
-    def dropped(self) -> float:
+    def adapter_dropout(self) -> float:
         """Dropout on the input of the matrices beside an adapted layer."""
         return 0.0
 
     def workload(self) -> Training:
-        """Return what training does with a model, for estimates of memory."""
+        """Return the workload of training, for estimates of memory."""
         return Training(self.precision, self.batch_size, self.length, self.gradient_checkpointing)
 
 

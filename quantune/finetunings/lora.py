@@ -40,7 +40,7 @@ class LoRA(Finetuning):
         return get_peft_model(model, config)
 
     def trained(self, shape: Architecture) -> int:
-        """Two matrices beside each adapted layer: (rank, inputs) and (outputs, rank)."""
+        """Return the parameters of two matrices beside each adapted layer: (rank, inputs) and (outputs, rank)."""
         sizes = (
             (count, linear.inputs + linear.outputs) for count, linear in shape.linears() if self.adapts(linear.name)
         )
@@ -52,10 +52,10 @@ class LoRA(Finetuning):
 
     @property
     def bottleneck(self) -> int:
-        """Values a token between the two matrices."""
+        """The rank: values for each token between the two matrices."""
         return self.rank
 
     @property
-    def dropped(self) -> float:
+    def adapter_dropout(self) -> float:
         """Dropout on the adapter's input."""
         return self.dropout

@@ -1,14 +1,14 @@
-"""What a fine-tuning trains: its size, and an adapter saved so that the same adapter gives the same bytes."""
+"""Adapters: how to save them with reproducible bytes, and how to count their parameters."""
 
 import json
 from pathlib import Path
 
 
 def save_adapter(model, folder: Path) -> None:
-    """Save a `PeftModel`'s adapter so that the same adapter gives the same bytes.
+    """Save the adapter of a `PeftModel`; the same adapter gives the same bytes.
 
-    PEFT writes the target modules in the order of a Python set, which varies from process to process, and an empty
-    model card, which is left out: `provenance.json` says more.
+    PEFT writes the target modules in the order of a Python set, which varies between processes, so they are sorted.
+    PEFT's empty model card is deleted: `provenance.json` says more.
     """
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
@@ -20,7 +20,7 @@ def save_adapter(model, folder: Path) -> None:
 
 
 def parameters(model) -> tuple[int, int]:
-    """Return how many parameters of a model are trained, and how many it has, whatever they are packed into."""
+    """Return the numbers of trained and of all parameters of a `PeftModel`; a packed weight counts as one."""
     from quantune.models.packed_linear import dense_parameters
 
     trained, total = model.get_nb_trainable_parameters()

@@ -1,8 +1,7 @@
-"""The shape of a model, from its config.json alone: every layer's sizes and every parameter, without torch or weights.
+"""The shape of a model, from its config.json alone: the sizes of layers and the number of parameters, without torch.
 
-Follows the modules that transformers 5.17 builds (`models/{opt,llama,mistral,qwen2,qwen3,whisper}/modeling_*.py`); keys
-that a config.json leaves out have the defaults of its configuration class. To add a family, add one function to
-`FAMILIES`.
+The shapes follow transformers 5.17 (`models/{opt,llama,mistral,qwen2,qwen3,whisper}/modeling_*.py`). A key that is
+missing in config.json has the default of its configuration class. To add a family, add one function to `FAMILIES`.
 """
 
 from collections.abc import Callable
@@ -21,12 +20,12 @@ class Linear:
     outputs: int
     bias: bool
     reads: str = ""
-    """Which activation it reads; layers that read the same one share it."""
+    """Name of the activation that the layer reads; layers with the same name here share one tensor."""
 
 
 @dataclass(frozen=True)
 class Layers:
-    """Transformer layers that are alike."""
+    """Transformer layers of the same shape."""
 
     part: str
     """"decoder" or "encoder"."""
@@ -35,7 +34,7 @@ class Layers:
     """Size of the hidden states."""
     heads: int
     key_heads: int
-    """Heads of keys and values; fewer than `heads` with grouped queries."""
+    """Heads of keys and values; fewer than `heads` with grouped-query attention."""
     head_size: int
     linears: tuple[Linear, ...]
     norms: int
@@ -43,22 +42,22 @@ class Layers:
     norm_parameters: int
     """Parameters of all norms of a layer."""
     rms: bool
-    """RMSNorm (computed in float32) instead of LayerNorm."""
+    """Whether norms are RMSNorm (computed in float32) instead of LayerNorm."""
     activation: str
     gated: bool = False
-    """The feed-forward product of `gate_proj` and `up_proj` (SwiGLU)."""
+    """Whether the feed-forward network multiplies the outputs of `gate_proj` and `up_proj` (SwiGLU)."""
     dropout: float = 0.0
     cross: bool = False
-    """Has a second attention, whose keys and values come from the encoder."""
+    """Whether each layer has cross-attention, whose keys and values come from the encoder."""
 
     @property
     def queries(self) -> int:
-        """Values of a token's queries."""
+        """Number of values in the queries of one token."""
         return self.heads * self.head_size
 
     @property
     def keys(self) -> int:
-        """Values of a token's keys; of its values as many."""
+        """Number of values in the keys of one token; the attention values have the same size."""
         return self.key_heads * self.head_size
 
     @property
@@ -77,31 +76,31 @@ class Architecture:
     layers: tuple[Layers, ...]
     head: Linear
     tied: bool
-    """The output embedding is the input embedding: no parameters of its own."""
+    """Whether the output embedding shares its parameters with the input embedding."""
     final_norms: int
     """Parameters of the norms after the layers."""
-    outside: tuple[Linear, ...] = ()
-    """Linear layers outside the layers (the projections of OPT-350M)."""
+    projections: tuple[Linear, ...] = ()
+    """Linear layers outside the transformer layers (in OPT-350M)."""
     embedded: int = 1
-    """Hidden states made of the embeddings that live until the last layer is done (OPT: of tokens and of positions)."""
+    """Embedding outputs that stay in memory until the last layer is done (OPT: of tokens and of positions)."""
     convolutions: int = 0
     frames: int = 0
     """Positions of the encoder's output (Whisper: 1,500 for 30 s); 0 without an encoder."""
 
     @property
     def decoder(self) -> Layers:
-        """The layers that make text."""
+        """The layers that generate text."""
         return next(layers for layers in self.layers if layers.part == "decoder")
 
     @property
     def encoder(self) -> Layers | None:
-        """The layers of the encoder, which reads audio."""
+        """The layers of the encoder, which reads audio; None for text models."""
         return next((layers for layers in self.layers if layers.part == "encoder"), None)
 
     def linears(self) -> list[tuple[int, Linear]]:
         """Return (count, layer) of every linear layer that is quantized: all but the output embedding."""
         inside = [(layers.count, linear) for layers in self.layers for linear in layers.linears]
-        return [*inside, *((1, linear) for linear in self.outside)]
+        return [*inside, *((1, linear) for linear in self.projections)]
 
     def parameters(self) -> dict[str, int]:
         """Return component -> number of parameters; their sum is `model.num_parameters()`."""
@@ -116,7 +115,7 @@ class Architecture:
 
 
 def read(config: dict[str, Any]) -> Architecture:
-    """Read a model's shape.
+    """Return the shape of a model.
 
     Args:
         config: config.json as transformers writes it.
@@ -164,7 +163,7 @@ def _opt(config: dict[str, Any]) -> Architecture:
         tied=config.get("tie_word_embeddings", True),
         final_norms=norm if final else 0,
         embedded=2,
-        outside=(
+        projections=(
             (Linear("project_in", token_width, width, False), Linear("project_out", width, token_width, False))
             if projected
             else ()
@@ -249,7 +248,7 @@ def _whisper(config: dict[str, Any]) -> Architecture:
 def _attention(
     width: int, queries: int, keys: int, names: dict[str, bool], prefix: str = "", source: str = "attention norm"
 ) -> tuple[Linear, ...]:
-    """Return an attention's four linear layers; `names` says which have a bias, in the order q, k, v, out."""
+    """Return the four linear layers of an attention; `names` is layer name -> has a bias, in the order q, k, v, out."""
     (query, query_bias), (key, key_bias), (value, value_bias), (out, out_bias) = names.items()
     return (
         Linear(query, width, queries, query_bias, f"{prefix}attention norm"),

@@ -1,4 +1,4 @@
-"""What is in a checkpoint folder, read from its safetensors files without loading the model."""
+"""The tensors of a checkpoint folder, read from its safetensors files without loading the model."""
 
 import shutil
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from safetensors import safe_open
 from quantune.core.errors import QuantuneError
 from quantune.models.loading import TOKENIZER_FILES
 
-NARROW = 32  # rows or columns below which a matrix is no layer's
+NARROW = 32  # a matrix with fewer rows or columns is not the weight of a layer
 
 
 @dataclass
@@ -22,31 +22,31 @@ class Tensors:
 
     def __post_init__(self):
         self.files = [safe_open(path, "pt") for path in sorted(Path(self.folder).glob("*.safetensors"))]
-        self.where = {name: file for file in self.files for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+        self.file_of = {name: file for file in self.files for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.where
+        return name in self.file_of
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self.where[name].get_tensor(name)
+        return self.file_of[name].get_tensor(name)
 
     def names(self) -> list[str]:
         """Return the names of all tensors, sorted."""
-        return sorted(self.where)
+        return sorted(self.file_of)
 
     def shape(self, name: str) -> list[int]:
         """Return a tensor's shape without reading its data."""
-        return self.where[name].get_slice(name).get_shape()
+        return self.file_of[name].get_slice(name).get_shape()
 
 
 def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return name -> (outputs, inputs) of each linear layer of a full-precision checkpoint that is quantized.
+    """Return name -> (outputs, inputs) of each linear layer to quantize in a full-precision checkpoint.
 
-    All `nn.Linear` modules are, save the output embedding (`lm_head`), as in the GPTQ and AWQ papers. The model is
-    built on the meta device: no weight is read.
+    These are all `nn.Linear` modules except the output embedding (`lm_head`), as in the GPTQ and AWQ papers. The model
+    is built on the meta device: no weight is read.
 
     Raises:
-        QuantuneError: if there is none, or weights of other modules would stay as they are.
+        QuantuneError: if the model has no such layer, or if weights of other modules would stay dense.
     """
     from transformers import AutoConfig
 
@@ -63,7 +63,7 @@ def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def quantizable(model) -> dict[str, torch.nn.Linear]:
-    """Return name -> linear layer of all that is quantized: every `nn.Linear` but the output embedding."""
+    """Return name -> layer of each linear layer to quantize: every `nn.Linear` except the output embedding."""
     head = model.get_output_embeddings()
     return {
         name: module
@@ -73,11 +73,10 @@ def quantizable(model) -> dict[str, torch.nn.Linear]:
 
 
 def unquantizable(model: torch.nn.Module) -> str | None:
-    """Return why weights of a model would stay at full precision in silence, naming the first of them, or None.
+    """Return why some weights of a model would silently stay dense, with the name of the first one, or None.
 
-    What is quantized are `nn.Linear` modules, and no subclasses of it: transformers cannot load those quantized.
-    Embeddings, convolutions and matrices that are narrower than any layer is (such as the state matrices of Mamba) stay
-    as they are with every method.
+    Only `nn.Linear` modules are quantized, not their subclasses: transformers cannot load quantized subclasses.
+    Embeddings, convolutions and matrices narrower than any layer (such as Mamba's state matrices) always stay dense.
     """
     kept = (torch.nn.Linear, torch.nn.Embedding, torch.nn.modules.conv._ConvNd)
     head = model.get_output_embeddings()
@@ -107,7 +106,7 @@ def finite(tensors: Tensors, names: list[str]) -> Iterator[str]:
 
 
 def require(condition: bool, layer: str, message: str) -> None:
-    """Raise QuantuneError naming the layer unless the condition holds."""
+    """Raise QuantuneError with the layer's name unless the condition holds."""
     if not condition:
         raise QuantuneError(f"structural check: layer '{layer}': {message}")
 
@@ -120,10 +119,10 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def save_model(model, parent: Path, folder: Path) -> None:
-    """Save a model that was made from a checkpoint, with that checkpoint's tokenizer and generation settings.
+    """Save a model that was made from the checkpoint `parent`, with the parent's tokenizer and generation settings.
 
-    The settings are copied as they are: transformers refuses to write some that models on the hub come with, such as a
-    temperature without sampling.
+    The settings file is copied: transformers refuses to write some settings of models on the hub, such as a temperature
+    without sampling.
     """
     from transformers import GenerationConfig
 
@@ -134,11 +133,11 @@ def save_model(model, parent: Path, folder: Path) -> None:
     copy_tokenizer(parent, folder)
 
 
-def round_saved(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Give every floating-point tensor that is saved a dtype, and leave the buffers that are not saved as they are.
+def cast_saved(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Cast every floating-point tensor that is saved to a dtype; buffers that are not saved keep their dtype.
 
-    `model.to(dtype)` would round those too (the frequencies of rotary embeddings, for one), and a model that is read
-    back, whose buffers are computed anew, would not be the same model.
+    `model.to(dtype)` would also round those buffers, such as the frequencies of rotary embeddings. A reloaded model
+    computes them anew, so the two models would differ.
     """
     for module in model.modules():
         saved = dict(module.named_parameters(recurse=False))
@@ -148,5 +147,5 @@ def round_saved(model: torch.nn.Module, dtype: torch.dtype) -> None:
             if name not in module._non_persistent_buffers_set
         }
         for value in saved.values():
-            if value.is_floating_point():
+            if value.is_floating_point() and value.element_size() > 1:  # 8-bit floats are codes
                 value.data = value.data.to(dtype)

@@ -7,11 +7,11 @@
 | graph    | fixed   | its kernels captured once as a CUDA graph, then replayed            | the kernels          |
 | compiled | fixed   | compiled as a whole by torch.compile, its kernels captured likewise | reading the weights  |
 
-The graph is captured here, not by `mode="reduce-overhead"`: the cache stays where it is, nothing is copied in or out
-between steps, and token, position and cache length advance on the device, so that the host never waits.
+The graph is captured here, not by `mode="reduce-overhead"`: the cache keeps its address, no step copies data in or out,
+and token, position and cache length advance on the device, so that the host never waits.
 
-Of a speech model the prompt is `Windows`; the keys and values of its cross-attention are computed with the prompt, and
-stay where they are in every way of decoding.
+The prompt of a speech model is `Windows`. The keys and values of its cross-attention are computed with the prompt, and
+every decoder keeps them at their address.
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ import torch
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel, StaticCache
 from transformers.masking_utils import create_masks_for_generate
 
-ALIGNMENT = 64  # tokens; the capacity of a static cache is a multiple of it, which attention kernels ask for
+ALIGNMENT = 64  # tokens; the capacity of a static cache is a multiple of it, as attention kernels need
 AGREEMENT = 0.05  # largest relative distance of logits from the eager decoder's; half precision stays below 0.02
 PROBED = 4  # steps after which logits are compared
 ORDER = ("compiled", "graph", "static", "eager")  # the fastest first
 
 
 class UnsupportedError(RuntimeError):
-    """A way of decoding that the model or the device cannot be decoded in."""
+    """The model or the device does not support a decoder."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,15 @@ def tokens_of(prompt: Prompt) -> torch.Tensor:
 
 
 class Eager:
-    """One forward pass a token, over a cache that grows."""
+    """One forward pass for each token, over a cache that grows."""
 
     def __init__(self, model: PreTrainedModel, prompt: Prompt, steps: int):
         """Read the prompt.
 
         Args:
             model: a causal language model or, for `Windows`, a Whisper model; in evaluation mode.
-            prompt: what it goes on from.
-            steps: how many steps it must be able to take.
+            prompt: the prompt to continue.
+            steps: the most steps that the decoder must support.
         """
         self.model, self.steps, self.taken = model, steps, 0
         self.cache, self.logits, self.encoded = prefill(model, prompt)
@@ -66,33 +66,33 @@ class Eager:
         self.token = self.first.clone()
 
     def rewind(self) -> None:
-        """Go back to just after the prompt."""
+        """Go back to the end of the prompt."""
         if self.taken:
             self.cache.crop(-self.taken)
         self.token, self.taken = self.first.clone(), 0
 
     def step(self) -> None:
-        """Replace `token`, shape (batch, 1), by the most likely next one; `logits`, (batch, vocabulary), tell why."""
+        """Set `logits`, shape (batch, vocabulary), and replace `token`, (batch, 1), by the most likely next one."""
         self.logits = forward(self.model, self.cache, self.encoded, input_ids=self.token)
         self.token = self.logits.argmax(-1, keepdim=True)
         self.taken += 1
 
-    launch = step  # a step with every kernel launched anew; decoders that replay them differ here
+    launch = step  # a step that launches every kernel; decoders that replay a graph differ here
 
 
 class Static:
-    """One forward pass a token, over a cache of fixed size: nothing changes its place in memory."""
+    """One forward pass for each token, over a cache of fixed size: no tensor moves in memory."""
 
     def __init__(self, model: PreTrainedModel, prompt: Prompt, steps: int):
         """Read the prompt; arguments as for `Eager`.
 
         Raises:
-            UnsupportedError: if a layer's cache does not hold the whole past, such as a sliding window's.
+            UnsupportedError: if a layer's cache holds only a part of the past, as a sliding window's does.
         """
         self.model, self.length = model, tokens_of(prompt).shape[1]
         filled, logits, self.encoded = prefill(model, prompt)
         capacity = -(-(self.length + steps) // ALIGNMENT) * ALIGNMENT
-        self.cache, self.layers = fixed(model, filled, capacity)
+        self.cache, self.layers = to_static_cache(model, filled, capacity)
         self.first = logits.argmax(-1, keepdim=True)
         self.token, self.logits = self.first.clone(), logits
         self.position = torch.full_like(self.token, self.length)
@@ -100,14 +100,14 @@ class Static:
         self.next = next_token
 
     def rewind(self) -> None:
-        """Go back to just after the prompt; what was written behind it is overwritten or masked."""
+        """Go back to the end of the prompt; later cache entries are overwritten or masked."""
         for layer in self.layers:
             layer.cumulative_length.fill_(self.length)
         self.position.fill_(self.length)
         self.token.copy_(self.first)
 
     def launch(self) -> None:
-        """Take a step with every kernel launched anew."""
+        """Take a step that launches every kernel."""
         token, self.logits = self.next(self.model, self.cache, self.encoded, self.token, self.position, self.like)
         self.token.copy_(token)
         self.position.add_(1)
@@ -124,7 +124,7 @@ class Graph(Static):
         """Read the prompt and capture a step.
 
         Raises:
-            UnsupportedError: without a CUDA device, and as `Static`.
+            UnsupportedError: without a CUDA device, or as for `Static`.
             RuntimeError: if a layer waits for the host in its forward pass, which cannot be captured.
         """
         if tokens_of(prompt).device.type != "cuda":
@@ -133,7 +133,7 @@ class Graph(Static):
         self.prepare()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries set themselves up outside the capture
+        with torch.cuda.stream(side):  # libraries initialize outside the capture
             for _ in range(3):
                 self.rewind()
                 self.launch()
@@ -144,7 +144,7 @@ class Graph(Static):
             self.launch()
 
     def prepare(self) -> None:
-        """Do what must be done before the capture."""
+        """Prepare the capture; here nothing is done."""
 
     def step(self) -> None:
         """Replay the step; `token` and `logits` as for `Eager`."""
@@ -152,10 +152,10 @@ class Graph(Static):
 
 
 class Compiled(Graph):
-    """The step compiled as a whole, so that small operations become few kernels, and captured."""
+    """The step compiled as a whole, which fuses small operations into few kernels, and captured."""
 
     def prepare(self) -> None:
-        """Compile for these shapes; what was compiled for others is forgotten, or torch would stop compiling."""
+        """Compile for these shapes. Code for other shapes is dropped first, or torch would stop compiling."""
         torch.compiler.reset()
         self.next = torch.compile(next_token, fullgraph=True, dynamic=False)
 
@@ -164,8 +164,8 @@ DECODERS = {"eager": Eager, "static": Static, "graph": Graph, "compiled": Compil
 
 
 def prefill(model: PreTrainedModel, prompt: Prompt) -> tuple[Cache, torch.Tensor, torch.Tensor | None]:
-    """Read a prompt; return its cache, the logits of the token that follows, shape (batch, vocabulary), and of a speech
-    model the encoder's output, shape (batch, positions, width).
+    """Run a model on a prompt; return the cache, the logits of the next token, shape (batch, vocabulary), and for a
+    speech model the encoder output, shape (batch, positions, width).
     """
     if isinstance(prompt, Windows):
         output = model(input_features=prompt.features, decoder_input_ids=prompt.tokens, use_cache=True)
@@ -176,50 +176,50 @@ def prefill(model: PreTrainedModel, prompt: Prompt) -> tuple[Cache, torch.Tensor
 
 
 def forward(model: PreTrainedModel, cache: Cache, encoded: torch.Tensor | None, **inputs: torch.Tensor) -> torch.Tensor:
-    """Return the logits after one token more, shape (batch, vocabulary); the cache grows by it.
+    """Return the logits after one more token, shape (batch, vocabulary); the cache grows by that token.
 
     Args:
         model: as for `Eager`.
-        cache: of all before.
-        encoded: the encoder output of a speech model.
-        inputs: input_ids, shape (batch, 1); attention_mask and position_ids where the model is not to work them out.
+        cache: of all tokens before.
+        encoded: the encoder output of a speech model; None for a text model.
+        inputs: input_ids, shape (batch, 1); optionally attention_mask and position_ids, else the model computes them.
     """
     if encoded is not None:
         inputs = {f"decoder_{name}": value for name, value in inputs.items()} | {"encoder_outputs": (encoded,)}
     return model(past_key_values=cache, use_cache=True, **inputs).logits[:, -1]
 
 
-def fixed(model: PreTrainedModel, filled: Cache, capacity: int) -> tuple[Cache, list]:
-    """Move what a growing cache holds into one of fixed size.
+def to_static_cache(model: PreTrainedModel, filled: Cache, capacity: int) -> tuple[Cache, list]:
+    """Move the content of a growing cache into a cache of fixed size.
 
     Args:
-        model: whose it is.
-        filled: the cache; its keys and values are gone afterwards, but for those of cross-attention, which never grow.
-        capacity: tokens to have room for.
+        model: the model that filled the cache.
+        filled: the growing cache; it loses its keys and values, except those of cross-attention, which never grow.
+        capacity: of the new cache, in tokens.
 
     Returns:
-        The cache, and those of its layers that take the tokens.
+        The new cache, and those of its layers that take new tokens.
 
     Raises:
-        UnsupportedError: if a layer does not hold the whole past.
+        UnsupportedError: if a layer holds only a part of the past.
     """
     crossed = isinstance(filled, EncoderDecoderCache)
     growing = filled.self_attention_cache if crossed else filled
-    config = model.config.get_text_config(decoder=True)  # of Whisper, as many layers as its decoder has
+    config = model.config.get_text_config(decoder=True)  # Whisper: the decoder's number of layers
     cache = StaticCache(config=config, max_cache_len=capacity)
     if any(cache.is_sliding) or not all(hasattr(layer, "keys") for layer in growing.layers):
         raise UnsupportedError("a layer keeps only a part of the past")
     for layer, source in zip(cache.layers, growing.layers, strict=True):
         layer.update(source.keys, source.values)
-        source.keys = source.values = None  # of two caches, never more than a layer twice
+        source.keys = source.values = None  # frees it: at most one layer is in memory twice
     return (EncoderDecoderCache(cache, filled.cross_attention_cache) if crossed else cache), cache.layers
 
 
 def next_token(model, cache: Cache, encoded, token: torch.Tensor, position: torch.Tensor, like: torch.Tensor):
     """Return the most likely next token, (batch, 1), and the logits, (batch, vocabulary); the cache grows by one.
 
-    The mask and the position are given, as tensors: models that work them out from the cache's length would ask the
-    device for it. `encoded` as for `forward`; `like`, (batch, 1, any), has the dtype of the mask.
+    The mask and the position are given as tensors: a model that computes them from the cache's length would wait for
+    the device. `encoded` is as for `forward`; `like`, (batch, 1, any), has the dtype of the mask.
     """
     masks = create_masks_for_generate(model.config, like, None, cache, position_ids=position)
     logits = forward(model, cache, encoded, input_ids=token, attention_mask=masks, position_ids=position)
@@ -227,32 +227,32 @@ def next_token(model, cache: Cache, encoded, token: torch.Tensor, position: torc
 
 
 @torch.no_grad()
-def choose(way: str, model: PreTrainedModel, prompt: Prompt, steps: int):
-    """Return a decoder that has read the prompt, and why faster ones were passed over.
+def choose(requested: str, model: PreTrainedModel, prompt: Prompt, steps: int):
+    """Return a decoder that has read the prompt, and why faster decoders were rejected.
 
     Args:
-        way: eager, static, compiled, or auto: compiled on a GPU, eager on a CPU. Where it does not work, the next
-            slower one is taken; one whose logits are not those of the eager decoder does not work.
+        requested: eager, static, compiled, or auto: compiled on a GPU, eager on a CPU. If this decoder fails, or its
+            logits differ from those of the eager decoder, the next slower one is used.
         model: as for `Eager`.
-        prompt: what it goes on from.
-        steps: how many steps the decoder must be able to take.
+        prompt: the prompt to continue.
+        steps: the most steps that the decoder must support.
 
     Returns:
-        The decoder; its name; name -> reason of those that did not work.
+        The decoder; its name; name -> reason of each decoder that was rejected.
     """
     tokens = tokens_of(prompt)
-    if way == "auto":
-        way = "compiled" if tokens.device.type == "cuda" else "eager"
-    forced = torch.randint(model.config.vocab_size, (min(PROBED, steps), len(tokens), 1), generator=_fixed())
+    if requested == "auto":
+        requested = "compiled" if tokens.device.type == "cuda" else "eager"
+    forced = torch.randint(model.config.vocab_size, (min(PROBED, steps), len(tokens), 1), generator=_generator())
     forced = forced.to(tokens.device)
-    expected = None if way == "eager" else _forced_logits(Eager(model, prompt, steps), forced)
+    expected = None if requested == "eager" else _forced_logits(Eager(model, prompt, steps), forced)
     reasons = {}
-    for name in ORDER[ORDER.index(way) :]:
+    for name in ORDER[ORDER.index(requested) :]:
         try:
             decoder = DECODERS[name](model, prompt, steps)
             if name != "eager":
                 _require_agreement(_forced_logits(decoder, forced), expected)
-        except Exception as error:  # whatever a compiler or a kernel raises; the eager decoder's errors are the model's
+        except Exception as error:  # compilers and kernels raise any error; the eager decoder raises only the model's
             if name == "eager":
                 raise
             reasons[name] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:300]
@@ -264,7 +264,7 @@ def choose(way: str, model: PreTrainedModel, prompt: Prompt, steps: int):
 
 @torch.no_grad()
 def decode(decoder, steps: int) -> torch.Tensor:
-    """Return the tokens of so many steps, shape (batch, steps), int64; the host does not wait for them."""
+    """Return the tokens of the next steps, shape (batch, steps), int64; the host does not wait for them."""
     tokens = torch.empty(len(decoder.token), steps, dtype=torch.long, device=decoder.token.device)
     for place in range(steps):
         decoder.step()
@@ -274,13 +274,13 @@ def decode(decoder, steps: int) -> torch.Tensor:
 
 @torch.no_grad()
 def launch(decoder) -> None:
-    """Take one step with every kernel launched anew."""
+    """Take one step that launches every kernel."""
     decoder.rewind()
     decoder.launch()
 
 
 def _forced_logits(decoder, forced: torch.Tensor) -> torch.Tensor:
-    """Return the float32 logits after given tokens, shape (steps, batch, 1), in place of the decoder's own."""
+    """Return the float32 logits after forced tokens, (steps, batch, 1), which replace the decoder's own tokens."""
     decoder.rewind()
     for token in forced:
         decoder.token.copy_(token)
@@ -294,5 +294,5 @@ def _require_agreement(logits: torch.Tensor, expected: torch.Tensor) -> None:
         raise UnsupportedError(f"its logits are {distance:.2g} away from the eager decoder's, relatively")
 
 
-def _fixed() -> torch.Generator:
+def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)

@@ -1,5 +1,5 @@
-"""Load what a checkpoint folder holds: a whole model, or a base with an adapter on top. Always offline, always with an
-explicit dtype: loaders that choose one by themselves make perplexities incomparable.
+"""Load a checkpoint: a whole model, or a base with an adapter on top. Loading is always offline. The dtype is always
+explicit: perplexities are not comparable if loaders choose the dtype.
 """
 
 import json
@@ -40,7 +40,7 @@ TOKENIZER_FILES = (
 
 
 def device() -> torch.device:
-    """Return the CUDA device of this job where there is one, else the CPU; the first call waits for a free GPU."""
+    """Return the CUDA device of this job, or the CPU without one; the first call waits for a free GPU."""
     gpu_turns.take_wanted()
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -56,7 +56,7 @@ def auto_class(folder: Path) -> type:
 
 
 def quantization_method(folder: Path) -> str | None:
-    """Return the `quant_method` that the checkpoint's config.json names, or None at full precision."""
+    """Return the `quant_method` in the checkpoint's config.json, or None at full precision."""
     config = json.loads((Path(folder) / "config.json").read_text())
     return (config.get("quantization_config") or {}).get("quant_method")
 
@@ -69,7 +69,7 @@ def model(folders: list[Path], dtype: str) -> PreTrainedModel:
         dtype: name of the dtype for every weight that is not packed, such as "float32".
 
     Returns:
-        The model in evaluation mode, on `device()`; a `PeftModel` if there is an adapter.
+        The model in evaluation mode, on `device()`; a `PeftModel` with an adapter.
     """
     base, *adapters = map(Path, folders)
     import_libraries(base, bool(adapters))
@@ -90,7 +90,7 @@ def model(folders: list[Path], dtype: str) -> PreTrainedModel:
 
 
 class LoadedVariant:
-    """A variant on disk. Its model is loaded at the first request, and again for another dtype."""
+    """A variant on disk. Its model is loaded on first use, and loaded again for another dtype."""
 
     def __init__(self, folders: list[Path]):
         """Take the base and, if the variant is an adapter, the adapter after it."""
@@ -111,7 +111,7 @@ class LoadedVariant:
 
 
 def import_libraries(base: Path, adapted: bool) -> None:
-    """Import what loading a checkpoint needs: it takes seconds, which pass before the GPU is taken."""
+    """Import the libraries that load a checkpoint; they take seconds, so this is done before the GPU is taken."""
     mapping = MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING if is_speech(base) else MODEL_FOR_CAUSAL_LM_MAPPING
     mapping.get(type(config(base)), None)
     if adapted:
@@ -124,7 +124,7 @@ def import_libraries(base: Path, adapted: bool) -> None:
 
 
 def _cast_head(loaded: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Give the output embedding the requested dtype.
+    """Cast the output embedding to the requested dtype.
 
     transformers 5.17 leaves a weight that it renames (GPT-NeoX's `embed_out`) in the stored dtype when it loads a
     quantized checkpoint.
@@ -135,12 +135,12 @@ def _cast_head(loaded: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that lies in a checkpoint folder."""
+    """Load the tokenizer of a checkpoint folder."""
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def feature_extractor(folder: Path):
-    """Load the feature extractor that lies in a speech model's checkpoint folder."""
+    """Load the feature extractor of a speech model's checkpoint folder."""
     return AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
 
 
@@ -150,12 +150,12 @@ def processor(folder: Path):
 
 
 def config(folder: Path) -> PretrainedConfig:
-    """Load the configuration that lies in a checkpoint folder."""
+    """Load the configuration of a checkpoint folder."""
     return AutoConfig.from_pretrained(folder, local_files_only=True)
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """Return the dtype in which the checkpoint's floating-point weights are stored (float32 if it does not say)."""
+    """Return the stored dtype of the checkpoint's floating-point weights (float32 if config.json names none)."""
     return config(folder).dtype or torch.float32
 
 
@@ -163,7 +163,7 @@ def keep_cpu_kernels_exact(loaded: PreTrainedModel) -> None:
     """Keep bitsandbytes from repacking 4-bit layers for its bfloat16 CPU kernel.
 
     On processors with AVX-512 BF16 the first evaluation would turn the block scales and the arithmetic into bfloat16,
-    whatever dtype was requested (bitsandbytes 0.50, `Linear4bit.forward`): a number that depends on the processor.
+    despite the requested dtype (bitsandbytes 0.50, `Linear4bit.forward`). Results would depend on the processor.
     """
     for module in loaded.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

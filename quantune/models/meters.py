@@ -1,5 +1,5 @@
-"""Measurements of a device: time, memory, energy. On a GPU the device's own memory is metered; on a
-CPU the resident set of this process, above what it was before the model.
+"""Meters of time, memory and energy. On a GPU the device memory is metered; on a CPU it is the resident set of this
+process, above its size before the model was loaded.
 """
 
 import gc
@@ -11,11 +11,11 @@ import torch
 
 from quantune.core import hardware
 
-ENERGY_SECONDS = 2.0  # a phase is repeated for so long: the driver's counter advances about ten times a second
+ENERGY_SECONDS = 2.0  # a phase is repeated for this long: the driver's counter advances about ten times a second
 
 
 class Memory:
-    """Bytes in use above those in use when this was made."""
+    """Bytes in use, above those in use when this object was created."""
 
     def __init__(self, device: torch.device):
         self.cuda = device.type == "cuda"
@@ -31,7 +31,7 @@ class Memory:
         return hardware.resident_bytes("VmRSS") - self.before
 
     def reset_peak(self) -> None:
-        """Forget the peak."""
+        """Start a new peak."""
         gc.collect()
         if self.cuda:
             torch.cuda.empty_cache()
@@ -40,7 +40,7 @@ class Memory:
             hardware.reset_resident_peak()
 
     def peak(self) -> int:
-        """Return the most bytes in use since the peak was forgotten (where the kernel cannot forget: ever)."""
+        """Return the most bytes in use since `reset_peak` (since the process started if the kernel cannot reset)."""
         return (torch.cuda.max_memory_allocated() if self.cuda else hardware.resident_bytes("VmHWM")) - self.before
 
 
@@ -61,7 +61,7 @@ class Energy:
                 self.handle = None
 
     def of(self, work: Callable[[], Any]) -> float | None:
-        """Return the mean energy of one `work()` in joules, over some seconds of it; None where no driver tells."""
+        """Return the mean energy of one `work()` in joules, over some seconds; None without a driver's counter."""
         if self.handle is None:
             return None
         torch.cuda.synchronize()
@@ -77,13 +77,13 @@ class Energy:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory did not suffice, on the device or, for tensors, on the host."""
-    allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    return allocator or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    """Return whether an error reports too little memory, on the device or, for tensors, on the host."""
+    on_host = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return on_host or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Return the wall time of `work()`, until the device has finished it."""
+    """Return the wall time of `work()` in seconds, until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
@@ -94,8 +94,8 @@ def seconds(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def tensor_bytes(model: torch.nn.Module) -> int:
-    """Return the bytes of all that a model must keep: parameters, buffers, and the quantization constants that
-    bitsandbytes keeps beside them (`get_memory_footprint` leaves those out). Shared storage counts once.
+    """Return the bytes of all tensors that a model keeps: parameters, buffers, and the quantization constants of
+    bitsandbytes (which `get_memory_footprint` leaves out). Shared storage counts once.
     """
     storages = {}
     for tensor in _tensors(model):
@@ -107,15 +107,15 @@ def tensor_bytes(model: torch.nn.Module) -> int:
 def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
     for tensor in (*model.parameters(), *model.buffers()):
         yield tensor
-        for kept in vars(tensor).values():  # of 4-bit parameters quant_state, of 8-bit ones CB and SCB
+        for kept in vars(tensor).values():  # 4-bit parameters have quant_state, 8-bit ones CB and SCB
             yield from _kept(kept)
     for module in model.modules():
-        if hasattr(module, "state") and hasattr(module.state, "SCB"):  # of bitsandbytes' 8-bit layers
+        if hasattr(module, "state") and hasattr(module.state, "SCB"):  # 8-bit layers of bitsandbytes
             yield from _kept(module.state)
 
 
 def _kept(value: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors that bitsandbytes' states hold, nested states included."""
+    """Yield the tensors in a state of bitsandbytes, and in its nested states."""
     if isinstance(value, torch.Tensor):
         yield value
     elif type(value).__module__.startswith("bitsandbytes."):

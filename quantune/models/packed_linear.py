@@ -1,13 +1,13 @@
 """Linear layers that stay packed: dense weights exist only while a layer computes, forward and backward.
 
-transformers unpacks compressed-tensors checkpoints for good at the first forward pass. Here each layer's weights are
-unpacked whenever they are read, with the same arithmetic, so that results are those of dense weights: once for a
-forward pass, once more for the backward pass of an adapter on top, as QLoRA does for NF4 (Dettmers et al., 2023,
-arXiv:2305.14314, section 3). Memory is that of the packed weights and one dense layer.
+transformers unpacks compressed-tensors checkpoints permanently at the first forward pass. Here each layer unpacks its
+weights at every use, with the same arithmetic, so results equal those of dense weights. That is once for a forward
+pass, and once more for the backward pass of an adapter on top, as QLoRA does for NF4 (Dettmers et al., 2023,
+arXiv:2305.14314, section 3). The memory needed is that of the packed weights and one dense layer.
 
-Compiled, a step that decodes one sequence unpacks the weights in the registers of the product's own kernel and reads
-nothing but packed words. PyTorch's int4 kernels are not used: they compute in bfloat16, for 4 bits only, and in
-float32 on a CPU are slower than unpacking.
+A compiled step that decodes one sequence unpacks the weights in the registers of the product's kernel, so it reads only
+packed words. PyTorch's int4 kernels are not used: they compute in bfloat16, support 4 bits only, and on a CPU are
+slower in float32 than unpacking.
 """
 
 import torch
@@ -15,7 +15,7 @@ from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_in
 
 
 class PackedLinear(torch.nn.Linear):
-    """A frozen linear layer with packed weights; takes the place of `nn.Linear`, for PEFT too."""
+    """A frozen linear layer with packed weights; it replaces `nn.Linear`, also for PEFT."""
 
     def __init__(self, source: torch.nn.Module):
         """Take over the tensors of a compressed-tensors layer: weight_packed, weight_scale, weight_zero_point, bias."""
@@ -24,7 +24,7 @@ class PackedLinear(torch.nn.Linear):
         scheme = source.quantization_scheme.weights
         self.bits = scheme.num_bits
         units = -(-self.in_features * self.bits // _bits_of_unit(self.bits))
-        codes = source.weight_packed.data.view(torch.uint8)  # little-endian, as everything that PyTorch runs on
+        codes = source.weight_packed.data.view(torch.uint8)  # little-endian, as on every platform of PyTorch
         codes = torch.nn.functional.pad(codes, (0, units * _bits_of_unit(self.bits) // 8 - codes.shape[1]))
         self.register_buffer("packed", codes.view(self.out_features, units, -1))
         self.register_buffer("scale", source.weight_scale.data)
@@ -38,7 +38,7 @@ class PackedLinear(torch.nn.Linear):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The dense weights, (outputs, inputs), unpacked now."""
+        """The dense weights, (outputs, inputs), unpacked at each access."""
         return self.dense(self.scale.dtype)
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
@@ -65,7 +65,7 @@ class PackedLinear(torch.nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """states @ weightᵀ + bias that remembers the layer, and not its dense weights."""
+    """states @ weightᵀ + bias; the layer is kept for the backward pass, and not its dense weights."""
 
     @staticmethod
     def forward(ctx, states, layer):
@@ -95,7 +95,7 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def keep_packed(model: torch.nn.Module) -> int:
-    """Replace the packed layers of a model loaded from a compressed-tensors checkpoint; return how many there were."""
+    """Replace the packed layers of a model loaded from a compressed-tensors checkpoint; return their number."""
     packed = {name: module for name, module in model.named_modules() if hasattr(module, "weight_packed")}
     for name, module in packed.items():
         parent, _, last = name.rpartition(".")
@@ -107,7 +107,7 @@ def keep_packed(model: torch.nn.Module) -> int:
 
 
 def dense_parameters(model: torch.nn.Module) -> int:
-    """Return how many weights the packed layers of a model stand for."""
+    """Return the number of weights and biases in the packed layers of a model."""
     layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
     biases = sum(layer.out_features for layer in layers if layer.bias is not None)
     return sum(layer.in_features * layer.out_features for layer in layers) + biases

@@ -1,4 +1,4 @@
-"""Fixed inputs, and the logits that a model gives for them: to show that two models are the same."""
+"""Fixed inputs and a model's logits for them, to check that two models are the same."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def probe_logits(model) -> torch.Tensor:
 
 
 def probe_features(config) -> torch.Tensor:
-    """Return two fixed random log-mel spectrograms, shape (2, mel bins, frames): what the probe tokens answer to."""
+    """Return two fixed random log-mel spectrograms, shape (2, mel bins, frames): the audio for the probe tokens."""
     generator = torch.Generator().manual_seed(0)
     return torch.rand(2, config.num_mel_bins, 2 * config.max_source_positions, generator=generator) * 2 - 1
 
@@ -36,7 +36,7 @@ def relative_distance(logits: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def require_identical_reload(expected: torch.Tensor, folder: Path, dtype: str) -> None:
-    """Load the checkpoint from disk and compare its probe logits with those of the model it was saved from.
+    """Load the checkpoint from disk and compare its probe logits with those of the saved model.
 
     Raises:
         QuantuneError: if they differ in a single bit.

@@ -89,7 +89,7 @@ class Pass:
             saved.add("feed-forward")
         total, (rank, dropout) = (
             0,
-            ((self.finetuning.bottleneck, self.finetuning.dropped) if self.finetuning else (0, 0)),
+            ((self.finetuning.bottleneck, self.finetuning.adapter_dropout) if self.finetuning else (0, 0)),
         )
         for linear in layers.linears:
             positions = self.batch * self.model.frames if linear.reads == "encoder output" else self.tokens(layers)

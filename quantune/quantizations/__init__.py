@@ -1,4 +1,4 @@
-"""Quantization methods: every module in this folder is one method.
+"""Quantization methods: every module in this folder is loaded automatically.
 
 A method module defines one or more `Quantization` recipes. To add a method, add a module and its test.
 """
@@ -27,16 +27,16 @@ class Quantization(Recipe):
     """Whether, when an adapter is trained on top, quantized layers keep their inputs for the backward pass."""
 
     rescales: ClassVar[bool] = False
-    """Whether layers of the result read and give rescaled values, unlike those of the parent."""
+    """Whether the method rescales inputs and outputs of layers, so that they differ from the parent's."""
     settings: ClassVar[frozenset[str]] = frozenset({"if_destroyed"})
     version: ClassVar[int] = 2
 
     if_destroyed: Literal["stop", "warn"] = "stop"
-    """What happens when the quantized model is not finite, worse than a unigram model, or has a layer that is no better
-    than zeros: the job fails and names the layer, or the report shows the model with a warning."""
+    """What happens when the quantized model is destroyed: its loss is not finite or worse than a unigram model's, or a
+    layer is no better than zeros. stop: the job fails and names the layer; warn: the report shows a warning."""
 
     def usual_error(self) -> float:
-        """Return the largest relative output error of a layer that needs no warning: about the worst one measured."""
+        """Return the largest relative output error of a layer that needs no warning: about the largest one measured."""
         return 0.3
 
     def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
@@ -47,13 +47,13 @@ class Quantization(Recipe):
         raise NotImplementedError
 
     def check(self, parent: Path, folder: Path) -> dict[str, Any]:
-        """Check every quantized layer of a saved checkpoint: tensors are present, finite, of the right shape and type.
+        """Check every quantized layer of a saved checkpoint: its tensors exist, fit in shape and dtype, are finite.
 
         Returns:
             Layers quantized, and bits stored per quantized weight: codes, scales, zero points and tables.
 
         Raises:
-            QuantuneError: naming the first layer and tensor that is not as it should be.
+            QuantuneError: if a tensor is wrong, with the name of its layer.
         """
         from quantune.models.checkpoints import Tensors, finite, linear_layers, require
 
@@ -74,13 +74,13 @@ class Quantization(Recipe):
         return {"layers_quantized": len(layers), "bits_per_weight": round(8 * stored / weights, 4)}
 
     def probe(self, parent: Path, data: Path | None, seed: int) -> tuple[str, list[dict[str, Any]]]:
-        """Return the inputs that show how much the parent changed, batch by batch, and what they are called."""
+        """Return a name and the batches of inputs on which the model is compared with its parent."""
         from quantune.quantizations.arithmetic.quality import probe_inputs
 
         return probe_inputs(parent)
 
     def workload(self) -> Calibration | None:
-        """Return what calibrating does with a model, for estimates of memory; None for methods without calibration."""
+        """Return the workload of calibration, for estimates of memory; None for methods without calibration."""
         return None
 
     def layer_tensors(self, rows: int, columns: int) -> dict[str, tuple[str | None, list[int]]]:
@@ -97,7 +97,7 @@ class Quantization(Recipe):
     def unsuitable(self, config: dict[str, Any]) -> str | None:
         """Return why models with this config.json cannot be quantized with this recipe (": why"), or None.
 
-        The job looks again, at the modules themselves: `checkpoints.unquantizable`.
+        The job also checks the modules: `checkpoints.unquantizable`.
         """
         family = config.get("model_type")
         why = LEFT_DENSE.get(family)

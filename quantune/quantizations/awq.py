@@ -1,9 +1,9 @@
-"""AWQ: scale up the input channels that matter before rounding, and scale what comes before them down.
+"""AWQ: scale up the important input channels before rounding, and scale down the operation that produces them.
 
 Lin et al., 2023 (arXiv:2306.00978). For each pair of a preceding operation and the layers that read its output, the
-channel scales are mean(|x|)^alpha with the alpha, out of 20, that changes the layers' outputs least; then the range of
-each group is clipped where that helps, as in the authors' code (github.com/mit-han-lab/llm-awq). The full-precision
-function does not change.
+channel scales are mean(|x|)^alpha. Of 20 alphas, the one that changes the layers' outputs least is taken. Then the
+range of each group is clipped where that helps, as in the authors' code (github.com/mit-han-lab/llm-awq). The
+full-precision function does not change.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from quantune.quantizations.calibration import Calibrated
 
 
 class Mapping(Entry):
-    """One place where scales can be moved: from the inputs of some layers into what produces them."""
+    """A place where scales can move: from the inputs of some layers into the operation that produces the inputs."""
 
     before: str
     """Norm or linear layer, by its name inside a decoder layer, whose output the layers read."""
     layers: list[str] = Field(min_length=1)
-    """The linear layers that read it."""
+    """The linear layers that read that output."""
 
 
 def pairs(*mappings: tuple[str, str]) -> list[Mapping]:
@@ -43,16 +43,16 @@ LLAMA = pairs(
 ENCODER = pairs(
     ("self_attn_layer_norm", "self_attn.q_proj self_attn.k_proj self_attn.v_proj"),
     ("self_attn.v_proj", "self_attn.out_proj"),
-    ("final_layer_norm", "fc1"),  # fc1 is read through GELU: no scale can be moved into it
+    ("final_layer_norm", "fc1"),  # fc2 reads fc1 through GELU, so no scale can move into fc1
 )
 WHISPER = pairs(("encoder_attn_layer_norm", "encoder_attn.q_proj"), ("encoder_attn.v_proj", "encoder_attn.out_proj"))
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma")
-GEMMA = pairs(  # norms after attention and feed-forward too: the ones before are meant
+GEMMA = pairs(  # has norms after attention and feed-forward too; these are the norms before
     *((item.before, " ".join(item.layers)) for item in LLAMA if item.before != "post_attention_layernorm"),
     ("pre_feedforward_layernorm", "mlp.gate_proj mlp.up_proj"),
 )
 GEMMA_LIKE = ("gemma2", "gemma3_text")
-# Fused projections: the values, and the product of the gates, are rows of a matrix whose other rows no scale may touch.
+# Fused projections: values and gate products are rows of a matrix whose other rows must not be scaled.
 PHI = pairs(("input_layernorm", "self_attn.qkv_proj"), ("post_attention_layernorm", "mlp.gate_up_proj"))
 NEOX = pairs(("input_layernorm", "attention.query_key_value"), ("post_attention_layernorm", "mlp.dense_h_to_4h"))
 BLOOM = pairs(("input_layernorm", "self_attention.query_key_value"), ("post_attention_layernorm", "mlp.dense_h_to_4h"))
@@ -74,25 +74,25 @@ class AWQ(Calibrated):
     method: Literal["awq"]
     """Activation-aware weight quantization: AWQ."""
     clip: bool = True
-    """Clip the range of each group where that changes its output less (query and key layers are left alone)."""
+    """Clip the range of each group where that changes its output less (query and key layers are never clipped)."""
     mappings: list[Mapping] | None = None
-    """Where scales can be moved, for architectures that have none here; null: by the architecture."""
+    """Where scales can move; needed for architectures without known mappings. null: by the architecture."""
 
     def solver_bytes(self, rows: int, columns: int) -> int:
-        """The largest of: five matrices of the weights' shape, while scales are tried; the Gram matrix while it is
-        rescaled, twice; one rescaled and four of the weights' shape, while ranges are. Float32.
+        """Return the bytes of the largest of: five matrices of the weights' shape (search of scales), two Gram matrices
+        (rescaling), one Gram matrix and four of the weights' shape (search of ranges); all float32.
         """
         square, weight = columns * columns, rows * columns
         return 4 * max(5 * weight, 2 * square, square + 4 * weight)
 
     def unsuitable(self, config: dict[str, Any]) -> str | None:
-        """An architecture without mappings needs them in the recipe."""
+        """Return why the architecture does not fit, or None; one without known mappings needs them in the recipe."""
         family = config.get("model_type")
         unknown = f": {_unknown(family)}" if self.mappings is None and family not in FAMILIES else None
         return super().unsuitable(config) or unknown
 
     def rescale(self, model, name: str, layer, inputs: list) -> dict[str, Any]:
-        """Move the best channel scales of each mapping into what comes before its layers."""
+        """Move the best channel scales of each mapping into the operation before its layers."""
         from quantune.quantizations.arithmetic import awq
 
         present = dict(layer.named_modules())
@@ -100,7 +100,7 @@ class AWQ(Calibrated):
         return awq.rescale(name, layer, inputs, mappings, self.grid)
 
     def fit(self, layers: dict[str, Any], gram) -> dict[str, Any]:
-        """Round to nearest, with clipped ranges where the method clips."""
+        """Round to nearest; with `clip`, ranges of all but query and key layers are clipped."""
         from quantune.quantizations.arithmetic.awq import fit_clipped
 
         clipped = {part: self.clip and not part.endswith(UNCLIPPED) for part in layers}
@@ -111,7 +111,7 @@ def known_mappings(config) -> list[Mapping]:
     """Return the mappings of an architecture.
 
     Raises:
-        QuantuneError: for an architecture without one, saying how to declare it.
+        QuantuneError: if the architecture has none; the error says how to declare them.
     """
     family = FAMILIES.get(config.model_type)
     if family:
@@ -132,7 +132,7 @@ def _opt(config) -> list[Mapping]:
 
 
 def _bloom(config) -> list[Mapping]:
-    return [] if config.apply_residual_connection_post_layernorm else BLOOM  # else the residual reads the norms too
+    return [] if config.apply_residual_connection_post_layernorm else BLOOM  # []: the residual reads the norms too
 
 
 FAMILIES: dict[str, Callable[[Any], list[Mapping]]] = {

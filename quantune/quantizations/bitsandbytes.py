@@ -11,20 +11,20 @@ from quantune.core.recipe import Dtype
 from quantune.quantizations import Quantization
 
 BLOCK = 64  # weights that share one scale in bitsandbytes' 4-bit formats
-NESTED_BLOCK = 256  # scales that share one scale of their own with double quantization
+NESTED_BLOCK = 256  # scales that share one second-level scale with double quantization
 
 
 class BitsAndBytes(Quantization):
-    """What the bitsandbytes methods have in common."""
+    """The base of the bitsandbytes methods."""
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of transformers' `BitsAndBytesConfig`."""
         raise NotImplementedError
 
     def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
-        """Quantize while loading; what stays unquantized keeps the parent's dtype.
+        """Quantize while loading; other weights keep the parent's dtype.
 
-        The model is saved before it computes anything: a forward pass may repack the weights for its device.
+        The model is saved before its first forward pass, which may repack the weights for its device.
         """
         import torch
         from transformers import BitsAndBytesConfig
@@ -60,14 +60,14 @@ class Int8(BitsAndBytes):
     method: Literal["int8"]
     """bitsandbytes LLM.int8()."""
     outlier_threshold: float = Field(default=6.0, ge=0)
-    """Input features whose magnitude exceeds this are computed in 16 bits; 0: none are."""
+    """Input features whose magnitude exceeds this are computed in 16 bits; 0: no features are."""
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of transformers' `BitsAndBytesConfig`."""
         return {"load_in_8bit": True, "llm_int8_threshold": self.outlier_threshold}
 
     def usual_error(self) -> float:
-        """Eight bits change the outputs less than four."""
+        """Return the limit of the usual error, which is lower for eight bits than for four."""
         return 0.1
 
     def layer_tensors(self, rows: int, columns: int) -> dict[str, tuple[str, list[int]]]:
@@ -93,12 +93,12 @@ class FourBit(BitsAndBytes):
         }
 
     def misfit(self, widths: set[int]) -> str | None:
-        """Bitsandbytes pads nothing: blocks of 64 must fill the rows."""
+        """Return why blocks do not fit, or None: bitsandbytes does not pad, so blocks of 64 must fill the rows."""
         bad = sorted(width for width in widths if width % BLOCK)
         return f": blocks of {BLOCK} weights do not fill the layers' input width {bad[0]}" if bad else None
 
     def layer_tensors(self, rows: int, columns: int) -> dict[str, tuple[str, list[int]]]:
-        """Two weights a byte, a table of 16 values, and the scales: float32, or 8 bits with scales of their own."""
+        """Two weights a byte, a table of 16 values, and the scales: float32, or 8 bits with second-level scales."""
         blocks = rows * columns // BLOCK
         tensors = {"weight": ("uint8", [rows * columns // 2, 1]), "weight.quant_map": ("float32", [16])}
         if not self.double_quantization:

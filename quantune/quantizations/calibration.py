@@ -1,4 +1,4 @@
-"""Calibration data: which token blocks or clips a method saw, drawn with a seed, hashed; too few are warned about."""
+"""Calibration data: token blocks or clips, drawn with a seed and hashed. Too few samples give a warning."""
 
 import hashlib
 from pathlib import Path
@@ -13,22 +13,22 @@ FEW = 128  # samples below which calibration is known to become unreliable (GPTQ
 
 
 class Calibrated(Packed):
-    """A method that looks at data: which, how much, and how it is drawn."""
+    """A method with calibration data: its dataset, split, number and length of samples."""
 
     requantized: ClassVar[bool]
     """Whether each layer is calibrated on the outputs of the quantized layers before it, or on the original ones."""
 
     dataset: str
-    """Name of the dataset to calibrate on; best like what the model will read."""
+    """Name of the dataset to calibrate on; best similar to the text or speech that the model will read."""
     split: str = "train"
     """Its split."""
     samples: int = Field(default=128, gt=0)
-    """Blocks of tokens, or clips; fewer than 128 warns."""
+    """Blocks of tokens, or clips; fewer than 128 give a warning."""
     length: int = Field(default=512, gt=1)
     """Tokens in one block (2048 in the GPTQ paper). Speech has the length of its transcripts."""
 
     def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
-        """Quantize layer by layer; facts hold the relative output error of each linear layer, as it was rounded."""
+        """Quantize layer by layer; the facts hold the relative output error of each linear layer, from rounding."""
         from quantune.quantizations.arithmetic import layerwise
         from quantune.quantizations.formats import pack_quantized
 
@@ -40,7 +40,7 @@ class Calibrated(Packed):
         return {"calibration": facts, "output_errors": errors}
 
     def probe(self, parent: Path, data: Path | None, seed: int) -> tuple[str, list[dict[str, Any]]]:
-        """Return the first calibration samples as a model's inputs, and what they are called."""
+        """Return a name and the first calibration samples as a model's inputs."""
         from quantune.quantizations.arithmetic.quality import calibration_inputs
 
         return calibration_inputs(self, data, seed, parent)
@@ -66,10 +66,10 @@ class Calibrated(Packed):
         return visit
 
     def rescale(self, model, name: str, layer, inputs: list) -> dict[str, Any]:
-        """Transform a decoder layer in place, its function unchanged, before it is rounded; here nothing is done.
+        """Rescale a decoder layer in place before rounding, without changing its function; here nothing is done.
 
         Returns:
-            Full name of a linear layer -> what its input channels were multiplied by, (columns,).
+            Full name of a linear layer -> the factors of its input channels, (columns,).
         """
         return {}
 
@@ -83,11 +83,11 @@ class Calibrated(Packed):
         raise NotImplementedError
 
     def workload(self) -> Calibration:
-        """Return what calibrating does with a model, for estimates of memory."""
+        """Return the workload of calibration, for estimates of memory."""
         return Calibration(self.samples, self.length, self.group_size, self.requantized, self.solver_bytes)
 
     def solver_bytes(self, rows: int, columns: int) -> int:
-        """Return the bytes that fitting the grids of a matrix (outputs, inputs) takes, beside its Gram matrix."""
+        """Return the bytes that fitting the grids of a matrix (outputs, inputs) needs, without its Gram matrix."""
         raise NotImplementedError
 
 
@@ -95,10 +95,10 @@ def draw(recipe: Calibrated, data: Path, seed: int, checkpoint: Path) -> tuple[l
     """Draw the calibration samples: blocks of text, or clips with their transcripts.
 
     Args:
-        recipe: what to draw.
+        recipe: its split, and the number and length of samples.
         data: the prepared dataset.
         seed: of the draw.
-        checkpoint: of the model to calibrate, whose inputs the samples become.
+        checkpoint: the folder of the model to calibrate, which reads the samples.
 
     Returns:
         Batches of the model's inputs, without padding, and facts for the provenance: SHA-256 of the samples, counts,

@@ -1,7 +1,7 @@
-"""GPTQ: round column by column, and make up for each column's error in the columns not yet rounded.
+"""GPTQ: round column by column, and compensate each column's error in the columns not yet rounded.
 
-Frantar et al., 2022 (arXiv:2210.17323), algorithm 1; with `activation_order`, columns are taken by falling importance
-and the grids are fitted beforehand, so that checkpoints need no permutation.
+Frantar et al., 2022 (arXiv:2210.17323), algorithm 1; with `activation_order`, columns are rounded by falling importance
+and the grids are fitted before, so that checkpoints need no permutation.
 """
 
 from itertools import accumulate, pairwise
@@ -23,19 +23,19 @@ class GPTQ(Calibrated):
     damping: float = Field(default=0.01, gt=0)
     """Added to the Hessian's diagonal, as a share of its mean."""
     activation_order: bool = True
-    """Take the columns by falling magnitude of their inputs (`desc_act`, with grids of the original groups): better
-    where few inputs are much larger than the others, as in Llama and its relatives; false: as they come."""
+    """Round the columns by falling magnitude of their inputs (`desc_act`, with grids of the original groups): better
+    where few inputs are much larger than the others, as in Llama-like models; false: in their original order."""
 
     def solver_bytes(self, rows: int, columns: int) -> int:
-        """The Hessian, damped, its factor, its inverse and the inverse's factor, with two copies of the weights; or,
-        while columns are rounded, the Hessian and one factor with nine matrices of the weights' shape. Float32.
+        """Return the larger number of bytes: of the Hessian, damped, its factor, its inverse and the inverse's factor,
+        with two copies of the weights; or of the Hessian and one factor, with nine matrices of the weights' shape.
         """
         fitted_before = 3 if self.activation_order or not self.group_size else 0
         square, weight = columns * columns, rows * columns
         return 4 * max(5 * square + (2 + fitted_before) * weight, 2 * square + (9 + fitted_before) * weight)
 
     def fit(self, layers: dict[str, Any], gram) -> dict[str, Any]:
-        """Round the matrices as one, their rows one below the other."""
+        """Round the matrices as one matrix, stacked by rows."""
         import torch
 
         from quantune.quantizations.arithmetic.gptq import gptq

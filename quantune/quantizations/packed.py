@@ -1,4 +1,4 @@
-"""What the methods with uniform integer grids share: the recipe of the grid, and packed checkpoints.
+"""The base of methods with uniform integer grids: the recipe of the grid, and packed checkpoints.
 
 Checkpoints are in the `pack-quantized` format of compressed-tensors, which transformers and vLLM load.
 """
@@ -28,11 +28,11 @@ class Packed(Quantization):
         return Grid(self.bits, self.group_size, self.symmetric)
 
     def usual_error(self) -> float:
-        """The fewer bits, the larger."""
+        """Return the limit of the usual error, which grows as bits become fewer."""
         return {2: 0.75, 3: 0.45, 4: 0.3, 8: 0.03}[self.bits]
 
     def misfit(self, widths: set[int]) -> str | None:
-        """A group must divide every row it cuts."""
+        """Return why groups do not fit, or None: the group size must divide the width of every row."""
         bad = sorted(width for width in widths if self.group_size and width % self.group_size)
         if not bad:
             return None

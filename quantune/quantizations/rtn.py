@@ -16,7 +16,7 @@ class RoundToNearest(Packed):
     """Round to nearest."""
 
     def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
-        """Round in float32; scales and the layers left alone are stored in the parent's own dtype."""
+        """Round in float32; scales and the other layers are stored in the parent's dtype."""
         from quantune.models import loading
         from quantune.models.checkpoints import quantizable
         from quantune.quantizations.arithmetic.grids import fit

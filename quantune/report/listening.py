@@ -66,7 +66,7 @@ def played(report: Report) -> dict[str, list[Clip]]:
 def worst(score: Score) -> list[Failure]:
     """Return the transcripts with the highest error rates, none of those without errors."""
     rate, items = score.metric.key, score.items
-    clips = items.assign(wrong=rates.wrong(items, rate), length=items[f"{rate}_length"])
+    clips = items.assign(wrong=rates.error_counts(items, rate), length=items[f"{rate}_length"])
     clips = clips[clips.wrong > 0].assign(share=lambda item: item.wrong / item.length.clip(lower=1))
     clips = clips.sort_values(["share", "wrong", "id"], ascending=[False, False, True]).head(WORST)
     rows = [row._asdict() for row in clips.itertuples()]
@@ -136,7 +136,7 @@ def _telling(tables: list[pandas.DataFrame], rate: str) -> list[str]:
     numbers of errors lie furthest apart.
     """
     written = pandas.concat([table.normal_hypothesis for table in tables], axis=1, join="inner")
-    wrong = pandas.concat([rates.wrong(table, rate) for table in tables], axis=1, join="inner")
+    wrong = pandas.concat([rates.error_counts(table, rate) for table in tables], axis=1, join="inner")
     order = pandas.DataFrame({"different": written.nunique(axis=1), "apart": wrong.max(axis=1) - wrong.min(axis=1)})
     order = order.rename_axis("id").reset_index()
     return order.sort_values(["different", "apart", "id"], ascending=[False, False, True]).id.tolist()

@@ -1,5 +1,5 @@
-"""Edits between what was said and what was written: substitutions, insertions and deletions of words and characters, by
-jiwer (minimum edit distance).
+"""Edits between a reference and a hypothesis: substitutions, insertions and deletions of words and characters, by jiwer
+(minimum edit distance).
 """
 
 from dataclasses import dataclass
@@ -36,14 +36,14 @@ def words(reference: str, hypothesis: str) -> Edits:
 
 
 def characters(reference: str, hypothesis: str) -> Edits:
-    """Return the edits between characters, spaces among them."""
+    """Return the edits between characters, spaces included."""
     import jiwer
 
     return _edits(list(reference), list(hypothesis), lambda: jiwer.process_characters(reference, hypothesis))
 
 
 def aligned(reference: str, hypothesis: str, unit: Literal["words", "characters"]) -> list[Piece]:
-    """Return a hypothesis beside its reference, piece by piece, by the edits that are counted."""
+    """Return the pieces of a hypothesis aligned with its reference, by the edits that are counted."""
     import jiwer
 
     between, process = {"words": (" ", jiwer.process_words), "characters": ("", jiwer.process_characters)}[unit]

@@ -1,4 +1,4 @@
-"""What an evaluation measures, declared once; report, table, figures and statistics read the declaration."""
+"""The metric of an evaluation, declared once; report, table, figures and statistics read the declaration."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ class Metric:
     """One metric, computed from the raw items of an evaluation."""
 
     key: str
-    """Of the leading number, among those that `summarize` returns; `{key}_error` is its standard error."""
+    """Key of the leading number in the output of `summarize`; `{key}_error` is its standard error."""
     label: str
-    """In sentences and on axes."""
+    """Name in sentences and on axes."""
     family: str
-    """In the names of figures: metrics of one family share an axis."""
+    """Family in the names of figures; metrics of one family share an axis."""
     item: Literal["window", "clip"]
-    """What pairs two variants: both are evaluated on the same windows or clips."""
+    """The items that pair two variants: both are evaluated on the same windows or clips."""
     relative: bool
     """Whether a change is relative (0.05: five per cent) or the difference of two shares (0.05: five points)."""
     summarize: Callable[[pandas.DataFrame], dict]
-    """Raw items -> the numbers, with standard errors."""
+    """Raw items -> numbers with standard errors."""
     compare: Callable[[pandas.DataFrame, pandas.DataFrame], dict]
-    """Items and those of a reference -> change, low, high, p_value; raises ValueError if the items do not pair."""
+    """Items of a variant and a reference -> change, low, high, p_value; raises ValueError if the items do not pair."""
     reported: tuple[str, ...]
     """The numbers with a standard error that are reported, the leading one among them."""
     counts: tuple[str, ...] = ()
     """The numbers that are counts."""
     purpose: str = "predicts"
-    """What a variant does, as a verb."""
+    """The verb of a variant's task."""
     domain: str = "text"
-    """What it does that with."""
+    """The object of that verb."""
     note: str = "lower is better"
     """How to read the numbers."""
     extent: Callable[[dict], str] = field(default=lambda numbers: "", compare=False)
     """The numbers -> how much was evaluated, in words."""
     lower_is_better: bool = True
     across_models: Metric | None = None
-    """The metric that compares models which cut text into different tokens, where this one does not."""
+    """Metric for models with different tokens, if this one cannot compare them."""
 
     @property
     def unit(self) -> str:

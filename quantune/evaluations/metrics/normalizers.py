@@ -1,4 +1,4 @@
-"""What of a transcript counts when it is compared with another: rules for each language, each with a version.
+"""Normal forms of transcripts, for comparison: rules for each language, each with a version.
 
 basic: lower case, no punctuation, no diacritics; english: also contractions, numbers and titles in one form, as in
 Radford et al., 2022 (arXiv:2212.04356, appendix C), both from transformers. chinese: NFKC, no punctuation and spaces,
@@ -25,10 +25,10 @@ def of_language(language: str) -> Name:
 
 @cache
 def normalizer(name: Name, model: Path) -> Callable[[str], str]:
-    """Return a function from a transcript to its normal form, which remembers what it was given.
+    """Return a function from a transcript to its normal form; the function caches its results.
 
     Args:
-        name: which.
+        name: of the normalizer.
         model: the checkpoint folder, whose `normalizer.json`, if it has one, maps British to American spellings.
     """
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer

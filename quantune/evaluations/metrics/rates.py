@@ -1,9 +1,9 @@
-"""Every number shown, derived from raw items. VERSION is raised when the meaning of one of them changes.
+"""Every number shown, derived from raw items. VERSION is raised when the meaning of a number changes.
 
 Sums over windows are ratio estimates (total log-likelihood over total tokens), so their standard errors come from the
 residuals of the windows around the common ratio (Cochran, Sampling Techniques, 1977, section 2.11); the error of an
-exponential follows by the delta method. Windows of one text are treated as independent, which neighbouring windows are
-only nearly.
+exponential follows by the delta method. Windows of one text are treated as independent; neighbouring windows are
+nearly so.
 """
 
 import math
@@ -65,11 +65,11 @@ RATES = ("wer", "cer", *RAW_RATES)
 
 
 def with_edits(items: pandas.DataFrame, normal: Callable[[str], str] | None = None) -> pandas.DataFrame:
-    """Return transcripts with the edits between them: as they are, or in their normal forms.
+    """Return transcripts with the edits between them: of raw transcripts, or of their normal forms.
 
     Args:
         items: a row a clip, with columns reference and hypothesis.
-        normal: the normalizer; None: the transcripts as they are.
+        normal: the normalizer; None: raw transcripts.
 
     Returns:
         The items with, for each of `RAW_RATES` (or, normalized, of wer and cer), columns {rate}_length,
@@ -89,15 +89,15 @@ def with_edits(items: pandas.DataFrame, normal: Callable[[str], str] | None = No
 
 
 def error_rates(items: pandas.DataFrame, rates: Sequence[str] = RATES) -> dict:
-    """Return each of the rates, a share (0.1: one in ten), with its standard error, and the sums it is made of."""
+    """Return each of the rates, a share (0.1: one in ten), with its standard error and its sums."""
     numbers = {"version": VERSION, "clips": len(items), "seconds": float(items.seconds.sum())}
     for rate in rates:
-        numbers[rate], numbers[f"{rate}_error"] = ratio(wrong(items, rate), items[f"{rate}_length"])
+        numbers[rate], numbers[f"{rate}_error"] = ratio(error_counts(items, rate), items[f"{rate}_length"])
         for name in ("length", *EDITS):
             numbers[f"{rate}_{name}"] = int(items[f"{rate}_{name}"].sum())
     return numbers
 
 
-def wrong(items: pandas.DataFrame, rate: str) -> pandas.Series:
-    """Return the errors in each clip: what the rate counts."""
+def error_counts(items: pandas.DataFrame, rate: str) -> pandas.Series:
+    """Return the number of errors in each clip that the rate counts."""
     return items[f"{rate}_substitutions"] + items[f"{rate}_insertions"] + items[f"{rate}_deletions"]

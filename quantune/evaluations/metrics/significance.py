@@ -4,7 +4,7 @@ import math
 
 import pandas
 
-from quantune.evaluations.metrics.rates import ratio, wrong
+from quantune.evaluations.metrics.rates import error_counts, ratio
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
@@ -51,7 +51,7 @@ def error_rate_change(items: pandas.DataFrame, reference: pandas.DataFrame, rate
         .equals(reference[["id", "reference"]].reset_index(drop=True))
     ):
         raise ValueError("the two evaluations are not over the same clips")
-    more = wrong(items, rate).to_numpy() - wrong(reference, rate).to_numpy()
+    more = error_counts(items, rate).to_numpy() - error_counts(reference, rate).to_numpy()
     difference, error = ratio(more, items[f"{rate}_length"])
     margin = Z95 * error
     return {

@@ -1,4 +1,4 @@
-"""The training loop, the same for every method and track: what is trained is what requires gradients.
+"""The training loop, the same for every method and track: it trains the parameters that require gradients.
 
 It saves all that the next step depends on (weights, optimizer, schedule, random state, curves) every `save_every`
 steps, atomically, and resumes from that state. A killed job loses at most the steps since then, and ends with the same
@@ -21,13 +21,13 @@ from quantune.core.errors import QuantuneError
 from quantune.data.batches import IGNORED, Data
 from quantune.finetunings import Finetuning
 
-GROUPED = 16  # batches whose examples are sorted by length together: little padding, and still a random order
+GROUPED = 16  # batches whose examples are sorted by length together: little padding, but a random order
 COLUMNS = ("step", "examples", "learning_rate", "train_loss", "validation_loss")
 
 
 @dataclass
 class Progress:
-    """What a saved state remembers beside weights and optimizer."""
+    """The part of a saved state that is neither weights nor optimizer."""
 
     step: int = 0
     curves: list[dict[str, float | int | None]] = field(default_factory=list)
@@ -51,12 +51,12 @@ def train(
         recipe: steps, batches, optimizer and curves.
         seed: of data order and dropout.
         data: the training examples.
-        validation: the examples of the validation loss; None: none is computed.
-        folder: where the curves go.
+        validation: the examples of the validation loss; None: no validation loss.
+        folder: where `curves.csv` is written.
         scratch: where the state is saved; if it holds one, training resumes from it.
 
     Returns:
-        Steps, trainable and total parameters, losses; under "run" what varies from run to run.
+        Steps, trainable and total parameters, losses; under "run" the numbers that vary from run to run.
 
     Raises:
         QuantuneError: if the loss is no longer finite.
@@ -71,7 +71,7 @@ def train(
     progress = restore(scratch, trained, optimizer, schedule) or Progress()
     resumed, started = progress.step, time.time()
     if resumed:
-        print(f"going on from step {resumed} of {steps}")
+        print(f"resuming from step {resumed} of {steps}")
     else:
         progress.curves.append(_point(0, 0, schedule, None, mean_loss(model, validation, recipe)))
         torch.manual_seed(seed)
@@ -143,7 +143,7 @@ def _placed(batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str,
 
 
 def save(scratch: Path, progress: Progress, trained: dict[str, torch.Tensor], optimizer, schedule) -> None:
-    """Save all that the next step depends on; the state on disk is always a whole one."""
+    """Save all that the next step depends on; the state on disk is always complete."""
     state = {
         "progress": vars(progress),
         "trained": {name: value.detach().cpu() for name, value in trained.items()},
@@ -161,7 +161,7 @@ def save(scratch: Path, progress: Progress, trained: dict[str, torch.Tensor], op
 
 
 def restore(scratch: Path, trained: dict[str, torch.Tensor], optimizer, schedule) -> Progress | None:
-    """Put back the last saved state, and return its progress; None if no state is saved."""
+    """Restore the last saved state, and return its progress; None if no state is saved."""
     path = scratch / "state.pt"
     if not path.exists():
         return None
@@ -186,8 +186,8 @@ def write_curves(path: Path, curves: list[dict[str, Any]]) -> None:
 
 
 class Order:
-    """The endless sequence of training examples: it follows from seed and epoch alone, so that a resumed run goes on in
-    it. Where examples differ in length, those of a batch are of similar length.
+    """The endless sequence of training examples. It follows from seed and epoch alone, so a resumed run continues it.
+    If examples differ in length, those of a batch have similar lengths.
     """
 
     def __init__(self, count: int, seed: int, lengths: list[int] | None, batch: int):

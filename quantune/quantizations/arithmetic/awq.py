@@ -12,13 +12,13 @@ SHRINKS = tuple(1 - 0.05 * step for step in range(11))  # 1.00 down to 0.50
 
 
 def rescale(name: str, layer: torch.nn.Module, inputs: list[Inputs], mappings: list, grid: Grid) -> dict:
-    """Move the best channel scales from each mapping's layers into what comes before them, in place.
+    """Move the best channel scales from each mapping's layers into the operation before them, in place.
 
     Returns:
         Full name of a layer -> the scale of its input channels, (columns,); layers without a mapping are left out.
 
     Raises:
-        QuantuneError: if a mapping names a missing layer, or a norm that scales cannot be moved into.
+        QuantuneError: if a mapping names a missing layer, or a norm that cannot take scales.
     """
     groups = {part.removeprefix(f"{name}."): group for group in inputs for part in group.layers}
     scales = {}
@@ -58,7 +58,7 @@ def _move(scale: torch.Tensor, before: torch.nn.Module, linears: list[torch.nn.L
 
 @torch.no_grad()
 def _offset(name: str, before: torch.nn.Module) -> int:
-    """Return what an operation adds to its weight before it multiplies by it: 0, or 1 in norms such as Gemma's."""
+    """Return the number that an operation adds to its weight before the product: 0, or 1 in norms such as Gemma's."""
     if before.weight.dim() > 1:
         return 0
     generator = torch.Generator().manual_seed(0)
@@ -78,7 +78,7 @@ def _offset(name: str, before: torch.nn.Module) -> int:
 def best_scale(weight: torch.Tensor, group: Inputs, grid: Grid) -> torch.Tensor:
     """Return the channel scales, (columns,), under which rounding changes the outputs least.
 
-    The change is ‖(Ŵ-W)X‖² = tr((Ŵ-W) XXᵀ (Ŵ-W)ᵀ): the Gram matrix holds all that is needed of the inputs.
+    The change is ‖(Ŵ-W)X‖² = tr((Ŵ-W) XXᵀ (Ŵ-W)ᵀ): the Gram matrix replaces the inputs.
     """
     best, best_loss = torch.ones_like(group.magnitude), None
     for step in range(ALPHAS):
@@ -92,13 +92,13 @@ def best_scale(weight: torch.Tensor, group: Inputs, grid: Grid) -> torch.Tensor:
 
 
 def fit_clipped(weight: torch.Tensor, gram: torch.Tensor, grid: Grid, clipped: bool) -> Fitted:
-    """Fit grids to a matrix, each group's range shrunk as far as its own outputs gain from it.
+    """Fit grids to a matrix, each group's range shrunk to the factor that changes its outputs least.
 
     Args:
         weight: (rows, columns).
         gram: mean of x xᵀ, (columns, columns); only its blocks along the diagonal, one a group, are used.
         grid: the kind of grid.
-        clipped: false: the whole range.
+        clipped: whether ranges may shrink; false: the whole range is used.
     """
     if not clipped:
         return fit(weight, grid)

@@ -19,7 +19,7 @@ def gptq(weight: torch.Tensor, gram: torch.Tensor, grid: Grid, damping: float, a
         gram: mean of x xᵀ over calibration tokens, (columns, columns).
         grid: the kind of grid.
         damping: added to the diagonal of the Hessian, as a share of its mean.
-        activation_order: take columns by falling diagonal; grids are then fitted to the original weights.
+        activation_order: round columns by falling diagonal; grids are then fitted to the original weights.
     """
     weight, hessian = weight.to(gram.dtype, copy=True), gram.clone()
     dead = hessian.diagonal() == 0
@@ -41,12 +41,12 @@ def gptq(weight: torch.Tensor, gram: torch.Tensor, grid: Grid, damping: float, a
     for first in range(0, weight.shape[1], step):
         last = min(first + step, weight.shape[1])
         columns = slice(first, last)
-        given = (None, None) if scale is None else (scale[:, columns], zero[:, columns])
-        rounded, error, used_scale, used_zero = _block(weight[:, columns], upper[columns, columns], grid, *given)
+        known = (None, None) if scale is None else (scale[:, columns], zero[:, columns])
+        rounded, error, used_scale, used_zero = _block(weight[:, columns], upper[columns, columns], grid, *known)
         weight[:, last:] -= error @ upper[columns, last:]
         weight[:, columns], scales[:, columns], zeros[:, columns] = rounded, used_scale, used_zero
-    back = torch.argsort(order)
-    weight, scales, zeros = weight[:, back], scales[:, back], zeros[:, back]
+    inverse = torch.argsort(order)
+    weight, scales, zeros = weight[:, inverse], scales[:, inverse], zeros[:, inverse]
     return Fitted(scales[:, ::size].contiguous(), zeros[:, ::size].contiguous(), weight)
 
 
@@ -68,7 +68,7 @@ def _block(weight, upper, grid: Grid, scale, zero):
     """Round the columns of a block one by one; on CUDA the loop runs as one captured graph.
 
     Returns:
-        The rounded weights, the scaled errors that the later columns make up for, and each column's scale and zero; all
+        The rounded weights, the scaled errors that later columns compensate, and each column's scale and zero; all
         (rows, columns of the block).
     """
     if weight.is_cuda:
@@ -101,19 +101,19 @@ def _captured(weight, upper, grid: Grid, scale, zero):
     """Replay `_columns` as a CUDA graph: a thousand small kernels cost one launch."""
     key = (weight.shape, grid, scale is None, weight.device)
     if key not in _graphs:
-        held = [None if item is None else item.clone() for item in (weight, upper, scale, zero)]
+        buffers = [None if item is None else item.clone() for item in (weight, upper, scale, zero)]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            _columns(held[0], held[1], grid, held[2], held[3])
+            _columns(buffers[0], buffers[1], grid, buffers[2], buffers[3])
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            results = _columns(held[0], held[1], grid, held[2], held[3])
-        _graphs[key] = graph, held, results
-    graph, held, results = _graphs[key]
-    for place, item in zip(held, (weight, upper, scale, zero), strict=True):
-        if place is not None:
-            place.copy_(item)
+            results = _columns(buffers[0], buffers[1], grid, buffers[2], buffers[3])
+        _graphs[key] = graph, buffers, results
+    graph, buffers, results = _graphs[key]
+    for buffer, item in zip(buffers, (weight, upper, scale, zero), strict=True):
+        if buffer is not None:
+            buffer.copy_(item)
     graph.replay()
     return tuple(item.clone() for item in results)

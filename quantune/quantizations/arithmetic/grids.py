@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class Grid:
-    """What kind of grid: bits, weights of a row that share a scale (None: the whole row), with zero points or not."""
+    """A kind of grid: bits, weights of a row that share a scale (None: whole row), symmetric (without zero points)."""
 
     bits: int
     group_size: int | None
@@ -37,7 +37,7 @@ class Fitted:
     weight: torch.Tensor
 
     def rows(self, chosen: slice) -> "Fitted":
-        """Return the grid of some of the rows."""
+        """Return the grids and weights of some rows."""
         return Fitted(self.scale[chosen], self.zero[chosen], self.weight[chosen])
 
 
@@ -56,7 +56,7 @@ def span(weight: torch.Tensor, grid: Grid, shrink: torch.Tensor | float = 1.0) -
 
 
 def snap(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Return the nearest point of the grid for each weight."""
+    """Return the grid point nearest to each weight."""
     return ((weight / scale + zero).round().clamp(grid.low, grid.high) - zero) * scale
 
 

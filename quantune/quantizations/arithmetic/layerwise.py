@@ -21,7 +21,7 @@ from quantune.core.errors import QuantuneError
 
 @dataclass
 class Inputs:
-    """Linear layers of one decoder layer that read the same input, and what is known of that input."""
+    """Linear layers of one decoder layer that read the same input, and statistics of that input."""
 
     layers: dict[str, torch.nn.Linear]
     """Full name -> layer."""
@@ -40,10 +40,10 @@ def load(parent: Path):
 
 
 def stacks(model) -> list[tuple[str, torch.nn.ModuleList]]:
-    """Return the name and the list of a model's layers: of its decoder, or of its encoder and then its decoder.
+    """Return name and list of the layers of a model's decoder, or of its encoder and then its decoder.
 
     Raises:
-        QuantuneError: if a part has no list of as many modules as the configuration names layers.
+        QuantuneError: if a part has no list with as many modules as the configuration has layers.
     """
     parts = [model.get_encoder(), model.get_decoder()] if model.config.is_encoder_decoder else [model.get_decoder()]
     names = {module: name for name, module in model.named_modules()}
@@ -54,7 +54,7 @@ def stacks(model) -> list[tuple[str, torch.nn.ModuleList]]:
 
 
 def _layers(part: torch.nn.Module) -> torch.nn.ModuleList | None:
-    """Return the outermost list of as many modules as the configuration has layers, or None."""
+    """Return the outermost list with as many modules as the configuration has layers, or None."""
     keys = ("num_hidden_layers", "encoder_layers", "decoder_layers")
     counts = {getattr(part.config, key, None) for key in keys}
     lists = (module for module in part.modules() if isinstance(module, torch.nn.ModuleList))
@@ -63,15 +63,14 @@ def _layers(part: torch.nn.Module) -> torch.nn.ModuleList | None:
 
 @dataclass
 class Arguments:
-    """What a stack's layers are called with: hidden states (batch, length, width), and what each gets beside them.
+    """The arguments of a stack's layers: hidden states (batch, length, width), and the other arguments of each layer.
 
-    Layers of one model may differ in it: where global attention alternates with that of a window, in masks and
-    positions.
+    The other arguments may differ: layers with global and with windowed attention have different masks and positions.
     """
 
     states: torch.Tensor
     others: list[tuple[tuple, dict]]
-    """Of each layer: the arguments after the hidden states, and those by keyword; equal ones are held once."""
+    """For each layer: positional arguments after the hidden states, and keyword arguments; equal tensors are shared."""
 
     def __call__(self, layer: torch.nn.Module, index: int) -> torch.Tensor:
         """Return the output hidden states of the stack's layer with this number."""
@@ -80,7 +79,7 @@ class Arguments:
 
 
 def _states(output: torch.Tensor | tuple) -> torch.Tensor:
-    """Return the hidden states in what a layer returns."""
+    """Return the hidden states in a layer's output."""
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -90,13 +89,13 @@ class _CaughtError(Exception):
 
 @torch.no_grad()
 def first_inputs(model, layers: torch.nn.ModuleList, batches: list[dict[str, torch.Tensor]]) -> list[Arguments]:
-    """Return, for each batch of the model's inputs, the first layer's states, and what else each layer is called with.
+    """Return, for each batch of the model's inputs, the first layer's hidden states and each layer's other arguments.
 
-    The model's own forward pass calls the layers, which return the states as they came: no layer is computed, save the
-    first one once, to see whether layers return more than states.
+    The model's own forward pass calls stand-ins for the layers, which return the states unchanged. Only the first layer
+    is computed, once, to see whether layers return more than states.
     """
     inputs: list[Arguments] = []
-    seen: list[tuple | None] = []  # what the first layer returned after the states, emptied; None: no tuple
+    seen: list[tuple | None] = []  # Nones in place of the first layer's further outputs; None: no tuple
 
     def stand_in(index: int, real: Callable):
         def forward(*args, **kwargs):
@@ -122,7 +121,7 @@ def first_inputs(model, layers: torch.nn.ModuleList, batches: list[dict[str, tor
 
 @contextmanager
 def _replaced(layers: torch.nn.ModuleList, stand_in: Callable[[int, Callable], Callable]) -> Iterator[None]:
-    """Let `stand_in(index, forward)` take the place of each layer's forward function for a while."""
+    """Replace each layer's forward function by `stand_in(index, forward)` inside the context."""
     before = [vars(layer).get("forward") for layer in layers]
     for index, layer in enumerate(layers):
         layer.forward = stand_in(index, layer.forward)
@@ -146,13 +145,13 @@ def stream(
 
     Args:
         model: a model in evaluation mode.
-        batches: its inputs, without padding: what is not read by the user's model must not calibrate it.
+        batches: its inputs. Padding would bias the statistics, so none is used.
         visit: called with the layer's name, the layer, and its linear layers grouped by input; changes the weights.
-        requantized: whether the next layer sees the outputs of the changed layer (GPTQ) or the original ones (AWQ),
-            which the changed layer must still give.
+        requantized: whether the next layer reads the outputs of the changed layer (GPTQ) or the original outputs (AWQ),
+            which the changed layer must preserve.
 
     Raises:
-        QuantuneError: if it does not.
+        QuantuneError: if the changed layer does not preserve them.
     """
     for root, layers in stacks(model):
         hidden = first_inputs(model, layers, batches)
@@ -170,7 +169,7 @@ def stream(
 
 
 def _advance(layer: torch.nn.Module, index: int, hidden: list[Arguments], keep: bool) -> None:
-    """Run a layer on every batch; with `keep`, its outputs take the place of its inputs, which are freed one by one."""
+    """Run a layer on every batch; with `keep`, its outputs replace its inputs, which are freed one by one."""
     for arguments in hidden:
         output = arguments(layer, index)
         if keep:
@@ -183,17 +182,17 @@ def _placed(value: torch.Tensor, model) -> torch.Tensor:
 
 
 def _require_unchanged(name: str, states: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
-    """Raise QuantuneError if a layer's outputs of the first sequence moved: by 1e-4 of what it adds to the states in
-    float32, by 20 roundings in half precision, and by the rounding of the states themselves.
+    """Raise QuantuneError if a layer's outputs for the first sequence changed. The change may be 1e-4 of the layer's
+    addition to the states in float32, or 20 roundings in half precision, plus the rounding of the states.
     """
     epsilon = torch.finfo(before.dtype).eps
     states, before, after = (item[:1].float() for item in (states, before, after))
     moved, added, allowed = (after - before).norm(), (before - states).norm(), max(1e-4, 20 * epsilon)
     if not moved <= allowed * added + 4 * epsilon * before.norm():
         raise QuantuneError(
-            f"rescaling changed the function of the layer '{name}', before anything was rounded: its outputs moved by"
-            f" {float(moved / added):.2g}, more than {allowed:.2g}; a scale cannot move through everything between the"
-            " two ends of a mapping (ReLU and products let it pass, GELU does not): correct 'mappings'"
+            f"rescaling changed the function of the layer '{name}', before any rounding: its outputs changed by"
+            f" {float(moved / added):.2g}, more than {allowed:.2g}; between the two ends of a mapping a scale can pass"
+            " ReLU and products, but not GELU: correct 'mappings'"
         )
 
 
@@ -211,8 +210,7 @@ class _Collector:
     def _hook(self, part: str):
         def collect(_, args):
             states = args[0]
-            # query, key and value are called with the very same tensor; with parallel attention so are layers called
-            # after others
+            # query, key and value read the same tensor; with parallel attention, so do layers that are called later
             if self.leader.get(part, part) != part:
                 return
             if part not in self.leader:
@@ -232,7 +230,7 @@ class _Collector:
         return collect
 
     def _reader(self, states: torch.Tensor) -> str | None:
-        """Return the first linear layer that read this very tensor, not changed since, or None."""
+        """Return the first linear layer that read this same, unchanged tensor, or None."""
         alike = (part for read, version, part in self.seen if read() is states and version == states._version)
         return next(alike, None)
 
@@ -250,7 +248,7 @@ class _Collector:
 
 
 def _gram(rows: torch.Tensor) -> torch.Tensor:
-    """Return rowsᵀ rows in float32; TF32 products hold 16-bit values exactly, and nothing else uses them."""
+    """Return rowsᵀ rows in float32; TF32, which is exact for 16-bit values, is used only for them."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = rows.dtype in (torch.float16, torch.bfloat16)
     try:

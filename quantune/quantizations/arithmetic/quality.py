@@ -25,17 +25,17 @@ from quantune.sources import audio
 from quantune.sources.draw import order
 
 PROBE = Path(__file__).parents[3] / "assets/probe"
-SAMPLES = 8  # of the calibration set
-TOKENS = 4096  # of the calibration set, at most
-WORTHLESS = 0.98
-"""Output error from which a layer is destroyed: one that gives nothing but zeros has an error of 1."""
+SAMPLES = 8  # samples of the calibration set, at most
+TOKENS = 4096  # tokens of the calibration set, at most
+DESTROYED_ERROR = 0.98
+"""Output error from which a layer is destroyed: a layer that gives only zeros has an error of 1."""
 LOSS_RISE = 0.25
-"""Rise of the loss, in nats a token, from which a quantization is warned about: perplexity grows by 28 %."""
+"""Rise of the loss, in nats a token, above which a quantization gives a warning: perplexity grows by 28 %."""
 
 
 @dataclass
-class Measured:
-    """Two models on the same input."""
+class Comparison:
+    """A quantized model and its parent on the same input."""
 
     before: float
     """Loss of the original model, in nats a token."""
@@ -44,24 +44,24 @@ class Measured:
     unigram: float
     """Loss of a unigram model on the same tokens: add-one smoothed counts of those tokens."""
     errors: dict[str, float]
-    """Linear layer -> relative error of its outputs; layers that read nothing (an expert without a token) are left out.
+    """Linear layer -> relative error of its outputs; layers without input (an expert without tokens) are left out.
     """
 
     def worst(self) -> list[tuple[str, float]]:
-        """Return layer and error, the largest first; what is not a number counts as infinite."""
+        """Return layer and error, the largest first; NaN counts as infinite."""
         return sorted(self.errors.items(), key=lambda item: -item[1] if isfinite(item[1]) else -inf)
 
 
 def measure(
     parent: Path, folder: Path, inputs: list[dict[str, torch.Tensor]], errors: dict[str, float] | None = None
-) -> Measured:
+) -> Comparison:
     """Compare a quantized checkpoint with its parent.
 
     Args:
         parent: the original checkpoint.
         folder: the quantized one.
         inputs: batches of one sample: `input_ids`, or `input_features` with `decoder_input_ids`, whose prompt (start,
-            language, task, no timestamps) is read and not scored.
+            language, task, no timestamps) is read but not scored.
         errors: the layers' errors, where the method measured them itself.
     """
     prompt = 1 if not loading.is_speech(parent) else 4 if speech.knows_languages(parent) else 2
@@ -74,7 +74,7 @@ def measure(
     tokens = [int(token) for batch in inputs for token in _tokens(batch)[0, prompt:]]
     counts, size = Counter(tokens), len(tokens) + original.config.get_text_config().vocab_size
     unigram = -sum(count * log((count + 1) / size) for count in counts.values()) / len(tokens)
-    return Measured(_mean(before), _mean(after), unigram, errors or hooks.relative())
+    return Comparison(_mean(before), _mean(after), unigram, errors or hooks.relative())
 
 
 def guard(
@@ -85,19 +85,19 @@ def guard(
     seed: int = 0,
     errors: dict[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Return how much a quantization changed a model, with warnings, as facts for the provenance.
+    """Return facts for the provenance: how much a quantization changed a model, with warnings.
 
     Args:
-        recipe: the `Quantization` that made it.
+        recipe: the `Quantization` of the checkpoint.
         parent: the original checkpoint.
         folder: the quantized one.
         data: the prepared calibration set, if the method has one.
-        seed: of its draw.
-        errors: layer -> relative output error, as the method measured it while it rounded; used if it rescales inputs.
+        seed: of the draw of samples.
+        errors: layer -> relative output error, measured by the method while rounding; used if it rescales inputs.
 
     Raises:
-        QuantuneError: if the model is destroyed and the recipe does not let that pass. Its loss is not finite or worse
-            than a unigram model's, or a layer is no better than one that gives zeros; the layer is named.
+        QuantuneError: if the model is destroyed and the recipe says to stop: its loss is not finite or worse than a
+            unigram model's, or a layer is no better than one that gives zeros. The error names the layer.
     """
     source, inputs = recipe.probe(parent, data, seed)
     result = measure(parent, folder, inputs, errors if recipe.rescales else None)
@@ -106,11 +106,11 @@ def guard(
         f"on {source}: loss {result.before:.3f} -> {result.after:.3f} nats a token, {result.unigram:.3f} of a unigram"
         f" model; largest output errors: {', '.join(f'{name} {error:.3f}' for name, error in worst)}"
     )
-    damage, warnings = destroyed(result), doubts(result, recipe.usual_error())
+    damage, warnings = destroyed(result), quality_warnings(result, recipe.usual_error())
     if damage:
         advice = "use more bits, smaller groups or other calibration data"
         if recipe.if_destroyed == "stop":
-            raise QuantuneError(f"{damage}; {advice}, or keep it all the same with 'if_destroyed: warn'")
+            raise QuantuneError(f"{damage}; {advice}, or keep the model with 'if_destroyed: warn'")
         warnings = [damage, *warnings]
     for warning in warnings:
         print(f"WARNING: {warning}", flush=True)
@@ -124,10 +124,10 @@ def guard(
     }
 
 
-def destroyed(result: Measured) -> str | None:
-    """Return what shows that a model is destroyed, or None.
+def destroyed(result: Comparison) -> str | None:
+    """Return the evidence that a model is destroyed, or None.
 
-    A model that was no better than a unigram model before it was quantized is judged by its layers alone.
+    If the parent is no better than a unigram model, only the layers are judged.
     """
     name, error = result.worst()[0]
     where = f"the layer with the largest output error is '{name}' ({error:.3f})"
@@ -136,13 +136,13 @@ def destroyed(result: Measured) -> str | None:
     if result.before < result.unigram <= result.after:
         more = f"{result.after:.2f} nats a token, {result.before:.2f} before; a unigram model has {result.unigram:.2f}"
         return f"the quantized model is worse than a unigram model: {more}; {where}"
-    if not error < WORTHLESS:
+    if not error < DESTROYED_ERROR:
         return f"the layer '{name}' is destroyed: its outputs have a relative error of {error:.3f}; zeros have 1"
     return None
 
 
-def doubts(result: Measured, usual: float) -> list[str]:
-    """Return warnings: a loss that rose much, layers with far larger errors than usual."""
+def quality_warnings(result: Comparison, usual: float) -> list[str]:
+    """Return warnings of a large rise in loss, and of layers with larger errors than usual."""
     warnings = []
     if result.after - result.before > LOSS_RISE:
         warnings.append(
@@ -162,7 +162,7 @@ def doubts(result: Measured, usual: float) -> list[str]:
 def calibration_inputs(
     recipe: Recipe, data: Path, seed: int, parent: Path
 ) -> tuple[str, list[dict[str, torch.Tensor]]]:
-    """Return the first samples of a calibration set, one a batch, and what they are called."""
+    """Return a name and the first samples of a calibration set, one in each batch."""
     samples = examples.read(data, recipe.split, parent, recipe.length)
     chosen = order(len(samples), seed)[: min(recipe.samples, SAMPLES)]
     most = max(1, TOKENS // max(1, samples.tokens(chosen[:1])))
@@ -170,7 +170,7 @@ def calibration_inputs(
 
 
 def probe_inputs(parent: Path) -> tuple[str, list[dict[str, torch.Tensor]]]:
-    """Return the probe text, or the probe clip with its transcript, as a model's inputs, and what it is called."""
+    """Return a name and the probe text, or the probe clip with its transcript, as a model's inputs."""
     config = loading.config(parent)
     if not loading.is_speech(parent):
         ids = loading.tokenizer(parent)((PROBE / "text.txt").read_text(encoding="utf-8"), verbose=False)["input_ids"]
@@ -219,7 +219,7 @@ class _Errors:
 
 
 def _finite_or_text(value: float) -> float | str:
-    """Return a number as JSON can hold it."""
+    """Return a finite number unchanged, and any other as text, since JSON has no infinity."""
     return value if isfinite(value) else str(value)
 
 

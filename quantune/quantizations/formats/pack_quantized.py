@@ -14,27 +14,27 @@ from compressed_tensors.quantization import (
 )
 
 from quantune.models import loading
-from quantune.models.checkpoints import quantizable, round_saved, save_model
+from quantune.models.checkpoints import cast_saved, quantizable, save_model
 from quantune.models.probes import probe_logits, require_identical_reload
 from quantune.quantizations.arithmetic.grids import Grid, fit
 
 
 def save(model, grids: dict[str, Any], grid: Grid, parent: Path, folder: Path) -> None:
-    """Pack a model and save it, then show that it reloads to identical logits.
+    """Pack a model and save it, then check that it reloads to identical logits.
 
     Args:
         model: the model; layers that are not packed keep their weights, stored in the parent's dtype.
-        grids: layer name -> `grids.Fitted`: its weights on their grid; emptied, so that none is held twice.
+        grids: layer name -> `grids.Fitted`; emptied, so that no weights are in memory twice.
         grid: bits, groups and symmetry.
         parent: the checkpoint that was quantized.
-        folder: where to save.
+        folder: the folder to save into.
     """
     stored = loading.stored_dtype(parent)
     head = model.get_output_embeddings()
     kept = [name for name, module in model.named_modules() if module is head]
     apply_quantization_config(model, QuantizationConfig(config_groups={"group_0": scheme(grid)}, ignore=kept))
     for name, layer in quantizable(model).items():
-        fitted = grids.pop(name, None) or fit(layer.weight.data, grid)  # outside the layers: to nearest
+        fitted = grids.pop(name, None) or fit(layer.weight.data, grid)  # layers outside the stack: to nearest
         layer.weight.data = fitted.weight.to(layer.weight.device)
         layer.weight_scale.data = fitted.scale.to(layer.weight.device)
         if not grid.symmetric:
@@ -42,11 +42,11 @@ def save(model, grids: dict[str, Any], grid: Grid, parent: Path, folder: Path) -
         layer.quantization_status = QuantizationStatus.FROZEN
     compressor = ModelCompressor.from_pretrained_model(model)
     compressor.compress_model(model)
-    round_saved(model, stored)
+    cast_saved(model, stored)
     model.config.dtype = stored
     save_model(model, parent, folder)
     compressor.update_config(folder)
-    round_saved(model, torch.float32)  # the first forward pass unpacks the weights
+    cast_saved(model, torch.float32)  # the first forward pass unpacks the weights
     require_identical_reload(probe_logits(model), folder, "float32")
 
 
