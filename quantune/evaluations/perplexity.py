@@ -114,7 +114,8 @@ class Perplexity(Evaluation):
                 tokens[row, : end - begin] = torch.from_numpy(ids[begin:end].astype("int64"))
             tokens = tokens.to(model.device)
             with torch.no_grad():
-                logits = model(input_ids=tokens, use_cache=False).logits[:, -tokens.shape[1] :]  # virtual tokens left out
+                logits = model(input_ids=tokens, use_cache=False).logits
+            logits = logits[:, -tokens.shape[1] :]  # without those of virtual tokens, which prompt tuning prepends
             for row, (begin, scored, end) in enumerate(batch):
                 predicted = logits[row, scored - begin - 1 : end - begin - 1].float()
                 target = tokens[row, scored - begin : end - begin]
