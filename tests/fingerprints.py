@@ -1,7 +1,7 @@
 """Fingerprints of stages: SHA-256 over the code that a stage reaches, definition by definition.
 
 From a stage's script and recipe class on, every function, class and constant of `scripts/` and `quantune/` that is
-named is followed through imports. `quantune.core` and `quantune.artefacts`, the frame of all jobs, are left out. So
+named is followed through imports. The frame of all jobs (`FRAME`) is left out. So
 are comments, docstrings, annotations of functions, what is printed and the texts of errors. A definition that moves to
 another module, or is imported under another name, keeps its fingerprint.
 """
@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FRAME = ("quantune.core", "quantune.artefacts")
+FRAME = ("quantune.artefacts", *(f"quantune.core.{name}" for name in ("errors", "gpu_turns", "hardware", "recipe")))
+APART = {"read"}
+"""Methods that another stage calls: the report reads what an evaluation wrote."""
 Symbol = tuple[str, str]
 """Module and name."""
 
@@ -28,6 +30,11 @@ class Module:
         for node in ast.parse(text).body:
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 self.imports |= imported(node)
+            elif isinstance(node, ast.ClassDef):
+                for method in [item for item in node.body if getattr(item, "name", "") in APART]:
+                    node.body.remove(method)
+                    self.parts[f"{node.name}.{method.name}"] = [method]
+                self.parts[node.name] = [node]
             elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
                 for name in defined(node) or [""]:
                     self.parts.setdefault(name, []).append(node)
@@ -66,6 +73,9 @@ class Code:
         """Return the fingerprint of a stage with this script, and with this class of recipe."""
         waiting = [(f"scripts.{script}", name) for name in self.modules[f"scripts.{script}"].parts]
         waiting += [(recipe.__module__, recipe.__name__)] if recipe else []
+        if script == "report":
+            names = ((name, part) for name, module in self.modules.items() for part in module.parts)
+            waiting += [(name, part) for name, part in names if part.partition(".")[2] in APART]
         reached: set[Symbol] = set()
         while waiting:
             symbol = waiting.pop()

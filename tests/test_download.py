@@ -33,7 +33,7 @@ def test_a_gated_repository_needs_its_licence_accepted_and_a_token(hub, asked, m
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     order = model_order(asked)
     fetch(order, tmp_path / "scratch")
-    assert all(item[3] is None for item in hub.relevant("/cdn/")), "the token stays with the hub"
+    assert all(item[3] is None for item in hub.asked("/cdn/")), "the token stays with the hub"
     assert "hf_secret" not in json.dumps(order) + (tmp_path / "sources.lock.json").read_text()
 
 
@@ -51,7 +51,7 @@ def test_a_cut_connection_goes_on_where_it_was_cut(hub, asked, tmp_path, no_wait
     order = model_order(asked)
     hub.fail("cdn" + str(hub.repositories["models/a/opt"] / "model.safetensors"), cut=1_000_000)
     fetch(order, tmp_path / "scratch")
-    first, second = [item[2] for item in hub.relevant("/cdn/") if item[1].endswith("model.safetensors")]
+    first, second = [item[2] for item in hub.asked("/cdn/") if item[1].endswith("model.safetensors")]
     begin = int(second.removeprefix("bytes=").removesuffix("-"))
     assert first is None and 1_000_000 - download.CHUNK <= begin <= 1_000_000
     assert hub.sent["model.safetensors"] == 1_000_000 + len(BIG) - begin
@@ -136,7 +136,7 @@ def test_a_url_resumes_and_is_checked(hub, tmp_path, no_waiting):
     hub.fail("/files", status=429, headers={"Retry-After": "3"})
     fetch(url_order(hub, path), tmp_path / "scratch")
     assert (tmp_path / "scratch/model.safetensors").read_bytes() == BIG
-    assert hub.relevant("/files")[-1][2].startswith("bytes=") and 4.0 in no_waiting
+    assert hub.asked("/files")[-1][2].startswith("bytes=") and 4.0 in no_waiting
     with pytest.raises(QuantuneError) as caught:
         fetch(url_order(hub, path, "0" * 64), tmp_path / "other")
     assert f"expected SHA-256 {'0' * 64}, found SHA-256 {hashlib.sha256(BIG).hexdigest()}" in str(caught.value)

@@ -49,6 +49,18 @@ CHANGES = {
         "joined(values, starts, [end, end])",
         {"train/lora", "quantize/gptq", "quantize/awq"},
     ),
+    "length of the probe text": (
+        "core/workload.py",
+        "PROBE_TOKENS = 512",
+        "PROBE_TOKENS = 64",
+        {name for name in STAGES if name.startswith("quantize")},
+    ),
+    "normal form of transcripts": (
+        "metrics/normalizers.py",
+        '"NFKC", text).lower()',
+        '"NFKC", text).upper()',
+        {"report"},
+    ),
     "text of an error": ("data/text.py", "fewer than one block", "less than one block", set()),
     "a docstring": ("arithmetic/grids.py", "The smallest code.", "The lowest code.", set()),
     "loading": (

@@ -52,7 +52,7 @@ def test_other_bits_are_told_by_how_much(pulled):
     assert "different         work/checkpoints/opt+rtn-a" in printed and "0 of 1 bit-equal, 1 different" in printed
     assert f"model.safetensors: relative distance 0.33, {name}" in printed
     assert "made with torch 1.0, now " in printed
-    kept = printed.split("is kept in ")[1].splitlines()[0]
+    kept = printed.split("are kept in ")[1].splitlines()[0]
     assert (pulled.path / kept / "work/checkpoints/opt+rtn-a/model.safetensors").exists()
 
 

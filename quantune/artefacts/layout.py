@@ -49,7 +49,8 @@ def path(work: str | Path, folder: str, *names: str) -> str:
 
 def names(path: str | Path, folder: str) -> tuple[str, ...]:
     """Return the names in the path of an artefact of this folder, for any work folder."""
-    return Path(path).parts[-len(FOLDERS[folder]) :]
+    parts = Path(path).parts
+    return parts[len(parts) - len(FOLDERS[folder]) :]
 
 
 def parse(path: str | Path, work: str | Path) -> Place | None:

@@ -20,8 +20,12 @@ def save_adapter(model, folder: Path) -> None:
 
 
 def parameters(model) -> tuple[int, int]:
-    """Return the numbers of trained and of all parameters of a `PeftModel`; a packed weight counts as one."""
+    """Return the numbers of trained and of all parameters of a model, whatever they are packed into."""
     from quantune.models.packed_linear import dense_parameters
 
-    trained, total = model.get_nb_trainable_parameters()
+    if hasattr(model, "get_nb_trainable_parameters"):  # a `PeftModel`, which knows of 4-bit weights
+        trained, total = model.get_nb_trainable_parameters()
+    else:
+        sizes = [(value.numel(), value.requires_grad) for value in model.parameters()]
+        trained, total = sum(size for size, grows in sizes if grows), sum(size for size, _ in sizes)
     return trained, total + dense_parameters(model)

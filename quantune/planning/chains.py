@@ -68,9 +68,8 @@ class Variant:
 
     @cached_property
     def quantized(self) -> bool:
-        """Whether the weights are quantized; merging an adapter brings full precision back."""
-        last = {step.kind: index for index, step in enumerate(self.steps)}
-        return last.get("quantization", -1) > last.get("merge", -1)
+        """Whether the weights are quantized; a merge and a fully fine-tuned model bring full precision back."""
+        return any(step.kind == "quantization" for step in self.effective_steps)
 
     @property
     def is_adapter(self) -> bool:

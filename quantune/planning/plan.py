@@ -20,7 +20,7 @@ VERSIONS = {
     "resample": 1,
     "merge": 2,
     "transcribe": 2,
-    "report": 8,
+    "report": 9,
 }
 
 

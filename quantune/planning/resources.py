@@ -37,7 +37,8 @@ def estimate(plan: Plan, artefact: Artefact) -> Estimate | None:
         if place.folder == "evaluations":
             return memory.inference(config, after, plan.config.evaluations[place.last].workload(config))
         if variant.kind == "finetuning":
-            return memory.training(config, effective_recipes(plan, variant.parent), after[-1])
+            recipe = plan.config.finetunings[variant.steps[-1].name]
+            return memory.training(config, effective_recipes(plan, variant.parent), recipe)
         # a check holds two models, the new one and its reference; calibration holds dense weights and their grids
         steps = effective_recipes(plan, variant.parent) if variant.kind == "quantization" else after
         batch, length = (2, 64) if variant.kind == "merge" else (1, PROBE_TOKENS)

@@ -67,11 +67,16 @@ class Quantization(Recipe):
                 require(tensors.shape(key) == shape, name, f"'{part}' has shape {tensors.shape(key)}, not {shape}")
                 stored_dtype = str(tensors[key].dtype).removeprefix("torch.")
                 require(dtype in (None, stored_dtype), name, f"'{part}' is {stored_dtype}, not {dtype}")
-                stored += prod(shape) * BYTES[dtype or "float16"]
+            stored += self.stored_bits(rows, columns)
             for bad in finite(tensors, [f"{name}.{part}" for part in parts]):
                 require(False, name, f"'{bad}' holds NaN or infinity")
         weights = sum(rows * columns for rows, columns in layers.values())
-        return {"layers_quantized": len(layers), "bits_per_weight": round(8 * stored / weights, 4)}
+        return {"layers_quantized": len(layers), "bits_per_weight": round(stored / weights, 4)}
+
+    def stored_bits(self, rows: int, columns: int) -> int:
+        """Return the bits that a quantized layer (outputs, inputs) takes: codes, scales, zero points and tables."""
+        tensors = self.layer_tensors(rows, columns).values()
+        return 8 * sum(prod(shape) * BYTES[dtype or "float16"] for dtype, shape in tensors)
 
     def probe(self, parent: Path, data: Path | None, seed: int) -> tuple[str, list[dict[str, Any]]]:
         """Return a name and the batches of inputs on which the model is compared with its parent."""

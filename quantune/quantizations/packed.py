@@ -41,6 +41,11 @@ class Packed(Quantization):
             f".group_size: {self.group_size} does not divide the layers' input width {bad[0]}; allowed: {fits} or null"
         )
 
+    def stored_bits(self, rows: int, columns: int) -> int:
+        """Codes, scales of 16 bits and zero points, without the padding of the last words."""
+        groups = rows * (columns // self.group_size if self.group_size else 1)
+        return rows * columns * self.bits + groups * (16 + (0 if self.symmetric else self.bits))
+
     def layer_tensors(self, rows: int, columns: int) -> dict[str, tuple[str | None, list[int]]]:
         """Packed words, one scale for each group, and packed zero points if the grid is not symmetric."""
         groups = columns // self.group_size if self.group_size else 1

@@ -86,7 +86,7 @@ def numbers(score: Score) -> dict[str, str]:
     texts |= {f"edits of {_named(rate)}": edits(score, rate) for rate in ("wer", "cer") if rate in score.numbers}
     if score.real_time_factor is not None:
         texts["real-time factor"] = wording.number(score.real_time_factor)
-    return texts | score.details | {"measured over": score.metric.extent(score.numbers)}
+    return texts | score.details | {"measured over": score.metric.amount(score.numbers)}
 
 
 def edits(score: Score, rate: str) -> str:

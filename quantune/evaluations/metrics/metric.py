@@ -43,6 +43,8 @@ class Metric:
     """How to read the numbers."""
     extent: Callable[[dict], str] = field(default=lambda numbers: "", compare=False)
     """The numbers -> how much was evaluated, in words."""
+    amount: Callable[[dict], str] = field(default=lambda numbers: "", compare=False)
+    """The numbers -> how many items were evaluated, in words."""
     lower_is_better: bool = True
     across_models: Metric | None = None
     """Metric for models with different tokens, if this one cannot compare them."""
@@ -62,6 +64,10 @@ def _words(numbers: dict) -> str:
     return f"{numbers['words']:,} words"
 
 
+def _windows(numbers: dict) -> str:
+    return f"{units.plural(numbers['windows'], 'window')}, {numbers['tokens']:,} tokens"
+
+
 def _clips(numbers: dict) -> str:
     return f"{units.plural(numbers['clips'], 'clip')} in {units.duration(numbers['seconds'])}"
 
@@ -74,6 +80,7 @@ _BY_WINDOW = {
     "compare": significance.perplexity_change,
     "reported": ("token_perplexity", "word_perplexity", "bits_per_byte"),
     "extent": _words,
+    "amount": _windows,
 }
 BITS_PER_BYTE = Metric("bits_per_byte", "bits per byte", **_BY_WINDOW)
 PERPLEXITY = Metric("token_perplexity", "perplexity", **_BY_WINDOW, across_models=BITS_PER_BYTE)
@@ -94,6 +101,7 @@ def _error_rate(rate: str) -> Metric:
         domain="speech",
         note="in per cent of what was said, lower is better; changes are in points",
         extent=_clips,
+        amount=_clips,
     )
 
 

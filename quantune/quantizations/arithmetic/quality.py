@@ -66,11 +66,11 @@ def measure(
     """
     prompt = 1 if not loading.is_speech(parent) else 4 if speech.knows_languages(parent) else 2
     original, changed = loading.model([parent], "float32"), loading.model([folder], "float32")
+    after = [_losses(changed, batch, prompt) for batch in inputs]  # first: some formats unpack in their first pass
     hooks = None if errors else _Errors(original, changed)
     before = [_losses(original, batch, prompt) for batch in tqdm(inputs, desc="output errors", unit="sample")]
     if hooks:
         hooks.remove()
-    after = [_losses(changed, batch, prompt) for batch in inputs]
     tokens = [int(token) for batch in inputs for token in _tokens(batch)[0, prompt:]]
     counts, size = Counter(tokens), len(tokens) + original.config.get_text_config().vocab_size
     unigram = -sum(count * log((count + 1) / size) for count in counts.values()) / len(tokens)

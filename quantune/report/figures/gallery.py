@@ -15,7 +15,7 @@ def draw(report: Report, folder: Path) -> list[str]:
             tradeoffs.draw(report, evaluation, axis, folder / f"{name}.{evaluation}.svg")
             names.append(f"{name}.{evaluation}")
     for evaluation in report.scored():
-        if calibration.studies(report, evaluation):
+        if report.metric(evaluation).relative and calibration.studies(report, evaluation):
             calibration.draw(report, evaluation, folder / f"calibration.{evaluation}.svg")
             names.append(f"calibration.{evaluation}")
     if report.made_by("finetuning"):

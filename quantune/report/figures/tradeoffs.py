@@ -56,9 +56,7 @@ def axes_of(report: Report, evaluation: str) -> dict[str, Axis]:
     """Return figure -> axis, for all that was measured of an evaluation's variants: size on disk, memory, and by batch
     size the speed of decoding or, of speech, the real-time factor.
     """
-    axes = {
-        "quality-size": Axis("size on disk of quantity must be loaded, {unit}", lambda item: _exactly(item.size_bytes))
-    }
+    axes = {"quality-size": Axis("size on disk of the files to load, {unit}", lambda item: _exactly(item.size_bytes))}
     one = next((item.performance for item in report.having(evaluation) if item.performance), None)
     if one is None:
         return axes
