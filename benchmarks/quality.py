@@ -2,6 +2,7 @@
 
     snakemake checkpoints --configfile experiments/quality.yaml
     python benchmarks/quality.py work-quality > benchmarks/results/quality.json
+    python benchmarks/quality.py                                      # prints the table of docs/quality.md from it
 
 The numbers are those of the guard (quantune/quantizations/arithmetic/quality.py), measured again on the saved
 checkpoints; docs/quality.md shows them.
@@ -20,6 +21,13 @@ from quantune.core import hardware
 from quantune.planning.config import AnyQuantization
 from quantune.quantizations.arithmetic import quality
 
+RESULTS = Path(__file__).parent / "results/quality.json"
+STEPS = (
+    ("rtn-w8", "int8"),
+    ("rtn-w4-g32", "rtn-w4", "rtn-w4-row", "nf4", "fp4", "gptq-w4", "awq-w4"),
+    ("rtn-w3", "gptq-w3", "awq-w3"),
+)
+"""Rows by bits: eight, four, three, then two."""
 PACKAGES = ("torch", "transformers", "bitsandbytes", "compressed-tensors")
 
 
@@ -61,5 +69,31 @@ def main(work: str) -> None:
     print(json.dumps(output, indent=1))
 
 
+def table() -> str:
+    """Return the committed measurements as the Markdown table of docs/quality.md."""
+    results = json.loads(RESULTS.read_text())["results"]
+    models = list(dict.fromkeys(item["model"] for item in results.values()))
+    rows = dict.fromkeys(name.partition("+")[2].replace("-lj-", "-") for name in results)
+    order = sorted(rows, key=lambda name: (*[name not in group for group in STEPS], name))
+    lines = ["| | " + " | ".join(models) + " |", "|---|" + "---|" * len(models)]
+    for row in order:
+        named = (row, row.replace("-w", "-lj-w"))
+        cells = [
+            next((results[f"{model}+{name}"] for name in named if f"{model}+{name}" in results), None)
+            for model in models
+        ]
+        lines.append(f"| {row} | " + " | ".join(map(cell, cells)) + " |")
+    return "\n".join(lines)
+
+
+def cell(item: dict | None) -> str:
+    """Return the largest output error and the rise of the loss, with a mark where the guard warns or stops."""
+    if item is None:
+        return "–"
+    rise = f"{item['loss_after'] - item['loss_before']:+.2f}".replace("-", "−")
+    mark = " **✗**" if item["destroyed"] else " ⚠" if item["warnings"] else ""
+    return f"{item['largest_output_error']:.3f}, {rise}{mark}"
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1]) if sys.argv[1:] else print(table())
