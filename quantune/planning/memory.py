@@ -121,7 +121,7 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
     return Estimate(
         {
             "weights": weights(model, work.dtype, quantization),
-            "adapter": parameters * FLOAT,
+            "adapter": parameters * FLOAT if finetuning.leaves == "adapter" else 0,
             "gradients": parameters * FLOAT,
             "optimizer": 2 * parameters * FLOAT,  # AdamW: the gradient's mean and mean square
             "workspace": WORKSPACE,
