@@ -120,7 +120,7 @@ def test_the_paper_tables_in_small(stand_ins, root, tmp_path, tokenizer):
     folder.run("--cores", "2")
     html = (folder.work / "report/report.html").read_text()
     assert "Expected and measured" in html and "27.65" in html and html.count("arXiv:2210.17323") >= 3
-    stream = text.stream(folder.work / "prepared/wikitext-2/opt-125m", "test", tokenizer, "\n\n")
+    stream = text.stream(folder.work / "prepared/wikitext-2/opt-125m", "test", tokenizer)
     assert stream.ids.tolist() == tokenizer("\n\n".join(ROWS))["input_ids"], "the published protocol, token by token"
     _, starts = text.column(folder.work / "prepared/c4-train/opt-125m", "train", "ids")
     assert len(starts) > len(ROWS) / 3

@@ -1,5 +1,7 @@
 """Tokens and the text behind them: exact byte and word counts, streams, training blocks, windows; repeated texts."""
 
+import copy
+import json
 import math
 from types import SimpleNamespace
 
@@ -111,30 +113,54 @@ def test_a_tokenizer_without_offsets_is_refused():
         text.encode(["a"], SimpleNamespace(is_fast=False))
 
 
-def test_a_stream_is_the_tokenizers_beginning_and_the_joined_documents(tokenizer, prepared):
+def test_a_stream_joins_documents_as_training_does_and_owns_only_their_tokens(tokenizer, prepared):
     texts = ["First document.", "  Second — 🙂", "Third."]
-    folder = prepared(text.encode(texts, tokenizer))
-    stream = text.stream(folder, "test", tokenizer, "\n\n")
-    joint, parts = tokenizer("\n\n", add_special_tokens=False)["input_ids"], text.encode(texts, tokenizer)["ids"]
-    begin = tokenizer("")["input_ids"]
-    assert begin == [tokenizer.bos_token_id]
-    assert stream.ids.tolist() == [*begin, *parts[0], *joint, *parts[1], *joint, *parts[2]]
-    assert tokenizer.decode(stream.ids[len(begin) :]) == "\n\n".join(texts)
-    assert stream.bytes.sum() == len("\n\n".join(texts).encode())
+    encoded = text.encode(texts, tokenizer)
+    folder, parts = prepared(encoded), encoded["ids"]
+    stream = text.stream(folder, "test", tokenizer)
+    begin, end = [tokenizer.bos_token_id], [tokenizer.eos_token_id]
+    assert stream.ids.tolist() == [*begin, *parts[0], *end, *parts[1], *end, *parts[2]]
+    assert [stream.ids[first:last].tolist() for first, last in zip(stream.starts, stream.ends, strict=True)] == parts
+    assert stream.ids[stream.own].tolist() == [token for part in parts for token in part]
+    assert stream.ids[1:].tolist() == text.blocks(folder, "test", end[0], 1)[:-1, 0].tolist(), (
+        "joined as training blocks"
+    )
+    assert stream.bytes[stream.own].sum() == stream.bytes.sum() == len("".join(texts).encode())
     assert stream.words.sum() == sum(len(item.split()) for item in texts)
-    assert len(stream) == len(stream.ids) == len(stream.bytes) == len(stream.words)
+    assert len(stream) == len(stream.ids) == len(stream.bytes) == len(stream.words) == len(stream.own)
     assert {stream.ids.dtype, stream.bytes.dtype, stream.words.dtype} == {numpy.dtype("int32")}
 
 
-def test_the_beginning_counts_no_bytes_and_no_words(tokenizer, prepared):
-    stream = text.stream(prepared(text.encode(["Word"], tokenizer)), "test", tokenizer, "\n\n")
-    assert (stream.bytes[0], stream.words[0]) == (0, 0)
-    assert (stream.bytes[1:].sum(), stream.words[1:].sum()) == (4, 1)
+class Prefixed:
+    """A tokenizer that puts some tokens before a text, and its end-of-text token 9 after it."""
+
+    eos_token_id = 9
+
+    def __init__(self, begin):
+        self.begin = begin
+
+    def __call__(self, texts, **options):
+        ids, mask = [*self.begin, 3, 9], [1] * len(self.begin) + [0, 1]
+        return {"input_ids": ids, "special_tokens_mask": mask}
 
 
-def test_documents_can_be_joined_by_nothing(tokenizer, prepared):
-    stream = text.stream(prepared(documents([5, 6], [7], [])), "test", tokenizer, "")
-    assert stream.ids.tolist() == [tokenizer.bos_token_id, 5, 6, 7]
+@pytest.mark.parametrize(("begin", "between"), [([1, 2], [1, 2]), ([], [9])])
+def test_documents_of_a_stream_can_be_apart(prepared, begin, between):
+    stream = text.stream(prepared(documents([5, 6], [], [7])), "test", Prefixed(begin), apart=True)
+    assert stream.ids.tolist() == [*between, 5, 6, *between, *between, 7]
+    assert stream.ids[stream.own].tolist() == [5, 6, 7]
+
+
+def test_an_appended_end_token_is_neither_before_a_stream_nor_after_a_prompt(tokenizer, prepared):
+    changed = copy.deepcopy(tokenizer)
+    special = {"SpecialToken": {"id": "</s>", "type_id": 0}}
+    state = json.loads(changed.backend_tokenizer.to_str())
+    state["post_processor"]["single"] = [special, {"Sequence": {"id": "A", "type_id": 0}}, special]
+    changed._tokenizer = type(changed.backend_tokenizer).from_str(json.dumps(state))
+    assert changed("The sea")["input_ids"] == [*tokenizer("The sea")["input_ids"], changed.eos_token_id]
+    assert text.prompt("The sea", changed) == text.prompt("The sea", tokenizer) == tokenizer("The sea")["input_ids"]
+    folder = prepared(documents([5, 6], [7]))
+    assert text.stream(folder, "test", changed).ids.tolist() == text.stream(folder, "test", tokenizer).ids.tolist()
 
 
 def test_a_split_that_was_not_prepared_is_named_with_its_neighbours(prepared):
@@ -257,6 +283,20 @@ def test_strided_windows_score_every_token_but_the_first_once(total, length):
 
 @pytest.mark.parametrize("stride", [None, 3])
 def test_max_windows_keeps_the_first(stride):
-    every = perplexity(8, stride).windows(100)
-    assert perplexity(8, stride, max_windows=3).windows(100) == every[:3]
-    assert perplexity(8, stride, max_windows=1000).windows(100) == every
+    stream = text.Stream(*[numpy.zeros(100)] * 3, numpy.array([1]), numpy.array([100]))
+    every = perplexity(8, stride).spans(stream)
+    assert every == perplexity(8, stride).windows(100)
+    assert perplexity(8, stride, max_windows=3).spans(stream) == every[:3]
+    assert perplexity(8, stride, max_windows=1000).spans(stream) == every
+
+
+@pytest.mark.parametrize("stride", [None, 3])
+def test_documents_alone_score_each_of_their_tokens_once(stride):
+    """Documents of 12, 0, 1 and 7 tokens, each after one token that begins it; windows of 5."""
+    ends = numpy.array([13, 14, 16, 24])
+    stream = text.Stream(*[numpy.zeros(24)] * 3, numpy.array([1, 14, 15, 17]), ends)
+    spans = perplexity(5, stride, context="document").spans(stream)
+    assert [token for _, scored, end in spans for token in range(scored, end)] == numpy.flatnonzero(stream.own).tolist()
+    for begin, scored, end in spans:
+        assert scored - begin >= (2 if stride and begin and stream.own[begin] else 1) and end - begin <= 5
+        assert stream.own[begin + 1 : end].all(), "no token of another document is in the window"

@@ -35,3 +35,6 @@ class Data(Protocol):
 
     def tokens(self, chosen: list[int]) -> int:
         """Return how many tokens some examples have."""
+
+    def labels(self, chosen: list[int]) -> int:
+        """Return over how many labels the loss of a batch of some examples is the mean."""

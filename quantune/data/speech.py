@@ -129,6 +129,10 @@ class Examples:
         """Return the tokens in the transcripts of some examples."""
         return sum(len(self.encoded[self.numbers[number]]) for number in chosen)
 
+    def labels(self, chosen: list[int]) -> int:
+        """Return the labels of some examples: each token of a transcript but the start token."""
+        return self.tokens(chosen) - len(chosen)
+
     def inputs(self, chosen: list[int]) -> Iterator[dict[str, torch.Tensor]]:
         """Yield some examples as a model's inputs; transcripts in a batch have one length, so none is padded."""
         by_length: dict[int, list[int]] = {}

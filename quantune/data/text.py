@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +47,27 @@ SCHEMA = pyarrow.schema([(name, pyarrow.list_(pyarrow.int32())) for name in ("id
 
 @dataclass
 class Stream:
-    """Documents joined into one sequence of tokens; three arrays of the same length (int32)."""
+    """Documents joined into one sequence of tokens."""
 
     ids: numpy.ndarray
+    """Token ids; `bytes` and `words` belong to the same tokens: shape (tokens,), int32."""
     bytes: numpy.ndarray
     words: numpy.ndarray
+    starts: numpy.ndarray
+    """Index of each document's first token: shape (documents,), int64."""
+    ends: numpy.ndarray
+    """Index after each document's last token: shape (documents,), int64."""
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def own(self) -> numpy.ndarray:
+        """Whether a token belongs to a document: shape (tokens,), bool; false for tokens that join documents."""
+        change = numpy.zeros(len(self) + 1, dtype="int64")
+        numpy.add.at(change, self.starts, 1)
+        numpy.add.at(change, self.ends, -1)
+        return change[:-1].cumsum() > 0
 
 
 def column(prepared: Path, split: str, name: str) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -81,13 +96,43 @@ def joined(values: numpy.ndarray, starts: numpy.ndarray, between: list[int]) -> 
     return numpy.insert(values, numpy.repeat(after, len(between)), numpy.tile(between, len(after)).astype("int32"))
 
 
-def stream(prepared: Path, split: str, tokenizer, separator: str) -> Stream:
-    """Join a split's documents by a separator, after the tokens that begin a text (such as `<s>`)."""
-    begin = list(tokenizer("", verbose=False)["input_ids"])
-    joint = encode([separator], tokenizer) if separator else {"ids": [[]], "bytes": [[]], "words": [[]]}
-    first = {"ids": begin, "bytes": [0] * len(begin), "words": [0] * len(begin)}
-    parts = {name: joined(*column(prepared, split, name), joint[name][0]) for name in first}
-    return Stream(*(numpy.concatenate([numpy.array(first[name], dtype="int32"), parts[name]]) for name in first))
+def beginning(tokenizer) -> list[int]:
+    """Return the token ids that the tokenizer puts before a text, such as `<s>`; those that it appends are left out."""
+    encoded = tokenizer("a", return_special_tokens_mask=True, verbose=False)
+    return [
+        token for token, _ in takewhile(all, zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True))
+    ]
+
+
+def prompt(text: str, tokenizer) -> list[int]:
+    """Return the token ids of a text that a model continues: the beginning and the text, without an end token."""
+    return beginning(tokenizer) + tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def stream(prepared: Path, split: str, tokenizer, apart: bool = False) -> Stream:
+    """Join a split's documents after the tokens that begin a text.
+
+    Args:
+        prepared: the folder of the prepared dataset.
+        split: its split.
+        tokenizer: of the model.
+        apart: begin every document as a text of its own; else documents are joined by the end-of-text token, as
+            training blocks are.
+
+    Raises:
+        QuantuneError: if the tokenizer has no token to join documents with.
+    """
+    begin, end = beginning(tokenizer), tokenizer.eos_token_id
+    between = begin if apart and begin else [end]
+    first = between if apart else begin
+    (ids, starts), sizes, words = (column(prepared, split, name) for name in ("ids", "bytes", "words"))
+    if end is None and len(starts) > 2 and None in between:
+        raise QuantuneError(f"the tokenizer has no end-of-text token to join the documents of '{split}' with")
+    shift = len(first) + len(between) * numpy.arange(max(len(starts) - 1, 0))
+    parts = [(first, joined(ids, starts, between))]
+    parts += [([0] * len(first), joined(values, starts, [0] * len(between))) for values, _ in (sizes, words)]
+    arrays = [numpy.concatenate([numpy.array(head, dtype="int32"), rest]) for head, rest in parts]
+    return Stream(*arrays, starts[:-1] + shift, starts[1:] + shift)
 
 
 def blocks(prepared: Path, split: str, end: int, length: int) -> numpy.ndarray:
@@ -126,6 +171,10 @@ class Blocks:
     def tokens(self, chosen: list[int]) -> int:
         """Return the tokens in some of the blocks."""
         return len(chosen) * self.blocks.shape[1]
+
+    def labels(self, chosen: list[int]) -> int:
+        """Return the labels of some of the blocks: each token but the first is predicted."""
+        return len(chosen) * (self.blocks.shape[1] - 1)
 
     def inputs(self, chosen: list[int]) -> Iterator[dict[str, Any]]:
         """Yield some of the blocks as a model's inputs, about `BATCH_TOKENS` tokens in each batch."""

@@ -28,15 +28,17 @@ class Generation(Evaluation):
         import torch
         from tqdm import tqdm
 
+        from quantune.data import text
         from quantune.models import loading
 
         tokenizer, loaded = loading.tokenizer(variant.base), variant.model(self.dtype)
         with (folder / "items.jsonl").open("w", encoding="utf-8") as file:
             for prompt in tqdm(self.prompts, desc="generating", unit="prompt"):
-                inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(loaded.device)
+                inputs = torch.tensor([text.prompt(prompt, tokenizer)], device=loaded.device)
+                options = {"max_new_tokens": self.max_new_tokens, "do_sample": False}
                 with torch.no_grad():
-                    output = loaded.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
-                new = output[0, inputs["input_ids"].shape[1] :]
+                    output = loaded.generate(inputs, attention_mask=torch.ones_like(inputs), **options)
+                new = output[0, inputs.shape[1] :]
                 item = {"prompt": prompt, "text": tokenizer.decode(new, skip_special_tokens=True), "tokens": len(new)}
                 file.write(json.dumps(item, ensure_ascii=False) + "\n")
         return {"kind": self.kind, "prompts": len(self.prompts)}

@@ -1,5 +1,9 @@
 """Perplexity over windows of a split; the log-likelihood of each window is kept.
 
+Only the documents' own tokens are scored, never those that join documents. With `context: stream` a token's context is
+all that precedes it in the window: documents joined by the end-of-text token, as in training. With `context: document`
+it is its own document alone.
+
 Non-overlapping windows (`stride: null`) are the protocol of the GPTQ and AWQ papers: the documents are joined, cut into
 windows of `length` tokens, and a rest shorter than a window is left out; the first token of a window is only context.
 With a stride, windows overlap and only the last `stride` tokens of each are scored, each with at least
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 class Perplexity(Evaluation):
     """How well a variant predicts a split."""
 
+    version: ClassVar[int] = 2
     settings: ClassVar[frozenset[str]] = frozenset({"general"})
 
     kind: Literal["perplexity"]
@@ -38,8 +43,9 @@ class Perplexity(Evaluation):
     """Tokens by which overlapping windows advance; null: windows do not overlap."""
     max_windows: int | None = Field(default=None, gt=0)
     """Number of windows, from the first; null: all."""
-    separator: str = "\n\n"
-    """Text between two documents."""
+    context: Literal["stream", "document"] = "stream"
+    """Context of a token: the documents before it too, joined by the end-of-text token (stream), or only its own
+    document (document). A published protocol that joins texts before it tokenizes them: `join` of the dataset."""
     batch_size: int = Field(default=1, gt=0)
     """Windows evaluated together."""
     dtype: Dtype = "float32"
@@ -53,22 +59,36 @@ class Perplexity(Evaluation):
             raise ValueError(f"stride {self.stride} must be below length {self.length}; null for no overlap")
         return self
 
-    def windows(self, total: int) -> list[tuple[int, int, int]]:
+    def windows(self, total: int, stride: int | None = None) -> list[tuple[int, int, int]]:
         """Return (begin, first scored, end) token positions of each window over `total` tokens."""
-        if self.stride is None:
+        stride = self.stride or stride
+        if stride is None:
             begins = range(0, total - self.length + 1, self.length)
-            spans = [(begin, begin + 1, begin + self.length) for begin in begins]
-        else:
-            spans, scored = [], 1
-            while scored < total and (not spans or spans[-1][2] < total):
-                end = min(max(scored + self.stride, self.length), total)
-                spans.append((max(0, end - self.length), scored, end))
-                scored = end
+            return [(begin, begin + 1, begin + self.length) for begin in begins]
+        spans, scored = [], 1
+        while scored < total and (not spans or spans[-1][2] < total):
+            end = min(max(scored + stride, self.length), total)
+            spans.append((max(0, end - self.length), scored, end))
+            scored = end
+        return spans
+
+    def spans(self, stream) -> list[tuple[int, int, int]]:
+        """Return (begin, first scored, end) token positions of each window in a stream of documents.
+
+        With `context: document`, windows of a document overlap by one token if `stride` is null: each token is scored
+        once.
+        """
+        if self.context == "stream":
+            return self.windows(len(stream))[: self.max_windows]
+        spans = []
+        for first, end in zip((stream.starts - 1).tolist(), stream.ends.tolist(), strict=True):
+            parts = self.windows(end - first, stride=self.length - 1)
+            spans += [tuple(first + position for position in part) for part in parts]
         return spans[: self.max_windows]
 
     def evaluate(self, variant, data: Path | None, folder: Path) -> dict[str, Any]:
         """Write `items.parquet`, a row a window: begin, tokens scored, their bytes and words, and their negative
-        log-likelihood in nats (float64). Return the summary.
+        log-likelihood in nats (float64; not finite where a logit is not). Return the summary.
 
         Raises:
             QuantuneError: if the split is shorter than one window, or windows are longer than the model allows.
@@ -80,8 +100,8 @@ class Perplexity(Evaluation):
         from quantune.evaluations.metrics import rates
         from quantune.models import loading
 
-        stream = text.stream(data, self.split, loading.tokenizer(variant.base), self.separator)
-        spans = self.windows(len(stream))
+        stream = text.stream(data, self.split, loading.tokenizer(variant.base), self.context == "document")
+        spans = self.spans(stream)
         if not spans:
             raise QuantuneError(
                 f"'{self.dataset}', split '{self.split}', has {len(stream)} tokens: too few for one window of"
@@ -92,35 +112,40 @@ class Perplexity(Evaluation):
         items = pandas.DataFrame(
             {
                 "begin": [begin for begin, _, _ in spans],
-                "tokens": [end - scored for _, scored, end in spans],
+                "tokens": [int(stream.own[scored:end].sum()) for _, scored, end in spans],
                 "bytes": [int(stream.bytes[scored:end].sum()) for _, scored, end in spans],
                 "words": [int(stream.words[scored:end].sum()) for _, scored, end in spans],
-                "nll": self._losses(loaded, stream.ids, spans),
+                "nll": self._losses(loaded, stream, spans),
             }
         )
         items.to_parquet(folder / "items.parquet", index=False)
-        return {"kind": self.kind, "tokens_in_split": len(stream), **rates.perplexity(items)}
+        return {"kind": self.kind, "tokens_in_split": int(stream.own.sum()), **rates.perplexity(items)}
 
-    def _losses(self, model, ids, spans: list[tuple[int, int, int]]) -> list[float]:
+    def _losses(self, model, stream, spans: list[tuple[int, int, int]]) -> list[float]:
         """Return each window's summed negative log-likelihood in nats, computed from float32 logits."""
         import torch
         from tqdm import tqdm
 
-        losses = []
+        losses = [0.0] * len(spans)
+        order = sorted(range(len(spans)), key=lambda number: spans[number][0] - spans[number][2])  # little padding
         for first in tqdm(range(0, len(spans), self.batch_size), desc="perplexity", unit="batch"):
-            batch = spans[first : first + self.batch_size]
-            tokens = torch.zeros(len(batch), max(end - begin for begin, _, end in batch), dtype=torch.long)
-            for row, (begin, _, end) in enumerate(batch):
-                tokens[row, : end - begin] = torch.from_numpy(ids[begin:end].astype("int64"))
+            batch = order[first : first + self.batch_size]
+            longest = max(spans[number][2] - spans[number][0] for number in batch)
+            tokens = torch.zeros(len(batch), longest, dtype=torch.long)
+            for row, number in enumerate(batch):
+                begin, _, end = spans[number]
+                tokens[row, : end - begin] = torch.from_numpy(stream.ids[begin:end].astype("int64"))
             tokens = tokens.to(model.device)
             with torch.no_grad():
                 logits = model(input_ids=tokens, use_cache=False).logits
-            logits = logits[:, -tokens.shape[1] :]  # without those of virtual tokens, which prompt tuning prepends
-            for row, (begin, scored, end) in enumerate(batch):
+            logits = logits[:, -longest:]  # without those of virtual tokens, which prompt tuning prepends
+            for row, number in enumerate(batch):
+                begin, scored, end = spans[number]
                 predicted = logits[row, scored - begin - 1 : end - begin - 1].float()
                 target = tokens[row, scored - begin : end - begin]
                 nll = torch.nn.functional.cross_entropy(predicted, target, reduction="none")
-                losses.append(float(nll.double().sum()))
+                own = torch.from_numpy(stream.own[scored:end]).to(nll.device)
+                losses[number] = float(nll.double()[own].sum())
         return losses
 
     def read(self, folder: Path, model: Path) -> "Measurement":
@@ -129,7 +154,9 @@ class Perplexity(Evaluation):
 
         from quantune.evaluations.metrics.metric import PERPLEXITY, Measurement
 
-        return Measurement(PERPLEXITY, pandas.read_parquet(folder / "items.parquet"))
+        joined = "documents joined by the end-of-text token" if self.context == "stream" else "each document alone"
+        items = pandas.read_parquet(folder / "items.parquet")
+        return Measurement(PERPLEXITY, items, {"context": f"{joined}; only the documents' own tokens are scored"})
 
     def workload(self, config: dict[str, Any]) -> Inference:
         """Return the workload: a forward pass beside the last batch's logits, or the scoring of one window."""

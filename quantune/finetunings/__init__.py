@@ -23,7 +23,7 @@ class Finetuning(Recipe):
     """Whether the base may be quantized."""
     mergeable: ClassVar[bool] = True
     """Whether the trained parameters can be added to the weights of the base."""
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     seeded: ClassVar[bool] = True
     settings: ClassVar[frozenset[str]] = frozenset({"save_every"})
 

@@ -1,6 +1,7 @@
 """The training loop, the same for every method and track: it trains the parameters that require gradients.
 
-It saves all that the next step depends on (weights, optimizer, schedule, random state, curves) every `save_every`
+The gradient of a step is that of the mean loss over all its labels, into however many batches they are divided. The loop
+saves all that the next step depends on (weights, optimizer, schedule, random state, curves) every `save_every`
 steps, atomically, and resumes from that state. A killed job loses at most the steps since then, and ends with the same
 bits as an uninterrupted one. The data order follows from seed and epoch alone.
 """
@@ -79,12 +80,13 @@ def train(
     bar = tqdm(total=steps, initial=resumed, desc="training", unit="step")
     while progress.step < steps:
         loss = 0.0
-        for part in range(recipe.gradient_accumulation):
-            first = (progress.step * recipe.gradient_accumulation + part) * recipe.batch_size
-            inputs = data.batch([order.example(first + place) for place in range(recipe.batch_size)])
-            value = model(**_placed(inputs, model)).loss
-            (value / recipe.gradient_accumulation).backward()
-            loss += value.item() / recipe.gradient_accumulation
+        examples = [order.example(progress.step * per_step + place) for place in range(per_step)]
+        for first in range(0, per_step, recipe.batch_size):
+            chosen = examples[first : first + recipe.batch_size]
+            parts = data.labels(examples) / data.labels(chosen)  # so that each label of the step weighs the same
+            value = model(**_placed(data.batch(chosen), model)).loss
+            (value / parts).backward()
+            loss += value.item() / parts
         if not math.isfinite(loss):
             raise QuantuneError(f"the loss is {loss} at step {progress.step + 1}; lower 'learning_rate'")
         torch.nn.utils.clip_grad_norm_(trained.values(), recipe.max_gradient_norm)

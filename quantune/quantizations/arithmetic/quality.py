@@ -18,7 +18,7 @@ from tqdm import tqdm
 from quantune.core.errors import QuantuneError
 from quantune.core.recipe import Recipe
 from quantune.core.workload import PROBE_TOKENS
-from quantune.data import examples, speech
+from quantune.data import examples, speech, text
 from quantune.models import loading
 from quantune.models.checkpoints import quantizable
 from quantune.sources import audio
@@ -173,14 +173,14 @@ def probe_inputs(parent: Path) -> tuple[str, list[dict[str, torch.Tensor]]]:
     """Return a name and the probe text, or the probe clip with its transcript, as a model's inputs."""
     config = loading.config(parent)
     if not loading.is_speech(parent):
-        ids = loading.tokenizer(parent)((PROBE / "text.txt").read_text(encoding="utf-8"), verbose=False)["input_ids"]
+        ids = text.prompt((PROBE / "text.txt").read_text(encoding="utf-8"), loading.tokenizer(parent))
         length = min(PROBE_TOKENS, getattr(config, "max_position_embeddings", None) or PROBE_TOKENS)
         return "the probe text", [{"input_ids": torch.tensor([ids[:length]])}]
     processor = loading.processor(parent)
     samples, rate, _ = audio.decode((PROBE / "speech.flac").read_bytes())
     wave = audio.resample(samples, rate, processor.feature_extractor.sampling_rate)
-    text = (PROBE / "speech.txt").read_text(encoding="utf-8").strip()
-    ids = speech.encode([text], ["en"], "transcribe", processor.tokenizer, speech.knows_languages(parent))
+    transcript = (PROBE / "speech.txt").read_text(encoding="utf-8").strip()
+    ids = speech.encode([transcript], ["en"], "transcribe", processor.tokenizer, speech.knows_languages(parent))
     features = speech.features([wave], processor.feature_extractor)
     return "the probe clip", [{"input_features": features, "decoder_input_ids": torch.tensor(ids)}]
 
