@@ -185,6 +185,25 @@ def test_lora_on_whisper_learns_and_goes_on_where_it_was_cut_off(tmp_path, prepa
         assert torch.equal(one, other)
 
 
+def test_accumulated_gradients_equal_those_of_the_whole_batch(tmp_path, prepared, monkeypatch):
+    """Transcripts differ in length, so the mean of the batches' mean losses is not the mean loss."""
+    keys = {"method": "lora", "dataset": "talks", "rank": 4, "steps": 1, "validation_split": None}
+    gradients = []
+
+    def recorded(parameters, limit):
+        gradients.append(torch.cat([parameter.grad.flatten().clone() for parameter in parameters]))
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", recorded)
+    for sizes in ({"batch_size": 6}, {"batch_size": 1, "gradient_accumulation": 6}):
+        recipe = LoRA(**keys, **sizes)
+        examples = read(prepared, "train", WHISPER, recipe.length, recipe.task)
+        examples.lengths = lambda: None  # the same six examples whatever the batch
+        model = recipe.prepare(loading.model([WHISPER], "float32"), 0)
+        loop.train(model, recipe, 0, examples, None, tmp_path, tmp_path)
+    whole, parts = gradients
+    assert (parts - whole).norm() / whole.norm() < 1e-5
+
+
 def cut_off(batch, stop: int):
     """Return a function that gives so many batches and then stops as a killed job does."""
     left = iter(range(stop))
