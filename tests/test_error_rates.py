@@ -1,6 +1,7 @@
 """Word and character error rates: against examples counted by hand, and against jiwer over a whole corpus."""
 
 import math
+import unicodedata
 
 import jiwer
 import pandas
@@ -98,6 +99,7 @@ def test_english(english, text, wanted):
         ("2024年有12.5%", "二零二四年有百分之十二点五"),
         ("共1,024个", "共一千零二十四个"),
         ("２１岁", "二十一岁"),
+        ("٣个", "三个"),
         ("电话010", "电话零一零"),
         ("用GPT写", "用gpt写"),
         ("。！", ""),
@@ -108,15 +110,70 @@ def test_chinese(text, wanted):
     assert normalizers.chinese(text) == wanted
 
 
-def test_basic_drops_case_punctuation_and_diacritics():
-    normal = normalizers.normalizer("basic", WHISPER)
-    assert normal("  Ça, c'est l'Été!  ") == "ca c est l ete"
+def test_basic_drops_case_punctuation_and_brackets():
+    assert normalizers.basic("  Ça, c'est (rires) l'Été! [bruit] ") == "ça c est l été"
+
+
+@pytest.mark.parametrize(
+    ("language", "reference", "hypothesis", "wrong"),
+    [
+        ("hi", "मैं कल स्कूल जाऊँगी", "मैं कल बाज़ार जाऊँगी", 1),
+        ("hi", "मेरा दिन", "मेरी दून", 2),
+        ("bn", "আমার বাংলা ভাষা", "আমার বাংলা ভোষা", 1),
+        ("ta", "அவள் வந்தாள்", "அவள் வந்தான்", 1),
+        ("vi", "mả đi", "mã đi", 1),
+        ("de", "Er hat schon gezahlt", "Er hat schön gezählt", 2),
+        ("ru", "мой край", "мои краи", 2),
+        ("ko", "학교에 간다", "학교에 갔다", 1),
+        ("tr", "kış", "kis", 1),
+        ("pl", "łaska", "laska", 1),
+        ("es", "el año", "el ano", 1),
+        ("cs", "byt", "být", 1),
+        ("th", "ใกล้", "ใกล", 1),
+        ("ja", "かぎがはいる", "かきかはいる", 1),
+        # the same words, written another way
+        ("tr", "İstanbul", "istanbul", 0),
+        ("vi", unicodedata.normalize("NFD", "tiếng Việt"), "tiếng Việt", 0),
+        ("ko", unicodedata.normalize("NFD", "학교"), "학교", 0),
+        ("ar", "مُحَمَّد", "محمد", 0),
+        ("he", "שָׁלוֹם", "שלום", 0),
+        ("fa", "می\u200cخواهم", "میخواهم", 0),
+        ("hi", "कमरा ३", "कमरा 3", 0),
+        ("el", "ΣΟΦΟΣ", "σοφος", 0),
+        ("ja", "今日は、晴れ。", "今日は晴れ", 0),
+    ],
+)
+def test_marks_that_are_part_of_the_spelling_count(language, reference, hypothesis, wrong):
+    normal = normalizers.normalizer(normalizers.of_language(language), WHISPER)
+    assert edits.words(normal(reference), normal(hypothesis)).substitutions == wrong
+    assert (normal(reference) == normal(hypothesis)) == (wrong == 0)
+
+
+def test_characters_are_those_of_the_script():
+    """A Hangul syllable is one character, not the letters in it; a Thai tone mark and a voiced kana count."""
+    for language, reference, hypothesis, length in (
+        ("ko", "간다", "갔다", 2),
+        ("th", "ใกล้", "ใกล", 4),
+        ("ja", "かぎ", "かき", 2),
+    ):
+        normal = normalizers.normalizer(normalizers.of_language(language), WHISPER)
+        counted = edits.characters(normal(reference), normal(hypothesis))
+        assert (counted.length, counted.substitutions + counted.deletions) == (length, 1)
+
+
+@pytest.mark.parametrize("name", ["basic", "unspaced", "english", "chinese"])
+def test_no_text_is_too_strange_for_a_normalizer(name):
+    normal = normalizers.normalizer(name, WHISPER)
+    for code in range(32, 0x20000, 7):
+        if not 0xD800 <= code < 0xE000:
+            normal(f"12{chr(code)}{chr(code + 1) if code + 1 != 0xD800 else ''}3")
 
 
 def test_the_normalizer_is_that_of_the_language():
-    assert [normalizers.of_language(code) for code in ("en", "zh", "yue", "de")] == [
+    assert [normalizers.of_language(code) for code in ("en", "zh", "yue", "de", "ja")] == [
         "english",
         "chinese",
         "chinese",
         "basic",
+        "unspaced",
     ]

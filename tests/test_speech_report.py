@@ -165,7 +165,7 @@ def test_page_holds_the_audio(spoken, tmp_path):
     numbers = lineage[str(spoken.folder / "evaluations/w+rough/radio")]["numbers"]
     assert numbers["WER"].startswith("13.1 ±") and numbers["real-time factor"] == "0.2500"
     assert numbers["edits of WER"] == "0 substitutions, 1 insertion, 20 deletions in 160 words"
-    assert numbers["normalizer"] == "basic 1" and numbers["measured over"] == "40 clips in 20 s"
+    assert numbers["normalizer"] == "basic 2" and numbers["measured over"] == "40 clips in 20 s"
 
 
 def test_text_and_speech_in_one_report(work, tmp_path):

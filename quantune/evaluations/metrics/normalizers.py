@@ -1,8 +1,11 @@
 """Normal forms of transcripts, for comparison: rules for each language, each with a version.
 
-basic: lower case, no punctuation, no diacritics; english: also contractions, numbers and titles in one form, as in
-Radford et al., 2022 (arXiv:2212.04356, appendix C), both from transformers. chinese: NFKC, no punctuation and spaces,
-traditional characters folded into simplified ones (OpenCC), numbers written in digits spelled out (cn2an).
+- basic: lower case, no punctuation, no text in brackets; letters keep the marks that are part of their spelling. The
+  normalizer of Radford et al., 2022 (arXiv:2212.04356, appendix C) for languages other than English drops such marks or
+  puts spaces in their place, so the rates of this one can be higher than published ones.
+- unspaced: basic, without spaces; for languages that put none between words.
+- english: that of the paper's appendix, from transformers: also contractions, numbers and titles in one form.
+- chinese: unspaced, traditional characters folded into simplified ones (OpenCC), numbers in digits spelled out (cn2an).
 """
 
 import json
@@ -13,14 +16,19 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-VERSIONS = {"basic": 1, "english": 1, "chinese": 1}
+from quantune.sources.entries import UNSPACED
+
+VERSIONS = {"basic": 2, "unspaced": 1, "english": 1, "chinese": 2}
 """Raised when the meaning of a normalizer changes."""
-Name = Literal["basic", "english", "chinese"]
+Name = Literal["basic", "unspaced", "english", "chinese"]
+OPTIONAL = re.compile("[\u0640\u064b-\u0652\u0670\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7]")
+"""Marks that ordinary spelling leaves out: the vowel signs of Arabic and Hebrew, and the stretched line of Arabic."""
 
 
 def of_language(language: str) -> Name:
     """Return the normalizer of a language."""
-    return {"en": "english", "zh": "chinese", "yue": "chinese"}.get(language, "basic")
+    known = {"en": "english", "zh": "chinese", "yue": "chinese"}
+    return known.get(language, "unspaced" if language in UNSPACED else "basic")
 
 
 @cache
@@ -31,25 +39,42 @@ def normalizer(name: Name, model: Path) -> Callable[[str], str]:
         name: of the normalizer.
         model: the checkpoint folder, whose `normalizer.json`, if it has one, maps British to American spellings.
     """
-    from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
-    if name == "chinese":
-        return cache(chinese)
-    if name == "basic":
-        return _squeezed(BasicTextNormalizer(remove_diacritics=True))
+    if name != "english":
+        return cache({"basic": basic, "unspaced": unspaced, "chinese": chinese}[name])
     spellings = Path(model) / "normalizer.json"
-    return _squeezed(EnglishTextNormalizer(json.loads(spellings.read_text()) if spellings.is_file() else {}))
+    normal = EnglishTextNormalizer(json.loads(spellings.read_text()) if spellings.is_file() else {})
+    return cache(lambda text: " ".join(normal(text).split()))
+
+
+def basic(text: str) -> str:
+    """Return text in its normal form: words of letters with their marks, and digits, separated by single spaces."""
+    text = re.sub(r"[<\[][^>\]]*[>\]]|\([^)]+?\)", "", _folded(text))
+    return " ".join("".join(_kept(letter) for letter in OPTIONAL.sub("", text)).split())
+
+
+def unspaced(text: str) -> str:
+    """Return text in its normal form, without spaces."""
+    return basic(text).replace(" ", "")
 
 
 def chinese(text: str) -> str:
     """Return Chinese text in its normal form."""
-    text = unicodedata.normalize("NFKC", text).lower()
-    text = _spelled_out(_simplified()(text))
+    text = _spelled_out(_simplified()(_folded(text)))
     return "".join(letter for letter in text if unicodedata.category(letter)[0] in "LNM")
 
 
-def _squeezed(function: Callable[[str], str]) -> Callable[[str], str]:
-    return cache(lambda text: " ".join(function(text).split()))
+def _folded(text: str) -> str:
+    """Return composed letters (NFKC), in lower case, and digits of any script as 0 to 9."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower().replace("i\u0307", "i"))
+    return "".join(str(unicodedata.decimal(letter, letter)) for letter in text)
+
+
+def _kept(letter: str) -> str:
+    """Return a letter, mark or digit itself, nothing for an invisible format character, and else a space."""
+    kind = unicodedata.category(letter)
+    return letter if kind[0] in "LNM" else "" if kind == "Cf" else " "
 
 
 @cache
@@ -63,9 +88,9 @@ def _spelled_out(text: str) -> str:
     """Return the text with numbers in digits as they are read: 2024年 二零二四年, 12.5 十二点五, 30% 百分之三十."""
     import cn2an
 
-    text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
-    text = re.sub(r"\d{4}(?=年)", lambda match: cn2an.an2cn(match[0], "direct"), text)
-    return re.sub(r"(\d+(?:\.\d+)?)(%?)", lambda match: _number(match[1], match[2]), text)
+    text = re.sub(r"(?<=\d),(?=\d{3})", "", text, flags=re.ASCII)
+    text = re.sub(r"[0-9]{4}(?=年)", lambda match: cn2an.an2cn(match[0], "direct"), text)
+    return re.sub(r"([0-9]+(?:\.[0-9]+)?)(%?)", lambda match: _number(match[1], match[2]), text)
 
 
 def _number(digits: str, percent: str) -> str:

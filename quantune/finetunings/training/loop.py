@@ -1,7 +1,7 @@
 """The training loop, the same for every method and track: it trains the parameters that require gradients.
 
-The gradient of a step is that of the mean loss over all its labels, into however many batches they are divided. The loop
-saves all that the next step depends on (weights, optimizer, schedule, random state, curves) every `save_every`
+The gradient of a step is that of the mean loss over all its labels, into however many batches they are divided. The
+loop saves all that the next step depends on (weights, optimizer, schedule, random state, curves) every `save_every`
 steps, atomically, and resumes from that state. A killed job loses at most the steps since then, and ends with the same
 bits as an uninterrupted one. The data order follows from seed and epoch alone.
 """
