@@ -57,13 +57,14 @@ class Work:
         self.recipes[evaluation] = recipe
         return made
 
-    def perplexity(self, name: str, evaluation: str, per_token: float, noise: float = 0.0) -> None:
+    def perplexity(self, name: str, evaluation: str, per_token: float, noise: float = 0.0, **more) -> None:
         """Write an evaluation whose mean loss is `per_token` nats, with noise of so many nats a window."""
         made = self.evaluation(name, evaluation, RECIPES[evaluation] | WINDOW_RECIPE)
         spread = numpy.linspace(-20, 20, WINDOWS)  # windows differ, and variants have that in common
         items = {"begin": range(0, WINDOWS * 101, 101), "tokens": TOKENS, "bytes": 400, "words": 80}
         items = pandas.DataFrame(items | {"nll": per_token * TOKENS + spread + noise * NOISE})
         items.to_parquet(Path(made["path"], "items.parquet"))
+        Path(made["path"], "result.json").write_text(json.dumps({"kind": "perplexity"} | more))
 
     def generation(self, name: str, text: str) -> None:
         """Write a generation."""

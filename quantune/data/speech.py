@@ -12,7 +12,7 @@ import torch
 from quantune.core.errors import QuantuneError, listed
 from quantune.data.batches import IGNORED
 from quantune.data.clips import SCHEMA, Clips, Task
-from quantune.models import loading
+from quantune.models import finite, loading
 from quantune.sources import audio
 
 CLIPS = 8  # clips that pass through a layer at once during calibration
@@ -174,7 +174,7 @@ def transcribe(
         options: of `generate`, such as num_beams and max_new_tokens (at most the model's positions).
 
     Raises:
-        QuantuneError: if the model does not know a language.
+        QuantuneError: if the model does not know a language; NotFiniteError, if its logits are not numbers.
     """
     from tqdm import tqdm
 
@@ -184,15 +184,18 @@ def transcribe(
     # Whisper's `max_length` counts new tokens. `max_new_tokens` would be a second limit: with the model's own
     # `max_length` it gives a warning in each batch, and above the number of positions it is an error
     options["max_length"] = options.pop("max_new_tokens", model.config.max_target_positions)
-    texts: dict[int, str] = {}
+    texts, watch = {}, finite.Watch()
     for group in tqdm(groups, desc="transcribing", unit="batch"):
         inputs = features([waves[number] for number in group], processor.feature_extractor, model.device)
         extra = {"language": [languages[number] for number in group], "task": task} if multilingual(model) else {}
         extra["attention_mask"] = torch.ones(inputs.shape[0], inputs.shape[-1], dtype=torch.long, device=model.device)
         with torch.no_grad():
-            output = model.generate(inputs.to(model.device, model.dtype), do_sample=False, **extra, **options)
+            output = model.generate(
+                inputs.to(model.device, model.dtype), do_sample=False, logits_processor=[watch], **extra, **options
+            )
         written = processor.tokenizer.batch_decode(output, skip_special_tokens=True)
         texts |= {number: text.strip() for number, text in zip(group, written, strict=True)}
+        watch.require(model)
     return [texts[number] for number in range(len(languages))]
 
 

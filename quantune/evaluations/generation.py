@@ -24,22 +24,28 @@ class Generation(Evaluation):
     """Dtype of the computation and of the weights that are not packed."""
 
     def evaluate(self, variant, data: Path | None, folder: Path) -> dict[str, Any]:
-        """Write `items.jsonl` (prompt, text, tokens); return the number of prompts."""
+        """Write `items.jsonl` (prompt, text, tokens); return the number of prompts.
+
+        The text of a model whose logits are not finite is the reason, in parentheses.
+        """
         import torch
         from tqdm import tqdm
 
         from quantune.data import text
-        from quantune.models import loading
+        from quantune.models import finite, loading
 
         tokenizer, loaded = loading.tokenizer(variant.base), variant.model(self.dtype)
+        watch = finite.Watch()
         with (folder / "items.jsonl").open("w", encoding="utf-8") as file:
             for prompt in tqdm(self.prompts, desc="generating", unit="prompt"):
                 inputs = torch.tensor([text.prompt(prompt, tokenizer)], device=loaded.device)
-                options = {"max_new_tokens": self.max_new_tokens, "do_sample": False}
+                options = {"max_new_tokens": self.max_new_tokens, "do_sample": False, "logits_processor": [watch]}
                 with torch.no_grad():
                     output = loaded.generate(inputs, attention_mask=torch.ones_like(inputs), **options)
                 new = output[0, inputs.shape[1] :]
                 item = {"prompt": prompt, "text": tokenizer.decode(new, skip_special_tokens=True), "tokens": len(new)}
+                if watch.bad:
+                    item |= {"text": f"({finite.reason(loaded)})", "tokens": 0}
                 file.write(json.dumps(item, ensure_ascii=False) + "\n")
         return {"kind": self.kind, "prompts": len(self.prompts)}
 

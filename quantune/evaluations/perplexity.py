@@ -11,6 +11,7 @@ With a stride, windows overlap and only the last `stride` tokens of each are sco
 (https://huggingface.co/docs/transformers/perplexity).
 """
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -93,12 +94,13 @@ class Perplexity(Evaluation):
         Raises:
             QuantuneError: if the split is shorter than one window, or windows are longer than the model allows.
         """
+        import numpy
         import pandas
 
         from quantune.core.errors import QuantuneError
         from quantune.data import text
         from quantune.evaluations.metrics import rates
-        from quantune.models import loading
+        from quantune.models import finite, loading
 
         stream = text.stream(data, self.split, loading.tokenizer(variant.base), self.context == "document")
         spans = self.spans(stream)
@@ -119,7 +121,8 @@ class Perplexity(Evaluation):
             }
         )
         items.to_parquet(folder / "items.parquet", index=False)
-        return {"kind": self.kind, "tokens_in_split": int(stream.own.sum()), **rates.perplexity(items)}
+        broken = {} if numpy.isfinite(items.nll).all() else {"broken": finite.reason(loaded)}
+        return {"kind": self.kind, "tokens_in_split": int(stream.own.sum()), **rates.perplexity(items), **broken}
 
     def _losses(self, model, stream, spans: list[tuple[int, int, int]]) -> list[float]:
         """Return each window's summed negative log-likelihood in nats, computed from float32 logits."""
@@ -155,8 +158,9 @@ class Perplexity(Evaluation):
         from quantune.evaluations.metrics.metric import PERPLEXITY, Measurement
 
         joined = "documents joined by the end-of-text token" if self.context == "stream" else "each document alone"
-        items = pandas.read_parquet(folder / "items.parquet")
-        return Measurement(PERPLEXITY, items, {"context": f"{joined}; only the documents' own tokens are scored"})
+        details = {"context": f"{joined}; only the documents' own tokens are scored"}
+        broken = json.loads((folder / "result.json").read_text()).get("broken")
+        return Measurement(PERPLEXITY, pandas.read_parquet(folder / "items.parquet"), details, broken=broken)
 
     def workload(self, config: dict[str, Any]) -> Inference:
         """Return the workload: a forward pass beside the last batch's logits, or the scoring of one window."""

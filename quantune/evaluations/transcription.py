@@ -65,7 +65,7 @@ class Transcription(Evaluation):
 
         from quantune.data import speech
         from quantune.evaluations.metrics import rates
-        from quantune.models import loading
+        from quantune.models import finite, loading
 
         clips = speech.Clips(data, self.split)
         count = min(len(clips), self.max_clips or len(clips))
@@ -74,7 +74,11 @@ class Transcription(Evaluation):
         loaded, processor = variant.model(self.dtype), loading.processor(variant.base)
         started = time.time()
         options = {"task": self.task, "num_beams": self.beams, "max_new_tokens": self.max_new_tokens}
-        hypotheses = speech.transcribe(loaded, processor, clips, languages, self.batch_size, **options)
+        broken = {}
+        try:
+            hypotheses = speech.transcribe(loaded, processor, clips, languages, self.batch_size, **options)
+        except finite.NotFiniteError as error:
+            hypotheses, broken = [""] * count, {"broken": str(error)}
         spent = time.time() - started
         spoken = "en" if self.task == "translate" else languages[0]
         items = pandas.DataFrame(
@@ -92,6 +96,7 @@ class Transcription(Evaluation):
             "kind": self.kind,
             "language": spoken,
             **rates.error_rates(items, rates.RAW_RATES),
+            **broken,
             "run": {"real_time_factor": spent / sum(seconds), "audio_seconds": round(sum(seconds), 3)},
         }
 
@@ -103,7 +108,8 @@ class Transcription(Evaluation):
         from quantune.evaluations.metrics import rates
         from quantune.evaluations.metrics.metric import CHARACTER_ERROR_RATE, WORD_ERROR_RATE, Measurement
 
-        language = json.loads((folder / "result.json").read_text())["language"]
+        result = json.loads((folder / "result.json").read_text())
+        language = result["language"]
         name = self.normalizer or normalizers.of_language(language)
         items = pandas.read_parquet(folder / "items.parquet")
         return Measurement(
@@ -111,6 +117,7 @@ class Transcription(Evaluation):
             rates.with_edits(items, normalizers.normalizer(name, model)),
             {"language": language, "normalizer": f"{name} {normalizers.VERSIONS[name]}"},
             json.loads((folder / record.RUN).read_text()).get("real_time_factor"),
+            result.get("broken"),
         )
 
     def workload(self, config: dict[str, Any]) -> Inference:

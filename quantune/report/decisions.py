@@ -208,9 +208,14 @@ def warned(report: Report) -> list[Warned]:
         warnings = [
             text for part in ("calibration", "quality") for text in variant.facts.get(part, {}).get("warnings", [])
         ]
-        for warning in [*warnings, *_short_samples(report, variant)]:
+        for warning in [*warnings, *_short_samples(report, variant), *_broken(variant)]:
             variants.setdefault(warning, []).append(variant.name)
     return [Warned(text, names) for text, names in variants.items()]
+
+
+def _broken(variant: VariantResult) -> list[str]:
+    scores = variant.scores.items()
+    return [f"not a number on {name}, because {score.broken}" for name, score in scores if score.broken]
 
 
 def _short_samples(report: Report, variant: VariantResult) -> list[str]:

@@ -65,7 +65,7 @@ def played(report: Report) -> dict[str, list[Clip]]:
 
 def worst(score: Score) -> list[Failure]:
     """Return the transcripts with the highest error rates, none of those without errors."""
-    rate, items = score.metric.key, score.items
+    rate, items = score.metric.key, score.items[:0] if score.broken else score.items
     clips = items.assign(wrong=rates.error_counts(items, rate), length=items[f"{rate}_length"])
     clips = clips[clips.wrong > 0].assign(share=lambda item: item.wrong / item.length.clip(lower=1))
     clips = clips.sort_values(["share", "wrong", "id"], ascending=[False, False, True]).head(WORST)
@@ -97,7 +97,9 @@ def durations(report: Report) -> list[dict[str, Any]]:
 
 
 def _played(report: Report, evaluation: str, room: int) -> list[Clip]:
-    variants = report.having(evaluation)
+    variants = [variant for variant in report.having(evaluation) if not variant.scores[evaluation].broken]
+    if not variants:
+        return []
     first = variants[0].scores[evaluation]
     tables = [variant.scores[evaluation].items.drop_duplicates("id").set_index("id") for variant in variants]
     recipe = report.evaluations[evaluation]

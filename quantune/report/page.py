@@ -79,6 +79,8 @@ def lineage(report: Report, command: str) -> dict[str, dict[str, Any]]:
 
 def numbers(score: Score) -> dict[str, str]:
     """Return the numbers of an evaluation in words: name -> value."""
+    if score.broken:
+        return {"not a number, because": score.broken}
     texts = {_named(key): wording.scored(score, key) for key in score.metric.reported}
     for change in filter(None, (score.from_root, score.from_parent)):
         evidence = f"{wording.evidence(change)}, {wording.p_value(change.p_value)}"

@@ -1,5 +1,6 @@
 """The numbers of a variant in an evaluation, and their change against other variants."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +29,9 @@ class Change:
 
     @property
     def loss(self) -> float:
-        """The change towards worse; negative where it got better."""
-        return self.change if self.metric.lower_is_better else -self.change
+        """The change towards worse; negative where it got better, infinite where it is not a number."""
+        loss = self.change if self.metric.lower_is_better else -self.change
+        return math.inf if math.isnan(loss) else loss
 
     @property
     def largest_loss(self) -> float:
@@ -59,6 +61,8 @@ class Score:
     """Facts to show beside the numbers: of transcripts, their language and normalizer."""
     real_time_factor: float | None = None
     """Of transcripts: seconds of computing over seconds of audio."""
+    broken: str | None = None
+    """Why the numbers are not numbers; None if they are."""
     from_root: Change | None = None
     """Against the model at full precision; None for the model itself."""
     from_parent: Change | None = None
@@ -95,8 +99,11 @@ def read(path: str, recipe: dict[str, Any], model: str) -> Score | None:
     measured = evaluations.of_kind(recipe).read(Path(path), Path(model))
     if measured is None:
         return None
-    metric, items = measured.metric, measured.items
-    return Score(path, metric, items, metric.summarize(items), measured.details, measured.real_time_factor)
+    metric, items, numbers = measured.metric, measured.items, measured.metric.summarize(measured.items)
+    if measured.broken:
+        measures = [*metric.reported, *(f"{key}_error" for key in metric.reported), *metric.counts]
+        numbers |= dict.fromkeys(measures, math.nan)
+    return Score(path, metric, items, numbers, measured.details, measured.real_time_factor, measured.broken)
 
 
 def change(score: Score, against: str, reference: Score) -> Change:
@@ -105,4 +112,6 @@ def change(score: Score, against: str, reference: Score) -> Change:
     Raises:
         ValueError: if they are of different windows or clips.
     """
+    if score.broken or reference.broken:
+        return Change(against, *[math.nan] * 4, metric=score.metric)
     return Change(against, **score.metric.compare(score.items, reference.items), metric=score.metric)

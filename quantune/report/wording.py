@@ -9,6 +9,7 @@ from quantune.report.scores import Change, Score
 from quantune.report.speed import Performance, Speed
 
 HUGE = 1e6  # from here on numbers are written with an exponent: the variant is broken, and digits say no more
+NAN = "not a number"
 HEADS = {
     "text": {"prefill": "Prefill", "decode": "Decode"},
     "speech": {"transcribe": "RTF", "encode": "Encode, s", "decode": "Decode, tokens/s"},
@@ -19,7 +20,7 @@ HEADS = {
 def number(value: float, error: float = math.nan) -> str:
     """Return a value with the digits that its standard error leaves it: two of the error's, or four without one."""
     if not math.isfinite(value):
-        return "∞" if value > 0 else "–"
+        return NAN if math.isnan(value) else "∞"
     if value >= HUGE:
         return f"{value:.3g}"
     return f"{value:,.{_decimals(error if error > 0 else abs(value) / 100)}f}"
@@ -34,16 +35,18 @@ def scored(score: Score, key: str | None = None) -> str:
     """Return a number of a score, by default the leading one, and its standard error: `125.5 ± 4.1`, `40.4 ± 3.7 %`."""
     key, scale = key or score.metric.key, score.metric.scale
     text = measured(scale * score.numbers[key], scale * score.numbers[f"{key}_error"])
-    return text if scale == 1 else f"{text} %"
+    return text if scale == 1 or text == NAN else f"{text} %"
 
 
 def changed(change: Change) -> str:
     """Return a change to the digits that its interval leaves it: `+1.9 %` of perplexity, `+1.9 points` of a rate."""
-    return f"{_signed(change.change, change)} {change.metric.unit}"
+    return NAN if math.isnan(change.change) else f"{_signed(change.change, change)} {change.metric.unit}"
 
 
 def interval(change: Change) -> str:
     """Return the 95 % interval in the unit of the change: `+0.4 to +3.5 %`."""
+    if math.isnan(change.change):
+        return NAN
     if not math.isfinite(change.low):
         return f"only one {change.metric.item}: no interval"
     return f"{_signed(change.low, change)} to {_signed(change.high, change)} {change.metric.unit}"
@@ -58,6 +61,8 @@ def p_value(value: float) -> str:
 
 def evidence(change: Change) -> str:
     """Return a change with its interval: `+1.9 % (95 % interval +0.4 to +3.5 %)`."""
+    if math.isnan(change.change):
+        return NAN
     if math.isclose(change.low, change.high, rel_tol=1e-9):
         return f"{changed(change)} (the same in every {change.metric.item})"
     prefix = "95 % interval " if math.isfinite(change.low) else ""

@@ -119,3 +119,5 @@ class Measurement:
     """Facts to show beside the numbers: name -> text."""
     real_time_factor: float | None = None
     """Seconds of computing over seconds of audio, where audio was read."""
+    broken: str | None = None
+    """Why the model's logits are not numbers; None if they are."""

@@ -18,7 +18,8 @@ def studies(report: Report, evaluation: str) -> list[list[VariantResult]]:
     """
     groups = defaultdict(list)
     for variant in report.made_by("quantization"):
-        if "calibration" in variant.facts and evaluation in variant.scores:
+        score = variant.scores.get(evaluation)
+        if "calibration" in variant.facts and score and math.isfinite(score.value):
             same = {key: value for key, value in variant.recipe.items() if key not in DRAWN}
             groups[variant.parent, json.dumps(same, sort_keys=True)].append(variant)
     return [group for group in groups.values() if len({samples(variant) for variant in group}) > 1]
@@ -69,7 +70,7 @@ def _panel(axes, report: Report, study: list[VariantResult], evaluation: str) ->
     for label, (name, style) in levels.items():
         level = report.variants[name].scores[evaluation].value
         legend[label] = axes.axhline(level, color="#555", linestyle=style, linewidth=1.1, zorder=1)
-        values.append(level)
+        values += [level] if math.isfinite(level) else []
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted({samples(variant) for variant in study}), minor=False)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

@@ -43,8 +43,9 @@ def forgetting(report: Report, trained: list[VariantResult], path: Path) -> None
         axes = figure.add_subplot()
         axes.axvline(0, color="#333333", linewidth=1)
         for row, variant in enumerate(trained):
-            changes = [100 * score.from_parent.change for score in variant.scores.values()]
-            axes.plot([min(changes), max(changes)], [row, row], color="#d5d8dc", linewidth=5, zorder=1)
+            changes = [100 * score.from_parent.change for score in variant.scores.values() if not score.broken]
+            if changes:
+                axes.plot([min(changes), max(changes)], [row, row], color="#d5d8dc", linewidth=5, zorder=1)
             for place, (name, score) in enumerate(variant.scores.items()):
                 marker, role = ROLES[report.role(variant, name)]
                 colour, change = COLOURS[place % len(COLOURS)], score.from_parent
