@@ -47,6 +47,32 @@ def test_where_nobody_pauses_windows_end_at_the_quietest_moment():
         assert before.end == window.begin and window.end - window.begin <= 150
 
 
+@pytest.mark.parametrize("decibels", [32, 45])
+def test_a_faint_speaker_beside_a_loud_one_is_not_silence(decibels):
+    """Speech at -22 dB of full scale for 19 s, then for 10 s so much fainter; the room is at -90 dB between."""
+    room, near = 3e-5, 0.08
+    far = near * 10 ** (-decibels / 20)
+    loud = frames((450, near), (30, room), (470, near), (30, room), (300, far), (20, room), (180, far), (20, room))
+    held = {place for window in longform.windows(loud, 1100) for place in range(window.begin, window.end)}
+    assert held >= set(numpy.flatnonzero(loud > room)) and max(held) < len(loud) - 20
+
+
+def test_noise_alone_is_not_far_above_the_noise():
+    hiss = 0.01 + 0.001 * numpy.sin(numpy.arange(1500))
+    talk = numpy.where((numpy.arange(1500) // 40) % 2, 0.3, hiss)
+    assert not longform.spoken(numpy.concatenate([talk, hiss]))[1500:].any()
+
+
+def test_clips_in_which_the_model_recognizes_no_speech_have_no_text(heard, processor, monkeypatch):
+    """A model that took every start for silence and every transcript for improbable would drop them all."""
+    model, few = loading.model([WHISPER], "float32"), stitched(heard[0][:2], 0.8)
+    plain = [part["text"] for part in longform.transcribe(model, processor, few, "en", 8, "transcribe")]
+    monkeypatch.setattr(speech, "NO_SPEECH", -1.0)
+    kept = [part["text"] for part in longform.transcribe(model, processor, few, "en", 8, "transcribe")]
+    monkeypatch.setattr(speech, "IMPROBABLE", 0.0)
+    assert kept == plain != [] and longform.transcribe(model, processor, few, "en", 8, "transcribe") == []
+
+
 def stitched(waves: list[numpy.ndarray], gap: float) -> numpy.ndarray:
     quiet = 0.002 * numpy.random.default_rng(0).standard_normal(round(gap * RATE)).astype("float32")
     return numpy.concatenate([part for wave in waves for part in (wave, quiet)])
@@ -75,7 +101,7 @@ def test_a_recording_without_pauses_is_transcribed_nearly_as_well_as_clip_by_cli
     clips = speech.Clips(prepared, "test")
     waves = [clips[number][numpy.abs(clips[number]) >= quiet] for number in range(len(clips))]
     spoken = numpy.concatenate(waves)
-    found = longform.windows(longform.loudness(spoken, RATE), 150)
+    found = longform.windows(longform.levels(spoken, RATE), 150)
     assert any(before.end == window.begin for before, window in itertools.pairwise(found)), "there is no pause"
     said = " ".join(map(normal, clips.column("text")))
     alone = speech.transcribe(model, processor, waves, ["en"] * len(waves), 8, "transcribe")

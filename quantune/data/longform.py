@@ -2,7 +2,9 @@
 
 A window ends in its last pause, or without a pause at its quietest moment. Neighbouring windows overlap by a margin.
 Longer overlaps, joined at the words that both windows contain, improved no model. They made a model of single sentences
-worse: it fails at windows with parts of several sentences. Silence is not transcribed: Whisper writes words into it.
+worse: it fails at windows with parts of several sentences. Whisper writes words into silence and noise: silence is left
+out, and so are windows in which the model itself recognizes no speech. Loudness is compared with its surroundings, so
+that a faint speaker beside a loud one is not taken for silence.
 """
 
 import math
@@ -18,7 +20,10 @@ from quantune.sources.entries import UNSPACED
 
 FRAME = 0.02  # seconds for which one loudness is computed
 PAUSE = 0.3  # seconds of quiet that make a pause
-QUIET = 0.05  # frames below this share of the loudness's 95th percentile are quiet
+QUIET = 0.05  # frames below this share of the loudness's 95th percentile are quiet, unless far above the noise
+ABOVE = 4  # times the noise around it: a frame from here on is not quiet
+AROUND = 10.0  # seconds before and after a frame, at least, whose quietest moment is taken for the noise
+SILENT = 1e-4  # root mean square below which a frame is silent whatever surrounds it (-80 dB of full scale)
 MOMENT = 0.2  # seconds over which loudness is averaged to find the quietest moment
 MARGIN = 0.1  # seconds of audio beyond both ends of a window
 FILLED = 0.75  # largest share of the model's window: models expect windows that end in silence
@@ -55,38 +60,52 @@ def read(path: Path, rate: int) -> numpy.ndarray:
     return audio.from_pcm(audio.to_pcm(samples))
 
 
-def loudness(samples: numpy.ndarray, rate: int) -> numpy.ndarray:
-    """Return the root mean square of each frame, relative to the recording's loud frames: shape (frames,), float."""
+def levels(samples: numpy.ndarray, rate: int) -> numpy.ndarray:
+    """Return the root mean square of each frame: shape (frames,), float."""
     size = round(FRAME * rate)
     frames = numpy.pad(samples, (0, -len(samples) % size)).reshape(-1, size)
-    values = numpy.sqrt(numpy.square(frames).mean(axis=1))
-    return values / max(numpy.quantile(values, 0.95), numpy.finfo("float32").tiny)
+    return numpy.sqrt(numpy.square(frames).mean(axis=1))
+
+
+def spoken(loud: numpy.ndarray) -> numpy.ndarray:
+    """Return which frames may hold speech: shape (frames,), bool.
+
+    They are loud for the recording, or far above the noise around them.
+    """
+    size = round(AROUND / FRAME)
+    lowest = numpy.pad(_smooth(loud), (size, size + -len(loud) % size), mode="edge").reshape(-1, size).min(axis=1)
+    noise = numpy.minimum(numpy.minimum(lowest[:-2], lowest[1:-1]), lowest[2:]).repeat(size)[: len(loud)]
+    return (loud > SILENT) & ((loud > QUIET * numpy.quantile(loud, 0.95)) | (loud > ABOVE * noise))
+
+
+def _smooth(loud: numpy.ndarray) -> numpy.ndarray:
+    moment = round(MOMENT / FRAME)
+    return numpy.convolve(numpy.pad(loud, moment, mode="edge"), numpy.ones(moment) / moment, "same")[moment:-moment]
 
 
 def windows(loud: numpy.ndarray, longest: int) -> list[Window]:
-    """Return windows that hold all speech.
+    """Return windows that hold all frames that may hold speech.
 
     Args:
-        loud: the loudness of each frame.
+        loud: the root mean square of each frame.
         longest: frames in a window at most.
     """
-    spoken, pause, moment = loud > QUIET, round(PAUSE / FRAME), round(MOMENT / FRAME)
-    smooth = numpy.convolve(loud, numpy.ones(moment) / moment, "same")
+    speech_in, smooth, pause = spoken(loud), _smooth(loud), round(PAUSE / FRAME)
     parts, begin = [], 0
     while begin < len(loud):
-        begin += _first(spoken[begin:])
+        begin += _first(speech_in[begin:])
         end = min(begin + longest, len(loud))
         if end < len(loud):
             first = begin + longest // 3
-            end = _last_pause(spoken, first, end, pause) or first + int(smooth[first:end].argmin())
+            end = _last_pause(speech_in, first, end, pause) or first + int(smooth[first:end].argmin())
         if begin < end:
-            parts.append(Window(begin, end - _first(spoken[begin:end][::-1])))
+            parts.append(Window(begin, end - _first(speech_in[begin:end][::-1])))
         begin = end
     return parts
 
 
 def transcribe(model, processor, samples: numpy.ndarray, language: str, batch_size: int, task: speech.Task, **options):
-    """Return the transcript: segments with start and end in seconds, and text; silence gives no segment.
+    """Return the transcript: segments with start and end in seconds, and text; silence and noise give no segment.
 
     Args:
         model: a Whisper model.
@@ -99,9 +118,10 @@ def transcribe(model, processor, samples: numpy.ndarray, language: str, batch_si
     """
     rate, room = processor.feature_extractor.sampling_rate, processor.feature_extractor.n_samples
     size, margin = round(FRAME * rate), round(MARGIN * rate)
-    parts = windows(loudness(samples, rate), math.floor((FILLED * room) / size))
+    parts = windows(levels(samples, rate), math.floor((FILLED * room) / size))
     waves = [samples[max(0, window.begin * size - margin) : window.end * size + margin] for window in parts]
-    texts = speech.transcribe(model, processor, waves, [language] * len(parts), batch_size, task, **options)
+    languages = [language] * len(parts)
+    texts = speech.transcribe(model, processor, waves, languages, batch_size, task, drop_noise=True, **options)
     if (language if task == "transcribe" else "en") in UNSPACED:
         texts = [text.replace(" ", "") for text in texts]
     return [

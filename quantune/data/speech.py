@@ -15,6 +15,8 @@ from quantune.data.clips import SCHEMA, Clips, Task
 from quantune.models import finite, loading
 from quantune.sources import audio
 
+NO_SPEECH = 0.6  # probability of the token "no speech" from which on a clip may hold no speech
+IMPROBABLE = -1.0  # mean log-probability of a transcript's tokens, in nats, below which it may be of noise
 CLIPS = 8  # clips that pass through a layer at once during calibration
 THREADS = 2  # threads that decode and resample; both release the interpreter lock
 
@@ -160,7 +162,14 @@ class Examples:
 
 
 def transcribe(
-    model, processor, waves: Sequence[numpy.ndarray], languages: list[str], batch_size: int, task: Task, **options: Any
+    model,
+    processor,
+    waves: Sequence[numpy.ndarray],
+    languages: list[str],
+    batch_size: int,
+    task: Task,
+    drop_noise: bool = False,
+    **options: Any,
 ) -> list[str]:
     """Transcribe clips that fit into the model's window, in batches of similar length.
 
@@ -171,6 +180,7 @@ def transcribe(
         languages: Whisper's language code for each clip; clips beyond the last code are left out.
         batch_size: clips transcribed together.
         task: transcribe or translate.
+        drop_noise: return an empty text for clips in which the model recognizes no speech.
         options: of `generate`, such as num_beams and max_new_tokens (at most the model's positions).
 
     Raises:
@@ -184,19 +194,50 @@ def transcribe(
     # Whisper's `max_length` counts new tokens. `max_new_tokens` would be a second limit: with the model's own
     # `max_length` it gives a warning in each batch, and above the number of positions it is an error
     options["max_length"] = options.pop("max_new_tokens", model.config.max_target_positions)
-    texts, watch = {}, finite.Watch()
+    texts, watch, spoken = {}, finite.Watch(), multilingual(model)
     for group in tqdm(groups, desc="transcribing", unit="batch"):
         inputs = features([waves[number] for number in group], processor.feature_extractor, model.device)
-        extra = {"language": [languages[number] for number in group], "task": task} if multilingual(model) else {}
+        extra = {"language": [languages[number] for number in group], "task": task} if spoken else {}
         extra["attention_mask"] = torch.ones(inputs.shape[0], inputs.shape[-1], dtype=torch.long, device=model.device)
         with torch.no_grad():
             output = model.generate(
                 inputs.to(model.device, model.dtype), do_sample=False, logits_processor=[watch], **extra, **options
             )
         written = processor.tokenizer.batch_decode(output, skip_special_tokens=True)
+        if drop_noise:
+            prompts = encode(
+                [""] * len(group), [languages[number] for number in group], task, processor.tokenizer, spoken
+            )
+            prompt = torch.tensor(prompts, device=output.device)[:, :-1]  # without the end token
+            noise = _noise(model, inputs.to(model.device, model.dtype), prompt, output)
+            written = ["" if without else text for text, without in zip(written, noise, strict=True)]
         texts |= {number: text.strip() for number, text in zip(group, written, strict=True)}
         watch.require(model)
     return [texts[number] for number in range(len(languages))]
+
+
+@torch.no_grad()
+def _noise(model, inputs: torch.Tensor, prompt: torch.Tensor, output: torch.Tensor) -> list[bool]:
+    """Return for each clip whether it holds no speech, by the rule of Whisper's authors.
+
+    The token "no speech" is likely where the transcript starts, and the transcript is improbable (Radford et al., 2022,
+    section 4.5, with the thresholds of openai/whisper).
+
+    Args:
+        model: a Whisper model.
+        inputs: log-mel spectrograms of the clips, shape (clips, mel bins, frames).
+        prompt: token ids before each transcript, shape (clips, prompt).
+        output: the transcripts as token ids, shape (clips, longest), padded by the end token.
+    """
+    tokens = torch.cat([prompt, output], dim=1)[:, : model.config.max_target_positions]
+    logits = model(input_features=inputs, decoder_input_ids=tokens, use_cache=False).logits.float()
+    start, end = model.generation_config.no_timestamps_token_id, model.generation_config.eos_token_id
+    silence = logits[:, 0].softmax(-1)[:, start - 1]  # the token before <|notimestamps|>, as in transformers
+    first = prompt.shape[1]
+    chances = logits[:, first - 1 : -1].log_softmax(-1).gather(2, tokens[:, first:, None]).squeeze(2)
+    written = (tokens[:, first:] < end).float()  # tokens of text; special tokens come after it in the vocabulary
+    mean = (chances * written).sum(1) / written.sum(1).clamp(min=1)
+    return ((silence > NO_SPEECH) & (mean < IMPROBABLE)).tolist()
 
 
 def multilingual(model) -> bool:

@@ -19,7 +19,7 @@ VERSIONS = {
     "tokenize": 1,
     "resample": 1,
     "merge": 2,
-    "transcribe": 2,
+    "transcribe": 3,
     "report": 9,
 }
 
