@@ -65,12 +65,28 @@ def test_transcripts_begin_with_language_and_task_and_labels_leave_out_the_start
     assert made[1, :short].tolist() == encoded[1][1:] and (made[1, short:] == IGNORED).all()
 
 
-def test_an_english_only_model_is_trained_on_the_prompt_that_it_is_decoded_with(tmp_path, prepared, processor):
-    """As the `.en` models of openai: no tokens for language and task."""
-    folder = tmp_path / "english"
-    shutil.copytree(WHISPER, folder)
-    settings = json.loads((folder / "generation_config.json").read_text()) | {"is_multilingual": False}
-    settings = {key: value for key, value in settings.items() if key not in ("lang_to_id", "task_to_id")}
+NEW = ("is_multilingual", "lang_to_id", "task_to_id", "no_timestamps_token_id")
+
+
+@pytest.mark.parametrize(
+    ("lacks", "more", "prompt"),
+    [
+        (NEW[1:3], {"is_multilingual": False}, ["<|startoftranscript|>", "<|notimestamps|>"]),  # the `.en` models
+        (NEW, {}, ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]),  # older fine-tuned ones
+        (
+            NEW,
+            {"forced_decoder_ids": [[1, 5], [2, 6]]},
+            ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"],
+        ),
+    ],
+)
+def test_a_model_is_trained_on_the_prompt_that_it_is_decoded_with(
+    tmp_path, prepared, processor, monkeypatch, lacks, more, prompt
+):
+    monkeypatch.setattr(speech, "MULTILINGUAL", 1000)  # the vocabulary of the small model
+    folder = shutil.copytree(WHISPER, tmp_path / "model")
+    settings = json.loads((folder / "generation_config.json").read_text())
+    settings = {key: value for key, value in settings.items() if key not in lacks} | more
     (folder / "generation_config.json").write_text(json.dumps(settings))
     speech.encode(["Hello."], ["en"], "transcribe", processor.tokenizer)  # what was set before must not remain
     examples = read(prepared, "train", folder, 512)
@@ -79,9 +95,23 @@ def test_an_english_only_model_is_trained_on_the_prompt_that_it_is_decoded_with(
     prompts, decoder = [], model.get_decoder()
     decoder.register_forward_pre_hook(lambda _, args, given: prompts.append(given["input_ids"]), with_kwargs=True)
     speech.transcribe(model, processor, [examples.clips[0]], ["en"], 1, "transcribe", max_new_tokens=8)
-    assert processor.tokenizer.convert_ids_to_tokens(prompts[0][0]) == ["<|startoftranscript|>", "<|notimestamps|>"]
-    assert inputs["decoder_input_ids"][0, :2].tolist() == prompts[0][0].tolist()
-    assert not processor.tokenizer.convert_ids_to_tokens(int(inputs["decoder_input_ids"][0, 2])).startswith("<|")
+    assert processor.tokenizer.convert_ids_to_tokens(prompts[0][0]) == prompt
+    assert inputs["decoder_input_ids"][0, : len(prompt)].tolist() == prompts[0][0].tolist()
+    assert not processor.tokenizer.convert_ids_to_tokens(int(inputs["decoder_input_ids"][0, len(prompt)])).startswith(
+        "<|"
+    )
+
+
+def test_an_english_only_model_is_not_given_other_languages(tmp_path, prepared, processor, monkeypatch):
+    model = loading.model([WHISPER], "float32")
+    model.generation_config.is_multilingual = False
+    with pytest.raises(QuantuneError, match="the model does not know the language 'zh'; languages: en"):
+        speech.transcribe(model, processor, [numpy.zeros(16000, "float32")], ["zh"], 1, "transcribe")
+    monkeypatch.setattr(speech.Clips, "column", lambda self, name: ["en", "zh"] if name == "language" else ["a", "b"])
+    with pytest.raises(
+        QuantuneError, match="the model is English-only, and 'train' holds clips in other languages: zh"
+    ):
+        speech.Examples(prepared, "train", "transcribe", processor, 64, multilingual=False)
 
 
 def test_padding_does_not_change_the_loss(prepared, processor):

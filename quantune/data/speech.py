@@ -1,6 +1,7 @@
 """Speech as a model reads it: clips at its rate, log-mel features, and transcripts as labels."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,8 @@ from quantune.sources import audio
 
 NO_SPEECH = 0.6  # probability of the token "no speech" from which on a clip may hold no speech
 IMPROBABLE = -1.0  # mean log-probability of a transcript's tokens, in nats, below which it may be of noise
+MULTILINGUAL = 51865  # tokens of a multilingual Whisper, at least; English-only ones have one fewer
+LANGUAGE = re.compile(r"<\|[a-z]{2,3}\|>")
 CLIPS = 8  # clips that pass through a layer at once during calibration
 THREADS = 2  # threads that decode and resample; both release the interpreter lock
 
@@ -84,9 +87,10 @@ def encode(texts: list[str], languages: list[str], task: Task, tokenizer, multil
 
 
 def knows_languages(checkpoint: Path) -> bool:
-    """Return whether a Whisper checkpoint has tokens for language and task, from its generation_config.json."""
-    path = Path(checkpoint) / "generation_config.json"
-    return _multilingual(json.loads(path.read_text()) if path.exists() else {})
+    """Return whether a Whisper checkpoint has tokens for language and task, from its configuration files."""
+    files = [Path(checkpoint) / name for name in ("generation_config.json", "config.json")]
+    settings, config = (json.loads(path.read_text()) if path.exists() else {} for path in files)
+    return _multilingual(settings, config.get("vocab_size", 0))
 
 
 def labels(encoded: list[list[int]]) -> torch.Tensor:
@@ -106,6 +110,10 @@ class Examples:
     def __init__(self, prepared: Path, split: str, task: Task, processor, positions: int, multilingual: bool = True):
         self.clips, self.extractor = Clips(prepared, split), processor.feature_extractor
         texts, languages = self.clips.texts(task), self.clips.column("language")
+        if not multilingual and (other := sorted(set(languages) - {"en"})):
+            raise QuantuneError(
+                f"the model is English-only, and '{split}' holds clips in other languages: {listed(other)}"
+            )
         self.encoded = encode(texts, languages, task, processor.tokenizer, multilingual)
         self.numbers = [number for number, ids in enumerate(self.encoded) if len(ids) <= positions]
         if dropped := len(self.encoded) - len(self.numbers):
@@ -188,6 +196,7 @@ def transcribe(
     """
     from tqdm import tqdm
 
+    complete_settings(model, processor.tokenizer)
     require_languages(model, set(languages))
     order = sorted(range(len(languages)), key=lambda number: (languages[number], len(waves[number])))
     groups = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
@@ -242,15 +251,29 @@ def _noise(model, inputs: torch.Tensor, prompt: torch.Tensor, output: torch.Tens
 
 def multilingual(model) -> bool:
     """Return whether a Whisper model takes language and task as tokens."""
-    return _multilingual(vars(model.generation_config))
+    return _multilingual(vars(model.generation_config), model.config.vocab_size)
 
 
-def _multilingual(settings: dict[str, Any]) -> bool:
-    return bool(settings.get("is_multilingual", True) and settings.get("lang_to_id"))
+def _multilingual(settings: dict[str, Any], vocabulary: int) -> bool:
+    stated = settings.get("is_multilingual")
+    if stated is None and not settings.get("lang_to_id"):  # from before transformers wrote them: by its size
+        return vocabulary >= MULTILINGUAL
+    return stated is not False
+
+
+def complete_settings(model, tokenizer) -> None:
+    """Give a Whisper model the token ids that generation settings of old checkpoints lack, from its tokenizer."""
+    settings, known = model.generation_config, tokenizer.get_vocab()
+    if getattr(settings, "no_timestamps_token_id", None) is None:
+        settings.no_timestamps_token_id = known.get("<|notimestamps|>")
+    if multilingual(model) and not getattr(settings, "lang_to_id", None):
+        settings.lang_to_id = {name: number for name, number in known.items() if LANGUAGE.fullmatch(name)}
+        settings.task_to_id = {task: known[f"<|{task}|>"] for task in ("transcribe", "translate")}
+        settings.is_multilingual = True
 
 
 def require_languages(model, languages: set[str]) -> None:
-    """Raise QuantuneError if a multilingual model does not know a language."""
-    known = [name[2:-2] for name in model.generation_config.lang_to_id] if multilingual(model) else languages
+    """Raise QuantuneError if a model does not know a language."""
+    known = [name[2:-2] for name in model.generation_config.lang_to_id] if multilingual(model) else ["en"]
     for language in sorted(languages - set(known)):
         raise QuantuneError(f"the model does not know the language '{language}'; languages: {listed(sorted(known))}")
