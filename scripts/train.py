@@ -8,7 +8,7 @@ def train(order, inputs, folder, scratch):
     import peft  # noqa: F401 (this takes seconds; do it before the job takes the GPU)
 
     from quantune.data import examples
-    from quantune.finetunings.training import loop
+    from quantune.finetunings.training import loop, loss
     from quantune.models import adapters, loading
 
     (parent,), (prepared,) = inputs["parent"], inputs["data"]
@@ -25,7 +25,8 @@ def train(order, inputs, folder, scratch):
     trainable, total = adapters.parameters(model)
     print(f"training {trainable:,} of {total:,} parameters ({trainable / total:.4%}) on {len(data)} examples")
 
-    facts = loop.train(model, recipe, seed, data, validation, folder, scratch)
+    with loss.fused(model):
+        facts = loop.train(model, recipe, seed, data, validation, folder, scratch)
     recipe.save(model, parent, folder)
     predicted = sum((order["predicted"] or {}).values()) or None
     return facts | {"trainable_parameters": trainable, "total_parameters": total, "estimated_bytes": predicted}

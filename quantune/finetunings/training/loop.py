@@ -21,6 +21,7 @@ from transformers import get_scheduler
 from quantune.core.errors import QuantuneError
 from quantune.data.batches import IGNORED, Data
 from quantune.finetunings import Finetuning
+from quantune.finetunings.training.precision import compile_layers, keep_masters
 
 GROUPED = 16  # batches whose examples are sorted by length together: little padding, but a random order
 COLUMNS = ("step", "examples", "learning_rate", "train_loss", "validation_loss")
@@ -62,11 +63,16 @@ def train(
     Raises:
         QuantuneError: if the loss is no longer finite.
     """
+    if recipe.precision != "float32":
+        keep_masters(model)
+    if recipe.compile:
+        compile_layers(model)
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     per_step = recipe.batch_size * recipe.gradient_accumulation
     steps = recipe.steps or max(1, math.ceil(recipe.epochs * len(data) / per_step))
     order = Order(len(data), seed, data.lengths(), recipe.batch_size)
-    optimizer = torch.optim.AdamW(trained.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    optimizer = torch.optim.AdamW(trained.values(), **options, fused=next(iter(trained.values())).is_cuda)
     shape = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
     schedule = get_scheduler(shape, optimizer, recipe.warmup_steps, steps)
     progress = restore(scratch, trained, optimizer, schedule) or Progress()
@@ -78,34 +84,37 @@ def train(
         torch.manual_seed(seed)
     model.train()
     bar = tqdm(total=steps, initial=resumed, desc="training", unit="step")
+    losses: list[torch.Tensor] = []  # of steps whose losses are not in `progress` yet
     while progress.step < steps:
-        loss = 0.0
+        loss = torch.zeros((), device=model.device)
         examples = [order.example(progress.step * per_step + place) for place in range(per_step)]
         for first in range(0, per_step, recipe.batch_size):
             chosen = examples[first : first + recipe.batch_size]
             parts = data.labels(examples) / data.labels(chosen)  # so that each label of the step weighs the same
             value = model(**_placed(data.batch(chosen), model)).loss
             (value / parts).backward()
-            loss += value.item() / parts
-        if not math.isfinite(loss):
-            raise QuantuneError(f"the loss is {loss} at step {progress.step + 1}; lower 'learning_rate'")
+            loss += value.detach() / parts
         torch.nn.utils.clip_grad_norm_(trained.values(), recipe.max_gradient_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         progress.step += 1
-        progress.losses.append(loss)
-        bar.update()
-        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        losses.append(loss)
         last = progress.step == steps
-        if last or progress.step % recipe.evaluate_every == 0:
+        measured = last or progress.step % recipe.evaluate_every == 0
+        saved = not last and progress.step % recipe.save_every == 0
+        _collect(losses, progress, wait=measured or saved)
+        bar.update()
+        if progress.losses:
+            bar.set_postfix(loss=f"{progress.losses[-1]:.3f}", refresh=False)
+        if measured:
             held_out = mean_loss(model, validation, recipe)
             mean = sum(progress.losses) / len(progress.losses)
             progress.curves.append(_point(progress.step, progress.step * per_step, schedule, mean, held_out))
             progress.losses.clear()
             shown = "" if held_out is None else f", validation {held_out:.4f}"
             tqdm.write(f"step {progress.step}: training loss {mean:.4f}{shown}")
-        if not last and progress.step % recipe.save_every == 0:
+        if saved:
             save(scratch, progress, trained, optimizer, schedule)
     bar.close()
     write_curves(folder / "curves.csv", progress.curves)
@@ -117,6 +126,19 @@ def train(
         "validation_loss": progress.curves[-1]["validation_loss"],
         "run": {"steps_per_second": round((steps - resumed) / seconds, 3), "resumed_from_step": resumed},
     }
+
+
+def _collect(losses: list[torch.Tensor], progress: Progress, wait: bool) -> None:
+    """Move the losses of finished steps into `progress`; the last step's only with `wait`, so that a GPU never idles.
+
+    Raises:
+        QuantuneError: if a loss is not finite.
+    """
+    while len(losses) > (0 if wait else 1):
+        step, loss = progress.step - len(losses) + 1, losses.pop(0).item()
+        if not math.isfinite(loss):
+            raise QuantuneError(f"the loss is {loss} at step {step}; lower 'learning_rate'")
+        progress.losses.append(loss)
 
 
 @torch.no_grad()

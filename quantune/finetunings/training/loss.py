@@ -1,0 +1,78 @@
+"""The loss of a causal language model, without all logits in memory at once.
+
+The product with the output embedding, the cross-entropy and their gradient are computed for some rows at a time, as in
+Liger kernels (Hsu et al., 2024, arXiv:2410.10989). A vocabulary of 50,000 and 16,384 tokens would otherwise take 1.6 GB
+of logits in 16 bits, and four copies of it in float32.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from quantune.data.batches import IGNORED
+
+CHUNK = 2**26  # logits held at once
+SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+"""Keys of config.json of models that change the logits after the product with the output embedding."""
+
+
+@contextmanager
+def fused(model: torch.nn.Module) -> Iterator[None]:
+    """Let a causal language model compute its loss in chunks; inside, its `logits` are the hidden states.
+
+    Models keep their own loss if they change the logits after the product, or if the output embedding is trained.
+    """
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    scaled = any(getattr(config, key, None) for key in SCALED)
+    if model.config.is_encoder_decoder or type(head) is not torch.nn.Linear or head.weight.requires_grad or scaled:
+        yield
+        return
+    own = model.loss_function
+    head.forward = lambda states: states
+    model.loss_function = lambda logits, labels, **more: causal(logits, labels, head)
+    try:
+        yield
+    finally:
+        del head.forward
+        model.loss_function = own
+
+
+def causal(states: torch.Tensor, labels: torch.Tensor, head: torch.nn.Linear) -> torch.Tensor:
+    """Return the mean negative log-likelihood of the labels, in nats, computed in float32: a scalar.
+
+    Args:
+        states: hidden states before the output embedding, shape (batch, length, features).
+        labels: token ids, shape (batch, length); position i predicts label i + 1; `IGNORED` is not counted.
+        head: the output embedding, which is not trained.
+    """
+    targets = torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:].reshape(-1)
+    return _CrossEntropy.apply(states.reshape(-1, states.shape[-1]), head.weight, head.bias, targets.to(states.device))
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy over rows of hidden states; their gradient is computed with the loss, in chunks."""
+
+    @staticmethod
+    def forward(ctx, states, weight, bias, targets):
+        kept = targets != IGNORED
+        count, total = kept.sum(), torch.zeros((), device=states.device)
+        gradient = torch.empty_like(states) if states.requires_grad else None
+        size = max(1, CHUNK // len(weight))
+        for first in range(0, len(states), size):
+            rows = slice(first, first + size)
+            logits = torch.nn.functional.linear(states[rows], weight, bias)
+            chances = logits.float().log_softmax(-1)
+            place = torch.arange(len(chances), device=states.device), targets[rows].clamp(min=0)
+            total -= (chances[place] * kept[rows]).sum()
+            if gradient is not None:
+                slope = chances.exp_()
+                slope[place] -= 1
+                gradient[rows] = slope.mul_(kept[rows, None] / count).to(states.dtype) @ weight
+        ctx.save_for_backward(gradient)
+        return total / count
+
+    @staticmethod
+    def backward(ctx, slope):
+        return ctx.saved_tensors[0] * slope, None, None, None
