@@ -65,7 +65,7 @@ def test_models_that_change_their_logits_keep_their_own_loss(tokens):
 
 
 def test_float32_adapters_in_a_bfloat16_model_learn_as_in_float32(tokens, tmp_path):
-    """Within 0.02 nats of float32 training at each of 6 steps; the adapter stays float32."""
+    """Within 0.05 nats of float32 training at each of 6 steps; the adapter stays float32."""
     curves = {}
     for dtype in ("float32", "bfloat16"):
         recipe = LoRA(**KEYS, steps=6, batch_size=2, learning_rate=6e-3, precision=dtype, evaluate_every=1)
@@ -76,7 +76,7 @@ def test_float32_adapters_in_a_bfloat16_model_learn_as_in_float32(tokens, tmp_pa
         trained = [value for value in model.parameters() if value.requires_grad]
         assert {value.dtype for value in trained} == {torch.float32}
     assert curves["float32"][-1] < curves["float32"][0] - 0.3
-    assert numpy.abs(curves["float32"] - curves["bfloat16"]).max() < 0.02
+    assert numpy.abs(curves["float32"] - curves["bfloat16"]).max() < 0.05
 
 
 def test_masters_compute_in_the_dtype_of_their_input():
