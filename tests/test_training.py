@@ -29,7 +29,7 @@ def gradients(model) -> torch.Tensor:
 @pytest.mark.parametrize("chunk", [2**26, 12288 * 7, 1], ids=["one chunk", "seven rows", "one row"])
 def test_the_loss_in_chunks_is_the_models_own(tokens, monkeypatch, chunk):
     """The same loss and gradient, with labels that do not count; afterwards the model gives logits again."""
-    monkeypatch.setattr(loss, "CHUNK", chunk)
+    monkeypatch.setattr(loss, "LOSS_CHUNK", chunk)
     model = LoRA(**KEYS, steps=1).prepare(loading.model([OPT], "float32"), 0)
     for name, value in model.named_parameters():
         if "lora_B" in name:

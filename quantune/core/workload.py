@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 PROBE_TOKENS = 512
 """Tokens of the probe text that a quantized model and its parent read, at most."""
+LOSS_CHUNK = 2**26
+"""Logits that the training loss of a language model holds at once."""
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,18 @@ feed-forward size F and s bytes for a value of the dtype computed in, each layer
   token and head.
 - feed-forward: ReLU keeps its result, N·F·s; GELU its input; SwiGLU the gate, its SiLU and `up_proj`, 3·N·F·s.
 - frozen linear layers: nothing; those of LLM.int8() keep their input.
-- adapted linear layers: their input in float32, shared by layers that read the same tensor; each layer keeps a copy of
-  its own if the input has another dtype, or with dropout. Between A and B, N·rank·4.
+- adapted linear layers: their input, shared by layers that read the same tensor; with dropout each layer keeps a copy
+  of its own. Between A and B, N·rank·s. In 16 bits also A and B in this dtype.
 - dropout: a mask of one byte a value, after each part of the layer.
 
-Adapters are float32 whatever the base is (PEFT's `autocast_adapter_dtype`).
+Adapters are float32 whatever the base is (PEFT's `autocast_adapter_dtype`). In training they compute in the dtype of
+their input (`finetunings/training/precision.py`), in inference in float32.
 """
 
 from dataclasses import dataclass
 
 from quantune.core.units import BYTES
+from quantune.core.workload import LOSS_CHUNK
 from quantune.finetunings import Finetuning
 from quantune.models.architecture import Architecture, Layers, Linear
 from quantune.quantizations import Quantization
@@ -94,11 +96,12 @@ class Pass:
         for linear in layers.linears:
             positions = self.batch * self.model.frames if linear.reads == "encoder output" else self.tokens(layers)
             adapted = linear in self._adapted(layers)
-            copied = adapted and (self._copy or dropout)
+            copied = adapted and dropout
             if adapted:
-                total += positions * rank * FLOAT
+                total += positions * rank * self.size
+                total += rank * (linear.inputs + linear.outputs) * self.size if self.size != FLOAT else 0
             if copied:
-                total += positions * linear.inputs * (FLOAT + bool(dropout))
+                total += positions * linear.inputs * (self.size + 1)
             keeps = (adapted and not copied) or (self.quantization is not None and self.quantization.keeps_inputs)
             if keeps and linear.reads not in saved:
                 total += positions * linear.inputs * self.size
@@ -129,17 +132,21 @@ class Pass:
     def gradients(self, layers: Layers) -> int:
         """Return the largest number of bytes that gradients take at one time inside one layer.
 
-        The larger of the gradients of the feed-forward part (input and output of the activation; for SwiGLU both
-        factors and the product) and those of an adapted linear layer of another dtype: of its output in float32, of
-        its input in float32, and of its input from both paths in the layer's own dtype.
+        Those of the feed-forward part: input and output of the activation; for SwiGLU both factors and the product.
         """
         feed_forward = (3 if layers.gated else 2) * layers.feed_forward * self.size
-        updates = [
-            linear.inputs * (FLOAT + 2 * self.size) + linear.outputs * FLOAT
-            for linear in self._adapted(layers)
-            if self._copy
-        ]
-        return self.tokens(layers) * max(feed_forward, *updates, 0) + self._unpacked(layers)
+        return self.tokens(layers) * feed_forward + self._unpacked(layers)
+
+    def loss(self) -> int:
+        """Return the bytes that the loss of training holds at its peak.
+
+        Text: some rows of logits, in the dtype and twice in float32, and the gradient of the hidden states. Speech:
+        float32 log-probabilities, their gradient and that of the logits.
+        """
+        if self.model.frames:
+            return 3 * self.logits("float32")
+        rows = min(self.batch * self.length * self.model.vocabulary, LOSS_CHUNK)
+        return self.hidden(self.model.decoder) + rows * (2 * FLOAT + (self.size if self.size != FLOAT else 0))
 
     @property
     def _copy(self) -> int:

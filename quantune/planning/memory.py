@@ -98,8 +98,8 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
     """Estimate the peak of `quantune.finetunings.training.loop.train`.
 
     The peak is at the start of the backward pass, in every step but the first: memory holds all activations, and the
-    loss (`ForCausalLMLoss`) holds the float32 log-probabilities, their gradient and that of the logits. Gradient
-    checkpointing keeps only the inputs of layers and of the last norm; then the peak may be inside a recomputed layer.
+    loss its logits, or the last layer its gradients. Gradient checkpointing keeps only the inputs of layers and of the
+    last norm; then the peak may be inside a recomputed layer.
 
     Args:
         config: the model's config.json.
@@ -112,12 +112,13 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
     model, quantization = read(config), _first(steps, Quantization)
     work = finetuning.workload()
     step = Pass(model, work.batch, work.length, work.dtype, quantization, finetuning)
-    parameters, loss = finetuning.trained(model), 3 * step.logits("float32")
+    parameters, loss = finetuning.trained(model), step.loss()
     if work.recomputed:
         activations = sum(layers.count * step.hidden(layers) + step.norm(layers) for layers in model.layers)
         layer = max(step.saved_for_backward(layers) + step.gradients(layers) for layers in model.layers)
     else:
-        activations, layer = sum(layers.count * step.saved_for_backward(layers) for layers in model.layers), 0
+        activations = sum(layers.count * step.saved_for_backward(layers) for layers in model.layers)
+        layer = max(step.gradients(layers) + step.hidden(layers) for layers in model.layers)
     return Estimate(
         {
             "weights": weights(model, work.dtype, quantization),

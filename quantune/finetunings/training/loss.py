@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 import torch
 
+from quantune.core.workload import LOSS_CHUNK
 from quantune.data.batches import IGNORED
 
-CHUNK = 2**26  # logits held at once
 SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 """Keys of config.json of models that change the logits after the product with the output embedding."""
 
@@ -59,20 +59,27 @@ class _CrossEntropy(torch.autograd.Function):
         kept = targets != IGNORED
         count, total = kept.sum(), torch.zeros((), device=states.device)
         gradient = torch.empty_like(states) if states.requires_grad else None
-        size = max(1, CHUNK // len(weight))
+        size = max(1, LOSS_CHUNK // len(weight))
         for first in range(0, len(states), size):
             rows = slice(first, first + size)
-            logits = torch.nn.functional.linear(states[rows], weight, bias)
-            chances = logits.float().log_softmax(-1)
-            place = torch.arange(len(chances), device=states.device), targets[rows].clamp(min=0)
-            total -= (chances[place] * kept[rows]).sum()
+            loss, slope = _rows(states[rows], weight, bias, targets[rows], kept[rows], states.requires_grad)
+            total += loss
             if gradient is not None:
-                slope = chances.exp_()
-                slope[place] -= 1
-                gradient[rows] = slope.mul_(kept[rows, None] / count).to(states.dtype) @ weight
+                gradient[rows] = (slope / count).to(gradient.dtype)
         ctx.save_for_backward(gradient)
         return total / count
 
     @staticmethod
     def backward(ctx, slope):
         return ctx.saved_tensors[0] * slope, None, None, None
+
+
+def _rows(states, weight, bias, targets, kept, with_slope: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the summed loss of some rows, and its gradient with respect to their hidden states."""
+    chances = torch.nn.functional.linear(states, weight, bias).float().log_softmax(-1)
+    place = torch.arange(len(chances), device=states.device), targets.clamp(min=0)
+    loss = -(chances[place] * kept).sum()
+    if not with_slope:
+        return loss, None
+    chances.exp_()[place] -= 1
+    return loss, chances.mul_(kept[:, None]).to(states.dtype) @ weight
