@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantune.artefacts.hashes import Hashes
@@ -23,10 +25,13 @@ class Origin:
     """Name -> SHA-256, or git blob id after `git:`."""
     download: dict[str, Any] | None = None
     """The options of `quantune.sources.download.fetch_sources`; None for local files."""
+    root: str | None = None
+    """The folder that must hold the files that tables name; None if there are no such tables."""
 
     def options(self) -> dict[str, Any]:
-        """Return the options of the job: files and download."""
-        return {"files": self.files} | ({"download": self.download} if self.download else {})
+        """Return the options of the job: files, download and root."""
+        more = {"download": self.download, "root": self.root}
+        return {"files": self.files} | {name: value for name, value in more.items() if value}
 
 
 def model(entry: Model, key: str, lock: Lock, hashes: Hashes) -> Origin:
@@ -55,7 +60,9 @@ def dataset_bytes(entry: Dataset, key: str, lock: Lock) -> int | None:
         return sum(files[name]["size"] for name in names)
     if entry.urls:
         return None
-    audio = [path for path in clips.audio_files(entry, dataset_files(entry, key, lock)) if path.exists()]
+    audio = [
+        path for path in clips.audio_files(entry, dataset_files(entry, key, lock), root(entry, key)) if path.is_file()
+    ]
     return sum(path.stat().st_size for path in [*names, *audio])
 
 
@@ -69,13 +76,25 @@ def dataset(entry: Dataset, key: str, lock: Lock, hashes: Hashes) -> Origin:
     if entry.urls:
         urls = {name: entry.urls[name].url for name in names}
         return Origin(files, {name: entry.urls[name].sha256 for name in names}, {"urls": urls})
-    root = selection.resolve(entry.path, f"{key}.path")
-    base = root if root.is_dir() else root.parent
+    source = selection.resolve(entry.path, f"{key}.path")
+    base = source if source.is_dir() else source.parent
     paths = [path for group in files.values() for path in group]
     digests = {path.relative_to(base).as_posix(): hashes.file(path) for path in paths}
-    if audio := clips.audio_files(entry, files):
-        digests["clips"] = hashes.combined(base, audio)
-    return Origin({split: [str(path) for path in group] for split, group in files.items()}, digests)
+    held = root(entry, key) if entry.track == "speech" else None
+    if audio := clips.audio_files(entry, files, held):
+        audio = [Path(os.path.abspath(path)) for path in audio]
+        common = os.path.commonpath([os.path.abspath(base), *audio])
+        digests["clips"] = hashes.combined(Path(common if held == Path("/") else os.path.abspath(base)), audio)
+    files = {split: [str(path) for path in group] for split, group in files.items()}
+    return Origin(files, digests, root=held and os.path.abspath(held))
+
+
+def root(entry: Dataset, key: str) -> Path:
+    """Return the folder that must hold the files that tables of a dataset on this machine name."""
+    if getattr(entry, "absolute_paths", False):
+        return Path("/")
+    path = selection.resolve(entry.path, f"{key}.path")
+    return path if path.is_dir() else path.parent
 
 
 def dataset_files(entry: Dataset, key: str, lock: Lock) -> dict[str, list]:
