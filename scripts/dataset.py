@@ -24,9 +24,8 @@ def dataset(order, inputs, folder, scratch):
         read = empty + sum(map(len, splits.values()))
         if list(splits) == [""]:
             shares = draw.shares(len(splits[""]), recipe["splits"] or {"train": 1.0}, recipe["seed"])
-            splits = {
-                name: splits[""].chosen(drawn, Path(temporary, f"{name}.drawn")) for name, drawn in shares.items()
-            }
+            whole = splits.pop("")
+            splits = {name: whole.chosen(drawn, Path(temporary, f"{name}.drawn")) for name, drawn in shares.items()}
         dropped = {}
         if recipe["remove_leaks"] != "none":
             for split, kept in leaks.without_leaks(splits, recipe["remove_leaks"]).items():

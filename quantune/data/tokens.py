@@ -2,9 +2,9 @@
 
 A document of at most `PIECE` bytes is tokenized at once. A longer one is tokenized in pieces that overlap. Two pieces
 are joined at a place of their overlap around which both gave the same tokens. The result is exact, the tokens of the
-whole document, if the tokenizer divides text before it merges tokens (at spaces, line ends or punctuation) and such a place is in
-the overlap. A longer run without one, such as a million letters without a space, is cut after a token; the number of
-these cuts is printed.
+whole document, if the tokenizer divides text before it merges tokens (at spaces, line ends or punctuation) and such a
+place is in the overlap. A longer run without one, such as a million letters without a space, is cut after a token; the
+number of these cuts is printed.
 """
 
 import tempfile

@@ -65,6 +65,10 @@ class Plan:
         """Bytes of a dataset's files; None if they are not known beforehand."""
         return origins.dataset_bytes(self._named("datasets", name), f"datasets.{name}", self.config.locked)
 
+    def dataset_sizes(self, name: str) -> list[tuple[int, bool]]:
+        """Size of each of a dataset's files that is known beforehand, and whether the file is compressed."""
+        return origins.dataset_sizes(self._named("datasets", name), f"datasets.{name}", self.config.locked)
+
     def prepared(self, dataset: str, model: str) -> Artefact:
         """A dataset prepared for a model: token ids of documents, or clips at the model's sampling rate."""
         self.config.require_same_track(dataset, model)

@@ -1,8 +1,8 @@
 """Held-out documents that repeat a training document, exactly or nearly.
 
-Documents are compared by 64-bit hashes of their words, so the texts stay on disk. Memory holds the hashes of the held-out
-documents' runs of three words; the training documents pass by once. Two different texts get the same hash with a
-probability below one in a million, even among millions of documents.
+Documents are compared by 64-bit hashes of their words, so the texts stay on disk. Memory holds the hashes of the
+held-out documents' runs of three words; the training documents pass by once. Two different texts get the same hash with
+a probability below one in a million, even among millions of documents.
 """
 
 import hashlib
@@ -129,12 +129,12 @@ def _near(held: Iterable[str], train: Iterable[str], total: int) -> numpy.ndarra
     owner = numpy.repeat(numpy.arange(total, dtype="int32"), sizes)
     looked_up, owners = _rarest(runs, owner, starts, sizes - needed // 2)
     for _, found in _runs(train):
-        begin = numpy.searchsorted(looked_up, found, "left")
-        count = numpy.searchsorted(looked_up, found, "right") - begin
-        hit = count > 0
+        begin = numpy.searchsorted(looked_up, found)
+        hit = looked_up[numpy.minimum(begin, len(looked_up) - 1)] == found
         if not hit.any():
             continue
-        candidates, shared = numpy.unique(owners[_ranges(begin[hit], count[hit])], return_counts=True)
+        begin, end = begin[hit], numpy.searchsorted(looked_up, found[hit], "right")
+        candidates, shared = numpy.unique(owners[_ranges(begin, end - begin)], return_counts=True)
         enough = shared >= needed[candidates] - needed[candidates] // 2
         for document in candidates[enough & ~leaks[candidates]]:
             own = runs[starts[document] : starts[document + 1]]

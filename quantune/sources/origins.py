@@ -60,10 +60,21 @@ def dataset_bytes(entry: Dataset, key: str, lock: Lock) -> int | None:
         return sum(files[name]["size"] for name in names)
     if entry.urls:
         return None
-    audio = [
-        path for path in clips.audio_files(entry, dataset_files(entry, key, lock), root(entry, key)) if path.is_file()
-    ]
-    return sum(path.stat().st_size for path in [*names, *audio])
+    audio = clips.audio_files(entry, dataset_files(entry, key, lock), root(entry, key))
+    return sum(path.stat().st_size for path in [*names, *audio] if path.is_file())
+
+
+def dataset_sizes(entry: Dataset, key: str, lock: Lock) -> list[tuple[int, bool]]:
+    """Return the bytes of each of a dataset's tables and texts, and whether it is compressed; empty for URLs."""
+    names = [name for group in dataset_files(entry, key, lock).values() for name in group]
+    if entry.urls:
+        return []
+    if entry.hub:
+        files = lock.dataset(entry.hub, entry.revision, patterns(entry), key)["files"]
+        sizes = [files[name]["size"] for name in names]
+    else:
+        sizes = [path.stat().st_size for path in names]
+    return [(size, str(name).endswith((".gz", ".parquet"))) for name, size in zip(names, sizes, strict=True)]
 
 
 def dataset(entry: Dataset, key: str, lock: Lock, hashes: Hashes) -> Origin:

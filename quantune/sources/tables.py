@@ -1,4 +1,4 @@
-"""Tables from outside, read row by row: JSON (also JSON lines), CSV, TSV, Parquet. Errors name file, line and column."""
+"""Tables from outside, read row by row: JSON, JSON lines, CSV, TSV, Parquet. Errors name file, line and column."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Text files from outside, read part by part: UTF-8, plain or compressed with gzip. Errors name the file and the line."""
+"""Text files from outside, read part by part: UTF-8, plain or compressed with gzip. Errors name file and line."""
 
 import codecs
 import gzip
@@ -84,7 +84,7 @@ def binary(path: Path) -> Iterator[BinaryIO]:
 
 
 def chunks(path: Path) -> Iterator[str]:
-    """Yield the text of a file in chunks, with `\\n` between lines; raises QuantuneError as `opened`, or for NUL."""
+    """Yield the text of a file in chunks, lines ended by a line feed; raises as `opened`, or for a NUL character."""
     line = 1
     with opened(path) as file:
         while chunk := file.read(CHUNK):
@@ -95,7 +95,7 @@ def chunks(path: Path) -> Iterator[str]:
 
 
 def lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a file with their ends; only `\\n`, `\\r\\n` and `\\r` end a line. Raises as `chunks`."""
+    """Yield the lines of a file with their ends: line feed, carriage return, or both. Raises as `chunks`."""
     with opened(path, newline="") as file:
         number = 0
         while line := file.readline(LARGEST + 1):
