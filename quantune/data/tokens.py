@@ -205,7 +205,7 @@ def _in_pieces(document: memoryview, tokenizer) -> Iterator[dict[str, numpy.ndar
             else:
                 cuts, following = cuts + 1, None
                 inside = int(numpy.searchsorted(piece.tokens[:, 2], piece.end - OVERLAP // 2, "right"))
-                if inside > first and piece.tokens[inside - 1, 2] > piece.begin:
+                if inside > first and piece.tokens[inside - 1, 2] > (piece.begin + piece.end) // 2:
                     last = inside
             if last > first and (joined or last < len(piece.ids)):
                 stop = int(piece.tokens[last - 1, 2])

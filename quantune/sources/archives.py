@@ -36,7 +36,7 @@ def unpack(archive: Path, folder: Path, locale: str | None) -> None:
             while opened.fileobj.read(CHUNK):
                 pass  # the checksum comes after the last member
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError) as error:
-        problem = f"'{archive}' cannot be unpacked ({error})"
+        problem = f"'{archive}' cannot be unpacked ({' '.join(str(error).split()):.300})"
         raise QuantuneError(f"{problem}; it is damaged, cut off or no archive: download it again") from None
     if locale and locale not in locales:
         hint = locale_hint(locale, locales - {None})

@@ -162,5 +162,8 @@ def _fitting(sample: bytes, head: bytes = b"") -> str | None:
     from charset_normalizer import from_bytes
 
     best = from_bytes(sample, cp_isolation=list(ENCODINGS), enable_fallback=False).best()
+    if best is None:
+        return None
+    encoding = next(name for name in (*ENCODINGS, best.encoding) if name in best.could_be_from_charset)
     names = {"big5": "BIG5", "euc_jp": "EUC-JP", "gb18030": "GB18030", "koi8_r": "KOI8-R"}
-    return names.get(best.encoding, best.encoding.upper()) if best else None
+    return names.get(encoding, encoding.upper())
