@@ -14,10 +14,10 @@ from quantune.sources import origins, selection
 # Versions of the stages that have no recipe class of their own; raised when the meaning of their output changes.
 VERSIONS = {
     "model": 1,
-    "dataset": 1,
-    "clips": 2,
+    "dataset": 2,
+    "clips": 3,
     "tokenize": 1,
-    "resample": 1,
+    "resample": 2,
     "merge": 2,
     "transcribe": 2,
     "report": 9,

@@ -379,7 +379,7 @@ def talks(folder: Path, rows: list[dict] | str, name: str = "all.jsonl", **more)
     return {"layout": "manifest", "path": folder / "data", "language": "en", **more}
 
 
-OUT = r"leads out of the folder '\S+'; do not trust a downloaded table .*; for a table of your own, set 'absolute_paths: true'"
+OUT = r"leads out of the folder '\S+'; do not trust .*; for a table of your own, set 'absolute_paths: true'"
 CELLS = {
     "a number as the text": ({"path": "a.wav", "text": 5}, rf"all.jsonl', line 1, column 'text': {SAID} int \(5\)"),
     "a list as the text": ({"path": "a.wav", "text": ["x"]}, rf"line 1, column 'text': {SAID} list"),
@@ -713,7 +713,7 @@ def test_reading_stays_within_a_few_documents(tmp_path, case):
 
 @pytest.fixture(scope="module")
 def tokenizers() -> dict:
-    """A tokenizer of bytes, one that divides by words like sentencepiece, and one like Llama's, which divides nothing."""
+    """A tokenizer of bytes, one that divides at spaces like T5's, and one like Llama's, which divides nothing."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
