@@ -30,10 +30,12 @@ def without_leaks(splits: dict[str, Any], how: str) -> dict[str, numpy.ndarray]:
     """
     held = {split: texts for split, texts in splits.items() if split != "train"}
     total = sum(map(len, held.values()))
-    keys = numpy.fromiter((_key(text) for texts in held.values() for text in texts), "uint64", total)
-    leaks = numpy.isin(keys, numpy.fromiter(map(_key, splits["train"]), "uint64", len(splits["train"])))
-    if how == "near":
-        leaks |= _near((text for texts in held.values() for text in texts), splits["train"], total)
+    every = (text for texts in held.values() for text in texts)
+    if how == "near":  # an exact repetition has the same runs
+        leaks = _near(every, splits["train"], total)
+    else:
+        keys = numpy.fromiter(map(_key, every), "uint64", total)
+        leaks = numpy.isin(keys, numpy.fromiter(map(_key, splits["train"]), "uint64", len(splits["train"])))
     kept, begin = {}, 0
     for split, texts in held.items():
         kept[split] = numpy.flatnonzero(~leaks[begin : begin + len(texts)])
@@ -128,7 +130,10 @@ def _near(held: Iterable[str], train: Iterable[str], total: int) -> numpy.ndarra
     needed = numpy.ceil(NEAR * sizes).astype("int64")
     owner = numpy.repeat(numpy.arange(total, dtype="int32"), sizes)
     looked_up, owners = _rarest(runs, owner, starts, sizes - needed // 2)
-    for _, found in _runs(train):
+    likely = numpy.zeros(2**24, bool)  # by the first bits of a hash: most runs are excluded by one look
+    likely[looked_up >> numpy.uint64(40)] = True
+    for _, every in _runs(train):
+        found = every[likely[every >> numpy.uint64(40)]]
         begin = numpy.searchsorted(looked_up, found)
         hit = looked_up[numpy.minimum(begin, len(looked_up) - 1)] == found
         if not hit.any():
@@ -138,8 +143,8 @@ def _near(held: Iterable[str], train: Iterable[str], total: int) -> numpy.ndarra
         enough = shared >= needed[candidates] - needed[candidates] // 2
         for document in candidates[enough & ~leaks[candidates]]:
             own = runs[starts[document] : starts[document + 1]]
-            places = numpy.minimum(numpy.searchsorted(found, own), len(found) - 1)
-            leaks[document] = (found[places] == own).sum() >= needed[document]
+            places = numpy.minimum(numpy.searchsorted(every, own), len(every) - 1)
+            leaks[document] = (every[places] == own).sum() >= needed[document]
     return leaks
 
 
@@ -147,10 +152,8 @@ def _rarest(
     runs: numpy.ndarray, owner: numpy.ndarray, starts: numpy.ndarray, count: numpy.ndarray
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Return the `count` rarest runs of each document, ascending, and the document of each."""
-    ascending = numpy.sort(runs)
-    frequency = numpy.searchsorted(ascending, runs, "right") - numpy.searchsorted(ascending, runs, "left")
-    del ascending
-    order = numpy.lexsort((frequency, owner))
+    _, places, counts = numpy.unique(runs, return_inverse=True, return_counts=True)
+    order = numpy.lexsort((counts[places], owner))
     rank = numpy.arange(len(runs)) - starts[owner]
     chosen = order[rank < count[owner]]
     chosen = chosen[numpy.argsort(runs[chosen])]
