@@ -5,6 +5,7 @@ Only the columns that the recipe names are kept: names, ages and other columns a
 
 import math
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -47,7 +48,10 @@ class Clip:
 
         if self.cell is not None:
             column, group, row = self.cell
-            value = _column(self.file, column, group)[row].as_py()
+            try:
+                value = _column(self.file, column, group)[row].as_py()
+            except (ValueError, OSError) as error:  # those of pyarrow are ValueErrors
+                raise BrokenAudioError(f"the Parquet file is damaged ({error})") from None
             value = (value.get("bytes") if isinstance(value, dict) else value) or b""
             if not isinstance(value, bytes):
                 raise BrokenAudioError(f"the column '{column}' holds {type(value).__name__}, not an audio file's bytes")
@@ -148,7 +152,15 @@ def audio_files(entry: Dataset, tables: dict[str, list[Path]], root: Path) -> li
         for clip in _table(first.parent, path, entry.identity(), root)
         if clip.file
     )
-    return [path for path in dict.fromkeys(named) if "a file is expected" not in (text_files.problem(path) or "")]
+    return [path for path in named if _regular_or_missing(path)]
+
+
+def _regular_or_missing(path: Path) -> bool:
+    """Return whether a path is a regular file or nothing; hashing a pipe would wait for ever."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return True
 
 
 def read(root: Path, recipe: dict[str, Any], files: dict[str, list[str]], held: Path) -> dict[str, list[Clip]]:
@@ -220,7 +232,10 @@ def _kind(path: Path) -> str:
 
 
 def _segment(path: Path, place: str, row: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Return `offset` and `duration` of a row, in seconds, None where it gives none."""
+    """Return `offset` and `duration` of a row, in seconds, None where it gives none.
+
+    A duration without an offset describes the whole file, in any notation; it is used if it is a number of seconds.
+    """
     found = []
     for name in ("offset", "duration"):
         value = row.get(name)
@@ -229,6 +244,8 @@ def _segment(path: Path, place: str, row: dict[str, Any]) -> tuple[float | None,
         except (TypeError, ValueError):
             seconds = math.nan
         if isinstance(value, bool) or (seconds is not None and not 0 <= seconds < math.inf):
+            if name == "duration" and found[0] is None:
+                return None, None
             what = "seconds, 0 or more, are expected"
             raise QuantuneError(f"'{path}', {place}, column '{name}': {what}, found {value!a:.40}; correct the row")
         found.append(seconds)
@@ -243,12 +260,12 @@ def _held(folder: Path, name: str, root: Path, where: str) -> Path | None:
     """
     if not name.strip() or "\0" in name:
         return None
-    path = folder / name
-    inside = os.path.join(_real(path.parent), path.name)
-    if path.name == ".." or os.path.islink(inside):
+    path, allowed = folder / name, _real(str(root))
+    above, last = os.path.split(path)
+    inside = os.path.join(_real(above), last)
+    if last == ".." or os.path.islink(inside):
         inside = os.path.realpath(inside)
-    allowed = _real(root)
-    if os.path.commonpath([allowed, inside]) != allowed:
+    if not inside.startswith(allowed.rstrip("/") + "/"):
         linked = f", which is '{inside}'," if inside != os.path.normpath(path) else ""
         raise QuantuneError(
             f"{where}: '{name}'{linked} leads out of the folder '{root}'; do not trust a downloaded table that does so;"
@@ -258,7 +275,7 @@ def _held(folder: Path, name: str, root: Path, where: str) -> Path | None:
 
 
 @lru_cache(maxsize=4096)
-def _real(folder: Path) -> str:
+def _real(folder: str) -> str:
     """Return the path of a folder without links and `..`."""
     return os.path.realpath(folder)
 

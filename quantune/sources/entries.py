@@ -129,7 +129,8 @@ class Text(Dataset):
     document: Literal["file", "paragraph", "line"] = "paragraph"
     """The unit that is one document in plain text; paragraphs are separated by blank lines."""
     first: int | None = Field(default=None, gt=0)
-    """Number of documents taken from the beginning of each file; null: all."""
+    """Number of documents taken from the beginning of each file, the rest of which is neither read nor verified; null:
+    all."""
     join: str | None = None
     """Join all documents of a file, empty ones too, by this text into one document before they are tokenized:
     "\\n\\n" is the protocol of the GPTQ paper for WikiText-2; null: they stay apart, and empty ones are dropped."""

@@ -74,7 +74,8 @@ def write(splits: dict[str, list[clips.Clip]], recipe: dict[str, Any], spoken: s
         reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count)
         print(f"{split}: {len(seconds)} clips, {sum(seconds) / 3600:.3f} h; left out: {reasons or 'none'}")
         if not seconds:
-            raise QuantuneError(f"split '{split}' has no clips left (read {len(listed)}; {reasons})")
+            first = f"; {facts['broken_files'][0]}" if counts["broken"] else ""
+            raise QuantuneError(f"split '{split}' has no clips left (read {len(listed)}; {reasons}){first}")
     facts["speakers_shared_with_train"] = shared_speakers(splits)
     _require_few_broken(facts["broken_files"], sum(map(len, splits.values())), recipe["max_broken"])
     return facts

@@ -93,9 +93,11 @@ def dataset(entry: Dataset, key: str, lock: Lock, hashes: Hashes) -> Origin:
     digests = {path.relative_to(base).as_posix(): hashes.file(path) for path in paths}
     held = root(entry, key) if entry.track == "speech" else None
     if audio := clips.audio_files(entry, files, held):
-        audio = [Path(os.path.abspath(path)) for path in audio]
-        common = os.path.commonpath([os.path.abspath(base), *audio])
-        digests["clips"] = hashes.combined(Path(common if held == Path("/") else os.path.abspath(base)), audio)
+        if any(".." in path.parts or path.is_absolute() != base.is_absolute() for path in audio):
+            base, audio = Path(os.path.abspath(base)), [Path(os.path.abspath(path)) for path in audio]
+        if held == Path("/"):
+            base = Path(os.path.commonpath([base, *audio]))
+        digests["clips"] = hashes.combined(base, audio)
     files = {split: [str(path) for path in group] for split, group in files.items()}
     return Origin(files, digests, root=held and os.path.abspath(held))
 

@@ -408,10 +408,13 @@ CELLS = {
         r"column 'offset': seconds, 0 or more, .*found -1",
     ),
     "a length without end": (
-        {"path": "a.wav", "text": "x", "duration": float("inf")},
+        {"path": "a.wav", "text": "x", "offset": 0, "duration": float("inf")},
         r"column 'duration': .*found inf",
     ),
-    "a length that is a list": ({"path": "a.wav", "text": "x", "duration": [1]}, r"column 'duration': .*found \[1\]"),
+    "a length that is a list": (
+        {"path": "a.wav", "text": "x", "offset": 0, "duration": [1]},
+        r"column 'duration': .*found \[1\]",
+    ),
 }
 
 
@@ -540,15 +543,16 @@ def test_segments_beyond_the_end_are_broken_and_a_duration_alone_cuts(tmp_path):
         {"path": "talk.wav", "duration": 1.0, "text": "the first second"},
         {"path": "talk.wav", "duration": 2.98, "text": "whole, rounded"},
         {"path": "talk.wav", "offset": None, "duration": None, "text": "whole"},
+        {"path": "talk.wav", "duration": "0:03", "text": "whole"},
     ]
     folder, facts = gather(tmp_path / "work", **talks(tmp_path, rows, max_broken=0.5))
     assert facts["broken_files"] == [
         "talk.wav:2+4: the recording ends 3.000 s before the segment's end",
         "talk.wav:8+1: begins at 8 s, but the recording has 3.000 s",
     ]
-    assert [item["seconds"] for item in written(folder)] == [1.0, 3.0, 3.0]
+    assert [item["seconds"] for item in written(folder)] == [1.0, 3.0, 3.0, 3.0]
     whole = (tmp_path / "data/talk.wav").read_bytes()
-    assert [item["audio"] == whole for item in written(folder)] == [False, True, True]
+    assert [item["audio"] == whole for item in written(folder)] == [False, True, True, True]
 
 
 MIXES = {
