@@ -4,8 +4,6 @@ Only the columns that the recipe names are kept: names, ages and other columns a
 """
 
 import math
-import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quantune.core.errors import ConfigError, QuantuneError, listed, nearest
-from quantune.sources import draw, selection, tables, text_files
+from quantune.sources import containment, draw, selection, tables, text_files
 from quantune.sources.entries import Dataset, Speech
 
 COLUMNS = {"common-voice": "sentence", "ljspeech": "text", "manifest": "text", "parquet": "text"}
@@ -152,15 +150,7 @@ def audio_files(entry: Dataset, tables: dict[str, list[Path]], root: Path) -> li
         for clip in _table(first.parent, path, entry.identity(), root)
         if clip.file
     )
-    return [path for path in named if _regular_or_missing(path)]
-
-
-def _regular_or_missing(path: Path) -> bool:
-    """Return whether a path is a regular file or nothing; hashing a pipe would wait for ever."""
-    try:
-        return stat.S_ISREG(os.stat(path).st_mode)
-    except (OSError, ValueError):
-        return True
+    return [path for path in named if containment.regular_or_missing(path)]
 
 
 def read(root: Path, recipe: dict[str, Any], files: dict[str, list[str]], held: Path) -> dict[str, list[Clip]]:
@@ -212,7 +202,7 @@ def _table(root: Path, path: Path, recipe: dict[str, Any], held: Path) -> Iterat
         yield Clip(
             title,
             *_said(row, path, place, texts),
-            file=_held(folder, name, held, f"'{path}', {place}, column '{audio}'"),
+            file=containment.below(folder, name, held, f"'{path}', {place}, column '{audio}'"),
             speaker=str(speaker) if speaker else None,
             begin=begin,
             duration=duration,
@@ -252,41 +242,15 @@ def _segment(path: Path, place: str, row: dict[str, Any]) -> tuple[float | None,
     return found[0], found[1] or None
 
 
-def _held(folder: Path, name: str, root: Path, where: str) -> Path | None:
-    """Return the path of a file that a table names; None if it names none.
-
-    Raises:
-        QuantuneError: if it leads out of the root, by itself or through a link.
-    """
-    if not name.strip() or "\0" in name:
-        return None
-    path, allowed = folder / name, _real(str(root))
-    above, last = os.path.split(path)
-    inside = os.path.join(_real(above), last)
-    if last == ".." or os.path.islink(inside):
-        inside = os.path.realpath(inside)
-    if not inside.startswith(allowed.rstrip("/") + "/"):
-        linked = f", which is '{inside}'," if inside != os.path.normpath(path) else ""
-        raise QuantuneError(
-            f"{where}: '{name}'{linked} leads out of the folder '{root}'; do not trust a downloaded table that does so;"
-            " for a table of your own, set 'absolute_paths: true'"
-        )
-    return path
-
-
-@lru_cache(maxsize=4096)
-def _real(folder: str) -> str:
-    """Return the path of a folder without links and `..`."""
-    return os.path.realpath(folder)
-
-
 def _ljspeech(root: Path, path: Path, held: Path) -> Iterator[Clip]:
     """Yield the clips of an LJSpeech metadata.csv: id|transcript|normalized transcript; the last column is taken."""
     recordings = {item.stem: item.name for item in sorted((root / "wavs").iterdir()) if item.suffix in AUDIO}
     for number, line in enumerate(text_files.lines(path), 1):
         name, *texts = line.rstrip("\r\n").split("|")
         if texts:
-            file = _held(root / "wavs", recordings.get(name, f"{name}.wav"), held, f"'{path}', line {number}")
+            file = containment.below(
+                root / "wavs", recordings.get(name, f"{name}.wav"), held, f"'{path}', line {number}"
+            )
             yield Clip(name, texts[-1], file=file)
 
 

@@ -502,6 +502,62 @@ def test_a_path_without_a_recording_is_a_broken_clip(tmp_path, kind):
     assert facts["splits"]["train"]["clips"] == 1 and re.search(message, broken)
 
 
+PARQUET = {
+    "a path alone": ([{"bytes": None, "path": "/etc/hostname"}], "0 bytes"),
+    "text": (["/etc/hostname"], "the column 'audio' holds str, not an audio file's bytes"),
+    "a number": ([5], "the column 'audio' holds int"),
+    "null": (pyarrow.array([None], pyarrow.binary()), "0 bytes"),
+    "bytes of something else": ([b"no audio"], "train.parquet:0:0: "),
+}
+
+
+@pytest.mark.parametrize("case", PARQUET)
+def test_a_cell_of_parquet_without_a_recording_is_a_broken_clip(tmp_path, case):
+    cells, message = PARQUET[case]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train.parquet").write_bytes(parquet(audio=cells, text=["x"]))
+    with pytest.raises(QuantuneError, match=rf"split 'train' has no clips left \(read 1; 1 broken\); .*{message}"):
+        gather(tmp_path / "work", layout="parquet", path=tmp_path / "data", language="en", max_broken=1)
+
+
+TABLES = {
+    "a list of texts": ("all.jsonl", '["a.wav"]', "line 1: an object such as"),
+    "cut off": ("all.jsonl", '{"path": "a.wav", "te', "line 1: Unterminated string"),
+    "a field more": ("all.csv", "path,text\na.wav,Yes, sir\n", r"line 2: 3 fields, but the header has 2"),
+    "a tab fewer": ("all.tsv", "path\ttext\na.wav\n", r"line 2: 1 fields, but the header has 2"),
+    "NUL": ("all.tsv", "path\ttext\na.wav\tx\0\n", "line 2: a NUL character is no text"),
+    "empty": ("all.tsv", "", "it has no header"),
+    "Latin": ("all.csv", ("path,text\na.wav," + WORDS * 9).encode("cp1252"), "line 2, byte 0xe4; it looks like CP1252"),
+    "no Parquet": ("all.parquet", "no parquet", "cannot be read as parquet"),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_a_bad_table_of_recordings_is_named(tmp_path, case):
+    """Before any job; only Parquet is first read by the job."""
+    name, content, message = TABLES[case]
+    sound(tmp_path / "data/a.wav")
+    (tmp_path / "data" / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    entry = {"layout": "parquet" if "parquet" in name else "manifest", "path": tmp_path / "data", "language": "en"}
+    with pytest.raises(QuantuneError, match=rf"'\S+{name}'.*{message}"):
+        if entry["layout"] == "manifest":
+            plan(tmp_path / "work", **entry).dataset("talks")
+        else:
+            gather(tmp_path / "work", **entry)
+
+
+@pytest.mark.parametrize("name", ["all.tsv", "all.csv", "all.jsonl"])
+def test_separators_and_marks_in_a_manifest_belong_to_the_text(tmp_path, name):
+    said = "a\u2028b\x85c\x1cd\x0be"
+    content = {
+        "all.tsv": f"\ufeffpath\ttext\na.wav\t{said}\n",
+        "all.csv": f"\ufeffpath,text\na.wav,{said}\n",
+        "all.jsonl": "\ufeff" + json.dumps({"path": "a.wav", "text": said}, ensure_ascii=False),
+    }
+    folder, _ = gather(tmp_path / "work", **talks(tmp_path, content[name], name))
+    assert [item["text"] for item in written(folder)] == [said]
+
+
 def speech(
     folder: Path, name: str, seconds: float, channels=lambda wave: wave[:, None], rate: int = 16000
 ) -> numpy.ndarray:
