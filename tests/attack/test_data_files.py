@@ -21,6 +21,8 @@ import pytest
 import soundfile
 
 from quantune.core.errors import ConfigError, QuantuneError
+from quantune.planning import load, resources
+from quantune.planning.plan import Plan
 from quantune.sources import audio, documents, download, draw, leaks, lock, selection
 from quantune.sources import hub as sources_hub
 from quantune.sources.texts import Texts
@@ -860,3 +862,34 @@ def test_a_long_document_is_tokenized_in_little_memory(tmp_path):
     )
     before, after = map(int, re.findall(r"peak (\d+)", printed))
     assert "train: 1 documents" in printed and after - before < 200_000, "kilobytes"
+
+
+def test_the_memory_that_a_job_asks_for_follows_from_the_files(raw, tmp_path):
+    planned = Plan(load.load(raw))
+    source, prepared = planned.dataset("news"), planned.prepared("news", "opt")
+    wanted = []
+    for size in (100, 10**8, 10**9, 10**11):
+        os.truncate(tmp_path / "data/news.txt", size)  # a file with holes
+        wanted.append([resources.host_bytes(planned, artefact) for artefact in (source, prepared)])
+    first, more, most, same = wanted
+    assert first[0] < 500_000_000 and [round((b - a) / 10**8) for a, b in zip(first, more, strict=True)] == [4, 2]
+    assert more < most == same, "no more than for the longest document"
+    os.rename(tmp_path / "data/news.txt", tmp_path / "data/news.txt.gz")
+    raw["datasets"]["news"]["path"] += ".gz"
+    os.truncate(tmp_path / "data/news.txt.gz", 10**7)
+    packed = Plan(load.load(raw))
+    assert resources.host_bytes(packed, packed.dataset("news")) > first[0] + 4 * 7 * 10**7, "more when it is unpacked"
+
+
+def test_a_long_recording_is_not_decoded_to_its_end(tmp_path, monkeypatch):
+    entry = talks(tmp_path, [{"path": "a.wav", "text": "a"}, {"path": "long.flac", "text": "b"}])
+    sound(tmp_path / "data/long.flac", 90)
+    seen, read = [], audio.read
+
+    def watched(*arguments):
+        seen.append(len(read(*arguments)[0]))
+        return read(*arguments)
+
+    monkeypatch.setattr(audio, "read", watched)
+    _, facts = gather(tmp_path / "work", **entry)
+    assert facts["splits"]["train"]["dropped"]["too_long"] == 1 and max(seen) == 31 * 16000
