@@ -19,7 +19,7 @@ rule dataset:
         "../envs/conda.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=dataset_job.memory_mb,
         gpu=0,
     params:
         order=dataset_job.order,
@@ -45,7 +45,7 @@ rule clips:
         "../envs/conda.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=dataset_job.memory_mb,
         gpu=0,
     params:
         order=dataset_job.order,

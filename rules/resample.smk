@@ -19,7 +19,7 @@ rule resample:
         "../envs/conda.yaml"
     threads: CONFIG.threads
     resources:
-        mem_mb=4000,
+        mem_mb=resampled.memory_mb,
         gpu=0,
     params:
         order=resampled.order,

@@ -18,7 +18,7 @@ rule tokenize:
         "../envs/conda.yaml"
     threads: CONFIG.threads
     resources:
-        mem_mb=4000,
+        mem_mb=tokenized.memory_mb,
         gpu=0,
     params:
         order=tokenized.order,

@@ -14,8 +14,10 @@ def collect(order, inputs, folder, scratch):
     base = download.fetch_sources(order, scratch)
     unpacked = scratch / "unpacked"
     root, tables = layouts.tables(recipe, {split: [base / path for path in files[split]] for split in files}, unpacked)
-    splits = clips.read(root, recipe, tables)
-    personal = {name for paths in tables.values() for path in paths for name in clips.personal_columns(Path(path))}
+    held = unpacked if unpacked.exists() else Path(order["options"].get("root") or base)
+    splits = clips.read(root, recipe, tables, held)
+    paths = [Path(path) for group in tables.values() for path in group]
+    personal = {name for path in paths for name in clips.personal_columns(path, recipe["layout"])}
     print(f"not copied: {', '.join(sorted(personal)) or 'no columns'} about speakers")
     facts = layouts.write(splits, recipe, layouts.language(recipe, root), folder)
     shutil.rmtree(unpacked, ignore_errors=True)

@@ -2,38 +2,46 @@
 write one Parquet file for each split.
 """
 
-import pyarrow
-import pyarrow.parquet
+import tempfile
+from pathlib import Path
 
 from quantune.artefacts import job
 from quantune.core.errors import QuantuneError
-from quantune.sources import documents, download
+from quantune.sources import documents, download, draw, leaks
+from quantune.sources.texts import Texts
 
 
 def dataset(order, inputs, folder, scratch):
     recipe, files = order["recipe"], order["options"]["files"]
     base = download.fetch_sources(order, scratch)
-    splits = {
-        split: [text for path in paths for text in documents.read_documents(base / path, recipe)]
-        for split, paths in files.items()
-    }
-    read = sum(map(len, splits.values()))
-    splits = {split: [text for text in texts if text.strip()] for split, texts in splits.items()}
-    empty = read - sum(map(len, splits.values()))
-    if list(splits) == [""]:
-        shares = recipe["splits"] or {"train": 1.0}
-        splits = documents.divide(splits[""], shares, recipe["seed"])
-    leaks = {}
-    if recipe["remove_leaks"] != "none":
-        splits, leaks = documents.without_leaks(splits, recipe["remove_leaks"])
-    for split, texts in splits.items():
-        if not texts:
-            raise QuantuneError(f"split '{split}' has no documents left (read {read}, empty {empty}, leaks {leaks})")
-        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), folder / f"{split}.parquet")
-        print(f"{split}: {len(texts)} documents, {sum(map(len, texts))} characters")
-    print(f"dropped: {empty} empty, {sum(leaks.values())} held-out documents that repeat a training document")
+    with tempfile.TemporaryDirectory(dir=scratch) as temporary:
+        splits = {split: Texts(Path(temporary, f"{split}.read")) for split in files}
+        for split, paths in files.items():
+            for path in paths:
+                for parts in documents.read_documents(base / path, recipe):
+                    splits[split].append(parts)
+        empty = sum(texts.blank for texts in splits.values())
+        read = empty + sum(map(len, splits.values()))
+        if list(splits) == [""]:
+            shares = draw.shares(len(splits[""]), recipe["splits"] or {"train": 1.0}, recipe["seed"])
+            whole = splits.pop("")
+            splits = {name: whole.chosen(drawn, Path(temporary, f"{name}.drawn")) for name, drawn in shares.items()}
+        dropped = {}
+        if recipe["remove_leaks"] != "none":
+            for split, kept in leaks.without_leaks(splits, recipe["remove_leaks"]).items():
+                dropped[split] = len(splits[split]) - len(kept)
+                if dropped[split]:
+                    splits[split] = splits[split].chosen(kept, Path(temporary, f"{split}.kept"))
+        for split, texts in splits.items():
+            if not len(texts):
+                raise QuantuneError(
+                    f"split '{split}' has no documents left (read {read}, empty {empty}, leaks {dropped})"
+                )
+            texts.write_parquet(folder / f"{split}.parquet")
+            print(f"{split}: {len(texts)} documents, {texts.characters} characters")
+    print(f"dropped: {empty} empty, {sum(dropped.values())} held-out documents that repeat a training document")
     counts = {split: len(texts) for split, texts in splits.items()}
-    return {"documents": counts, "empty": empty, "leaks": leaks} | download.facts(order)
+    return {"documents": counts, "empty": empty, "leaks": dropped} | download.facts(order)
 
 
 job.run(snakemake, dataset, imports=False)

@@ -6,34 +6,18 @@ from quantune.artefacts import job
 
 
 def tokenize(order, inputs, folder, scratch):
-    import datasets
-    import pyarrow
-
-    from quantune.data import text
+    from quantune.data import tokens
     from quantune.models import loading
+    from quantune.sources import texts
 
     (source,), (model,) = inputs["dataset"], inputs["model"]
-    tokenizer, tokens = loading.tokenizer(model), {}
+    if int(os.environ["OMP_NUM_THREADS"]) > 1:
+        os.environ["TOKENIZERS_PARALLELISM"] = "true"  # the threads of the tokenizer; no other process is started
+    tokenizer, counts = loading.tokenizer(model), {}
     for path in sorted(source.glob("*.parquet")):
-        documents = datasets.Dataset.from_parquet(str(path), cache_dir=str(scratch))
-        workers = min(int(os.environ["OMP_NUM_THREADS"]), len(documents))
-        encoded = documents.map(
-            lambda batch: text.encode(batch["text"], tokenizer),
-            batched=True,
-            batch_size=256,
-            num_proc=workers if workers > 1 and len(documents) > 1000 else None,
-            remove_columns=["text"],
-            desc=f"tokenizing {path.stem}",
-        )
-        table = encoded.data.table.combine_chunks().cast(text.SCHEMA)
-        with (
-            pyarrow.OSFile(str(folder / f"{path.stem}.arrow"), "wb") as sink,
-            pyarrow.ipc.new_file(sink, text.SCHEMA) as writer,
-        ):
-            writer.write_table(table, max_chunksize=1024)
-        tokens[path.stem] = sum(map(len, table["ids"]))
-        print(f"{path.stem}: {len(documents)} documents, {tokens[path.stem]} tokens")
-    return {"tokens": tokens}
+        count, counts[path.stem] = tokens.write(texts.read_parquet(path), tokenizer, folder / f"{path.stem}.arrow")
+        print(f"{path.stem}: {count} documents, {counts[path.stem]} tokens")
+    return {"tokens": counts}
 
 
 job.run(snakemake, tokenize)

@@ -9,7 +9,7 @@ import torch
 from compressed_tensors.quantization import QuantizationConfig
 
 from quantune.core.errors import QuantuneError
-from quantune.data import text
+from quantune.data import text, tokens
 from quantune.evaluations.perplexity import Perplexity
 from quantune.models import checkpoints, loading, probes
 from quantune.quantizations import calibration
@@ -31,10 +31,10 @@ def data(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("prepared")
     for split in ("calibration", "test"):
         documents = (ROOT / f"assets/text/general/{split}.txt").read_text().split("\n\n")
-        table = pyarrow.table(text.encode(documents, tokenizer), schema=text.SCHEMA)
+        table = pyarrow.table(tokens.encode(documents, tokenizer), schema=tokens.SCHEMA)
         with (
             pyarrow.OSFile(str(folder / f"{split}.arrow"), "wb") as sink,
-            pyarrow.ipc.new_file(sink, text.SCHEMA) as out,
+            pyarrow.ipc.new_file(sink, tokens.SCHEMA) as out,
         ):
             out.write_table(table)
     return folder

@@ -13,7 +13,7 @@ from quantune.artefacts.hashes import Hashes
 from quantune.artefacts.record import sha256
 from quantune.core.errors import ConfigError, QuantuneError
 from quantune.sources import documents as sources_documents
-from quantune.sources import selection
+from quantune.sources import draw, selection
 
 TEXT = "One\ntwo.\n\nThree.\n\n\nFour, \u201cquoted\u201d.\n"
 ROWS = [{"quote": "One,\ntwo", "author": "A"}, {"quote": 'Say "three"', "author": "B"}, {"quote": "四", "author": None}]
@@ -22,7 +22,7 @@ TEXTS = ["One,\ntwo", 'Say "three"', "四"]
 
 def documents(path, column="text", document="paragraph", format=None, first=None, join=None) -> list[str]:
     recipe = {"column": column, "document": document, "format": format, "first": first, "join": join}
-    return sources_documents.read_documents(path, recipe)
+    return ["".join(parts) for parts in sources_documents.read_documents(path, recipe)]
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_a_broken_file_is_named(write, name, content, kind):
 @pytest.mark.parametrize(("value", "kind"), [("1", "int"), ("1.5", "float"), ('["One"]', "list"), ("true", "bool")])
 def test_a_column_that_is_not_text_is_refused(write, value, kind):
     path = write("a.jsonl", f'{{"text": {value}}}\n')
-    with pytest.raises(QuantuneError, match=rf"^'{path}', column 'text': text expected, found {kind} \("):
+    with pytest.raises(QuantuneError, match=rf"^'{path}', line 1, column 'text': text expected, found {kind} \("):
         documents(path)
 
 
@@ -222,11 +222,11 @@ def test_wrong_splits_name_their_key(folder, where, splits, problem):
 def test_shares_give_one_order_for_ever():
     """The order is that of SHA-256 over "seed:position": no library's generator can change it."""
     texts = list("abcdefghij")
-    assert sources_documents.divide(texts, {"train": 0.7, "test": 0.3}, 0) == {
+    assert draw.divide(texts, {"train": 0.7, "test": 0.3}, 0) == {
         "train": list("cdeghij"),
         "test": list("abf"),
     }
-    assert sources_documents.divide(texts, {"train": 0.7, "test": 0.3}, 1) == {
+    assert draw.divide(texts, {"train": 0.7, "test": 0.3}, 1) == {
         "train": list("cdefghi"),
         "test": list("abj"),
     }
@@ -236,7 +236,7 @@ def test_shares_give_one_order_for_ever():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_shares_are_disjoint_and_complete(count, seed):
     texts = [f"document {number}" for number in range(count)]
-    parts = sources_documents.divide(texts, {"train": 0.85, "validation": 0.05, "test": 0.1}, seed)
+    parts = draw.divide(texts, {"train": 0.85, "validation": 0.05, "test": 0.1}, seed)
     assert list(parts) == ["train", "validation", "test"]
     assert sorted(text for part in parts.values() for text in part) == sorted(texts)
     assert [len(part) for part in parts.values()] == [
@@ -248,7 +248,7 @@ def test_shares_are_disjoint_and_complete(count, seed):
 
 
 def test_shares_may_leave_documents_out():
-    parts = sources_documents.divide(list("abcdefghij"), {"train": 0.2, "test": 0.3}, 0)
+    parts = draw.divide(list("abcdefghij"), {"train": 0.2, "test": 0.3}, 0)
     assert [len(part) for part in parts.values()] == [2, 3]
     assert not set(parts["train"]) & set(parts["test"])
 

@@ -10,9 +10,9 @@ import pyarrow
 import pytest
 
 from quantune.core.errors import QuantuneError
-from quantune.data import text
+from quantune.data import text, tokens
 from quantune.evaluations.perplexity import Perplexity
-from quantune.sources import documents as sources_documents
+from quantune.sources import leaks
 
 NASTY = [
     "",
@@ -50,10 +50,10 @@ def prepared(tmp_path):
     """Return a function that writes tokenized documents as the stage `tokenize` does."""
 
     def write(documents: dict[str, list], split: str = "test"):
-        table = pyarrow.table(documents, schema=text.SCHEMA)
+        table = pyarrow.table(documents, schema=tokens.SCHEMA)
         with (
             pyarrow.OSFile(str(tmp_path / f"{split}.arrow"), "wb") as sink,
-            pyarrow.ipc.new_file(sink, text.SCHEMA) as writer,
+            pyarrow.ipc.new_file(sink, tokens.SCHEMA) as writer,
         ):
             writer.write_table(table, max_chunksize=1024)
         return tmp_path
@@ -68,7 +68,7 @@ def documents(*ids: list[int]) -> dict[str, list]:
 
 @pytest.mark.parametrize("nasty", NASTY, ids=lambda nasty: ascii(nasty[:20]))
 def test_bytes_and_words_of_the_tokens_sum_to_those_of_the_text(tokenizer, nasty):
-    encoded = text.encode([nasty], tokenizer)
+    encoded = tokens.encode([nasty], tokenizer)
     assert sum(encoded["bytes"][0]) == len(nasty.encode())
     assert sum(encoded["words"][0]) == len(nasty.split())
     assert len(encoded["ids"][0]) == len(encoded["bytes"][0]) == len(encoded["words"][0])
@@ -76,14 +76,14 @@ def test_bytes_and_words_of_the_tokens_sum_to_those_of_the_text(tokenizer, nasty
 
 
 def test_documents_are_encoded_each_by_itself(tokenizer):
-    together, alone = text.encode(NASTY, tokenizer), [text.encode([nasty], tokenizer) for nasty in NASTY]
+    together, alone = tokens.encode(NASTY, tokenizer), [tokens.encode([nasty], tokenizer) for nasty in NASTY]
     for name in ("ids", "bytes", "words"):
         assert together[name] == [item[name][0] for item in alone]
     assert together["ids"] == tokenizer(NASTY, add_special_tokens=False)["input_ids"]
 
 
 def test_bytes_and_words_lie_where_the_tokens_are(tokenizer):
-    (ids,), (size,), (words,) = text.encode(["The harbour, the sea"], tokenizer).values()
+    (ids,), (size,), (words,) = tokens.encode(["The harbour, the sea"], tokenizer).values()
     pieces = [tokenizer.decode([token]) for token in ids]
     assert "".join(pieces) == "The harbour, the sea"
     assert size == [len(piece.encode()) for piece in pieces]
@@ -104,18 +104,18 @@ class Gaps:
 
 
 def test_offsets_with_gaps_still_add_up():
-    encoded = text.encode(["héllo to  you "], Gaps())
+    encoded = tokens.encode(["héllo to  you "], Gaps())
     assert encoded == {"ids": [[1, 2, 3]], "bytes": [[6, 0, 9]], "words": [[1, 0, 2]]}
 
 
 def test_a_tokenizer_without_offsets_is_refused():
     with pytest.raises(QuantuneError, match="gives no character offsets; a fast tokenizer is needed"):
-        text.encode(["a"], SimpleNamespace(is_fast=False))
+        tokens.encode(["a"], SimpleNamespace(is_fast=False))
 
 
 def test_a_stream_joins_documents_as_training_does_and_owns_only_their_tokens(tokenizer, prepared):
     texts = ["First document.", "  Second — 🙂", "Third."]
-    encoded = text.encode(texts, tokenizer)
+    encoded = tokens.encode(texts, tokenizer)
     folder, parts = prepared(encoded), encoded["ids"]
     stream = text.stream(folder, "test", tokenizer)
     begin, end = [tokenizer.bos_token_id], [tokenizer.eos_token_id]
@@ -221,13 +221,20 @@ LEAKS = {
 }
 
 
+def without_leaks(splits: dict[str, list[str]], how: str) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """Return the splits without leaks, and split -> number of documents removed."""
+    numbers = leaks.without_leaks(splits, how)
+    kept = {split: [splits[split][number] for number in chosen] for split, chosen in numbers.items()}
+    return {"train": splits["train"]} | kept, {split: len(splits[split]) - len(texts) for split, texts in kept.items()}
+
+
 @pytest.mark.parametrize(
     ("how", "dropped"),
     [("exact", ["same", "other marks and case"]), ("near", ["same", "other marks and case", "half of it"])],
 )
 def test_leaks_are_dropped_and_the_unrelated_kept(how, dropped):
     splits = {"train": TRAIN, "validation": ["Unrelated."], "test": list(LEAKS.values())}
-    kept, counts = sources_documents.without_leaks(splits, how)
+    kept, counts = without_leaks(splits, how)
     assert kept["train"] == TRAIN
     assert kept["validation"] == ["Unrelated."]
     assert kept["test"] == [text for name, text in LEAKS.items() if name not in dropped]
@@ -237,18 +244,18 @@ def test_leaks_are_dropped_and_the_unrelated_kept(how, dropped):
 def test_runs_of_different_training_documents_do_not_add_up():
     """Half of the runs must come from one training document."""
     train = ["one two three four", "five six seven eight", "nine ten eleven twelve"]
-    kept, _ = sources_documents.without_leaks({"train": train, "test": [" ".join(train)]}, "near")
+    kept, _ = without_leaks({"train": train, "test": [" ".join(train)]}, "near")
     assert kept["test"] == [" ".join(train)]
 
 
 def test_a_training_document_repeated_in_training_is_kept():
-    kept, counts = sources_documents.without_leaks({"train": ["Same.", "Same."], "test": ["Other."]}, "near")
+    kept, counts = without_leaks({"train": ["Same.", "Same."], "test": ["Other."]}, "near")
     assert kept == {"train": ["Same.", "Same."], "test": ["Other."]} and counts == {"test": 0}
 
 
 @pytest.mark.parametrize("how", ["exact", "near"])
 def test_different_texts_without_letters_are_no_leaks(how):
-    assert sources_documents.without_leaks({"train": ["🙂"], "test": ["🙃 !", "…"]}, how)[0]["test"] == ["🙃 !", "…"]
+    assert without_leaks({"train": ["🙂"], "test": ["🙃 !", "…"]}, how)[0]["test"] == ["🙃 !", "…"]
 
 
 def perplexity(length: int, stride: int | None, **more) -> Perplexity:

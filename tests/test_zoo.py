@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from quantune.core.errors import QuantuneError
-from quantune.data import clips, text
+from quantune.data import clips, tokens
 from quantune.data.examples import read
 from quantune.evaluations.perplexity import Perplexity
 from quantune.evaluations.transcription import Transcription
@@ -52,7 +52,7 @@ def texts(tmp_path_factory, tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("texts")
     for split in ("train", "test"):
         documents = (ROOT / "assets/text/general/calibration.txt").read_text().split("\n\n")[:40]
-        write(folder / f"{split}.arrow", pyarrow.table(text.encode(documents, tokenizer), schema=text.SCHEMA))
+        write(folder / f"{split}.arrow", pyarrow.table(tokens.encode(documents, tokenizer), schema=tokens.SCHEMA))
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Text as tokens: documents with the bytes and words of each token, token streams, and training blocks."""
+"""Tokenized documents as a model reads them: token streams and training blocks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,40 +9,10 @@ from typing import Any
 
 import numpy
 import pyarrow
-import pyarrow.parquet
 
 from quantune.core.errors import QuantuneError, listed, nearest
 from quantune.data.batches import BATCH_TOKENS
-
-
-def encode(texts: list[str], tokenizer) -> dict[str, list]:
-    """Tokenize documents without special tokens.
-
-    Returns:
-        For each document: ids, and for each token how many UTF-8 bytes of the text it ends (bytes) and how many
-        whitespace-separated words begin in it (words). Their sums over a document are its exact bytes and words, so
-        bits per byte and word perplexity of any window are exact.
-
-    Raises:
-        QuantuneError: if the tokenizer gives no offsets (a slow tokenizer).
-    """
-    if not tokenizer.is_fast:
-        raise QuantuneError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed")
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    sizes, words = [], []
-    for text, offsets in zip(texts, encoded["offset_mapping"], strict=True):
-        byte_at = numpy.concatenate([[0], numpy.cumsum([len(letter.encode()) for letter in text])]).astype("int64")
-        spaces = numpy.array([True, *(letter.isspace() for letter in text)])
-        starts = numpy.concatenate([[0], numpy.cumsum(spaces[:-1] & ~spaces[1:])]).astype("int64")
-        ends = numpy.maximum.accumulate(numpy.array([end for _, end in offsets], dtype="int64")) if offsets else []
-        if len(ends):
-            ends[-1] = len(text)
-        sizes.append(numpy.diff(byte_at[ends], prepend=0).tolist() if len(ends) else [])
-        words.append(numpy.diff(starts[ends], prepend=0).tolist() if len(ends) else [])
-    return {"ids": encoded["input_ids"], "bytes": sizes, "words": words}
-
-
-SCHEMA = pyarrow.schema([(name, pyarrow.list_(pyarrow.int32())) for name in ("ids", "bytes", "words")])
+from quantune.data.tokens import encode
 
 
 @dataclass

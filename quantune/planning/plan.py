@@ -14,10 +14,10 @@ from quantune.sources import origins, selection
 # Versions of the stages that have no recipe class of their own; raised when the meaning of their output changes.
 VERSIONS = {
     "model": 1,
-    "dataset": 1,
-    "clips": 2,
+    "dataset": 2,
+    "clips": 3,
     "tokenize": 1,
-    "resample": 1,
+    "resample": 2,
     "merge": 2,
     "transcribe": 3,
     "report": 9,
@@ -64,6 +64,10 @@ class Plan:
     def dataset_bytes(self, name: str) -> int | None:
         """Bytes of a dataset's files; None if they are not known beforehand."""
         return origins.dataset_bytes(self._named("datasets", name), f"datasets.{name}", self.config.locked)
+
+    def dataset_sizes(self, name: str) -> list[tuple[int, bool]]:
+        """Size of each of a dataset's files that is known beforehand, and whether the file is compressed."""
+        return origins.dataset_sizes(self._named("datasets", name), f"datasets.{name}", self.config.locked)
 
     def prepared(self, dataset: str, model: str) -> Artefact:
         """A dataset prepared for a model: token ids of documents, or clips at the model's sampling rate."""

@@ -14,6 +14,11 @@ from quantune.planning.chains import Variant
 from quantune.planning.memory import Estimate
 from quantune.planning.plan import Plan
 
+DATA = ("dataset", "clips", "tokenize", "resample")
+"""Stages that read and prepare data."""
+PYTHON_BYTES, TOKENIZE_BYTES, CLIPS_BYTES = 400_000_000, 300_000_000, 1_000_000_000
+LONGEST = 2**29  # bytes of the longest document; see `quantune.sources.text_files`
+UNPACKED = 8  # assumed ratio of compression
 COMPUTES = ("quantize", "train", "merge", "evaluate", "transcribe", "benchmark")
 """Stages that load a model, on a GPU if the machine has one."""
 
@@ -59,11 +64,13 @@ def terms(plan: Plan, artefact: Artefact) -> dict[str, int] | None:
 
 
 def host_bytes(plan: Plan, artefact: Artefact) -> int | None:
-    """Return the bytes of main memory of a job that loads a model, with libraries; None for other stages.
+    """Return the bytes of main memory of a job that loads a model or handles data, with libraries; None for others.
 
     With a GPU, main memory holds one copy of the weights while they are loaded. Without one, it holds the tensors of
     `estimate` or, if that is None, an assumed five times the weights.
     """
+    if artefact.stage in DATA:
+        return data_bytes(plan, artefact)
     if not loads_model(artefact):
         return None
     weights = weight_bytes(plan, plan.config.parse(artefact.place.variant).model)
@@ -71,6 +78,24 @@ def host_bytes(plan: Plan, artefact: Artefact) -> int | None:
         return hardware.LIBRARY_BYTES + hardware.DRIVER_BYTES + weights
     predicted = estimate(plan, artefact)
     return hardware.LIBRARY_BYTES + (predicted.total if predicted else 5 * weights)
+
+
+def data_bytes(plan: Plan, artefact: Artefact) -> int:
+    """Return the bytes of main memory of a job that reads or prepares data, with libraries.
+
+    Files are read part by part, so the job needs room for the longest document or clips, not for all. A file may be
+    one document; a compressed one is assumed to hold `UNPACKED` times its size. `LONGEST` bounds both.
+    """
+    name, stage = artefact.place.names[0], artefact.stage
+    sizes = plan.dataset_sizes(name)
+    largest = max((size * (UNPACKED if packed else 1) for size, packed in sizes), default=None)
+    longest = LONGEST if largest is None else min(largest, LONGEST)
+    if stage == "dataset":
+        compared = sum(size for size, _ in sizes) if artefact.recipe["remove_leaks"] == "near" else 0
+        return PYTHON_BYTES + 4 * longest + 2 * compared
+    if stage == "tokenize":
+        return hardware.LIBRARY_BYTES + TOKENIZE_BYTES + 2 * longest
+    return hardware.LIBRARY_BYTES + CLIPS_BYTES + (2 * longest if stage == "clips" else 0)
 
 
 def disk_bytes(plan: Plan, artefact: Artefact) -> int | None:

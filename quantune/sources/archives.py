@@ -1,12 +1,15 @@
 """Unpack one locale from the archive of a Common Voice release; refuse members that lead out of the folder."""
 
+import lzma
 import posixpath
 import shutil
 import tarfile
+import zlib
 from pathlib import Path
 
 from quantune.core.errors import QuantuneError
 from quantune.sources.clips import locale_hint
+from quantune.sources.text_files import CHUNK
 
 
 def unpack(archive: Path, folder: Path, locale: str | None) -> None:
@@ -30,9 +33,11 @@ def unpack(archive: Path, folder: Path, locale: str | None) -> None:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     with opened.extractfile(member) as packed, path.open("wb") as file:
                         shutil.copyfileobj(packed, file)
-    except (tarfile.ReadError, EOFError, OSError) as error:
-        problem = f"'{archive}' cannot be unpacked ({error})"
-        raise QuantuneError(f"{problem}; it is cut off or no archive: download it again") from None
+            while opened.fileobj.read(CHUNK):
+                pass  # the checksum comes after the last member
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError) as error:
+        problem = f"'{archive}' cannot be unpacked ({' '.join(str(error).split()):.300})"
+        raise QuantuneError(f"{problem}; it is damaged, cut off or no archive: download it again") from None
     if locale and locale not in locales:
         hint = locale_hint(locale, locales - {None})
         raise QuantuneError(f"'{archive}' has no locale '{locale}'{hint}; set 'locale'")

@@ -3,9 +3,7 @@
 Only the columns that the recipe names are kept: names, ages and other columns about speakers are left behind.
 """
 
-import csv
-import io
-import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quantune.core.errors import ConfigError, QuantuneError, listed, nearest
-from quantune.sources import documents, selection
+from quantune.sources import containment, draw, selection, tables, text_files
 from quantune.sources.entries import Dataset, Speech
 
 COLUMNS = {"common-voice": "sentence", "ljspeech": "text", "manifest": "text", "parquet": "text"}
@@ -23,28 +21,44 @@ MANIFESTS = (".tsv", ".csv", ".jsonl")
 AUDIO = (".mp3", ".wav", ".flac", ".ogg", ".oga", ".opus")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clip:
-    """One recording and its transcript."""
+    """One recording, or a segment of one, and its transcript."""
 
     name: str
-    """Path within the collection."""
+    """Path within the collection; for a segment with its begin and length in seconds."""
     text: str
     translation: str | None = None
     file: Path | None = None
-    """Path of the audio file, or of the Parquet file that holds the audio."""
+    """Path of the audio file, or of the Parquet file that holds the audio; None if the table names no file."""
     cell: tuple[str, int, int] | None = None
     """In a Parquet file: column, row group, row."""
     speaker: str | None = None
     """Used to count speakers, never written."""
+    begin: float | None = None
+    """Seconds to skip, if the table gives an offset."""
+    duration: float | None = None
+    """Seconds of the segment, if the table gives them."""
 
-    def read(self) -> bytes:
-        """Return the audio file's bytes; raises OSError."""
-        if self.cell is None:
-            return self.file.read_bytes()
-        column, group, row = self.cell
-        value = _column(self.file, column, group)[row].as_py()
-        return (value.get("bytes") if isinstance(value, dict) else value) or b""
+    def source(self) -> bytes | Path:
+        """Return the audio file's bytes or its path; raises BrokenAudioError if there is no such file."""
+        from quantune.sources.audio import BrokenAudioError
+
+        if self.cell is not None:
+            column, group, row = self.cell
+            try:
+                value = _column(self.file, column, group)[row].as_py()
+            except (ValueError, OSError) as error:  # those of pyarrow are ValueErrors
+                raise BrokenAudioError(f"the Parquet file is damaged ({error})") from None
+            value = (value.get("bytes") if isinstance(value, dict) else value) or b""
+            if not isinstance(value, bytes):
+                raise BrokenAudioError(f"the column '{column}' holds {type(value).__name__}, not an audio file's bytes")
+            return value
+        if self.file is None:
+            raise BrokenAudioError("the table names no file")
+        if problem := text_files.problem(self.file):
+            raise BrokenAudioError("the file is missing" if problem == "does not exist" else f"the file {problem}")
+        return self.file
 
 
 def locale_folder(root: Path, locale: str | None) -> Path:
@@ -106,14 +120,22 @@ def local_tables(entry: Speech, root: Path, key: str) -> dict[str, list[Path]]:
     if root.is_file() or (entry.splits and not entry.shares()):
         return selection.split_files(root, entry.splits, key)
     endings = (".parquet",) if entry.layout == "parquet" else MANIFESTS
-    paths = [path for path in sorted(root.iterdir()) if path.suffix in endings]
+    paths = [path for path in selection.entries(root, key) if path.suffix in endings]
+    for path in paths:
+        selection.require_file(path, f"{key}.path")
     if not paths:
         raise ConfigError(f"{key}.path: '{root}' holds no {listed(endings)}; name the files in 'splits'")
     return {"": paths}
 
 
-def audio_files(entry: Dataset, tables: dict[str, list[Path]]) -> list[Path]:
-    """Return the audio files that tables on this machine name, even missing ones; none for text, archives, Parquet."""
+def audio_files(entry: Dataset, tables: dict[str, list[Path]], root: Path) -> list[Path]:
+    """Return the audio files that tables on this machine name, even missing ones; none for text, archives, Parquet.
+
+    Args:
+        entry: the dataset.
+        tables: split -> its tables.
+        root: the folder that must hold the audio files.
+    """
     first = next(iter(tables.values()))[0]
     if (
         entry.track != "speech"
@@ -121,98 +143,115 @@ def audio_files(entry: Dataset, tables: dict[str, list[Path]]) -> list[Path]:
         or (entry.layout == "common-voice" and first.suffix != ".tsv")
     ):
         return []
-    return [
+    named = (
         clip.file
         for paths in tables.values()
         for path in paths
-        for clip in _table(first.parent, path, entry.identity())
-    ]
+        for clip in _table(first.parent, path, entry.identity(), root)
+        if clip.file
+    )
+    return [path for path in named if containment.regular_or_missing(path)]
 
 
-def read(root: Path, recipe: dict[str, Any], files: dict[str, list[str]]) -> dict[str, list[Clip]]:
+def read(root: Path, recipe: dict[str, Any], files: dict[str, list[str]], held: Path) -> dict[str, list[Clip]]:
     """Return split -> clips of a collection.
 
     Args:
         root: the folder of the collection; of a Common Voice release, the folder of the locale.
         recipe: the dataset's recipe.
         files: split -> its tables' paths; "" for a collection that is not divided yet.
+        held: the folder that must hold the audio files.
 
     Raises:
-        QuantuneError: naming the file, if it cannot be read or lacks a column.
+        QuantuneError: naming the file, if it cannot be read, lacks a column, or names a file outside `held`.
     """
     splits = {
-        split: [clip for path in paths for clip in _table(root, Path(path), recipe)] for split, paths in files.items()
+        split: [clip for path in paths for clip in _table(root, Path(path), recipe, held)]
+        for split, paths in files.items()
     }
     if list(splits) == [""]:
-        splits = documents.divide(splits[""], recipe["splits"] or {"train": 1.0}, recipe["seed"])
+        splits = draw.divide(splits[""], recipe["splits"] or {"train": 1.0}, recipe["seed"])
     return splits
 
 
-def _table(root: Path, path: Path, recipe: dict[str, Any]) -> Iterator[Clip]:
-    """Yield the clips that a table names; raises QuantuneError if a column is missing."""
+def _table(root: Path, path: Path, recipe: dict[str, Any], held: Path) -> Iterator[Clip]:
+    """Yield the clips that a table names; raises QuantuneError if a column or a cell is wrong."""
     layout, column = recipe["layout"], recipe["column"] or COLUMNS[recipe["layout"]]
     if layout == "ljspeech":
-        yield from _ljspeech(root, path)
+        yield from _ljspeech(root, path, held)
         return
     audio = recipe["audio"] or ("audio" if layout == "parquet" else "path")
-    needed = [column, *filter(None, [recipe["translation"]]), audio]
+    texts = [column, *filter(None, [recipe["translation"]])]
+    if layout == "parquet":
+        if audio not in tables.columns(path, "parquet"):
+            raise tables.no_column(path, audio, tables.columns(path, "parquet"), "'audio'")
+        for number, (group, index, row) in enumerate(tables.parquet(path, texts, [SPEAKER]), 1):
+            said, title = _said(row, path, f"row {number}", texts), f"{path.relative_to(root)}:{group}:{index}"
+            yield Clip(title, *said, file=path, cell=(audio, group, index), speaker=row.get(SPEAKER))
+        return
     folder = root / "clips" if layout == "common-voice" else path.parent
-    for row in _rows(path, needed):
-        if missing := [name for name in needed if name not in row]:
-            raise QuantuneError(
-                f"'{path}' has no column '{missing[0]}'; columns: {listed(row)}{nearest(missing[0], row)};"
-                " set the dataset's 'column' or 'audio'"
-            )
-        translation = row[recipe["translation"]] if recipe["translation"] else None
-        texts = (row[column] or "", translation)
-        if layout == "parquet":
-            group, index = row[audio]
-            name = f"{path.relative_to(root)}:{group}:{index}"
-            yield Clip(name, *texts, path, (audio, group, index), row.get(SPEAKER))
-        else:
-            name = row[audio] or ""
-            yield Clip(name, *texts, folder / name, speaker=row.get(SPEAKER))
+    for place, row in tables.rows(path, _kind(path), [*texts, audio]):
+        if missing := [name for name in (*texts, audio) if name not in row]:
+            raise tables.no_column(path, missing[0], row, "'column' or 'audio'")
+        name = tables.text(row[audio], path, place, audio)
+        begin, duration = _segment(path, place, row) if layout == "manifest" else (None, None)
+        title = name or f"{path.name}, {place}"
+        if begin is not None:
+            title += f":{begin:g}" + (f"+{duration:g}" if duration else "")
+        speaker = row.get(SPEAKER)
+        yield Clip(
+            title,
+            *_said(row, path, place, texts),
+            file=containment.below(folder, name, held, f"'{path}', {place}, column '{audio}'"),
+            speaker=str(speaker) if speaker else None,
+            begin=begin,
+            duration=duration,
+        )
 
 
-def _ljspeech(root: Path, path: Path) -> Iterator[Clip]:
+def _said(row: dict[str, Any], path: Path, place: str, columns: list[str]) -> list[str | None]:
+    """Return the transcript and, if the recipe names its column, the translation or None."""
+    transcript, *more = (tables.text(row[name], path, place, name) for name in columns)
+    return [transcript, *(text if row[columns[1]] is not None else None for text in more)]
+
+
+def _kind(path: Path) -> str:
+    """Return the format of a table; TSV unless its ending says otherwise."""
+    kind = selection.format_of(path.name)
+    return kind if kind and kind != "text" else "tsv"
+
+
+def _segment(path: Path, place: str, row: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Return `offset` and `duration` of a row, in seconds, None where it gives none.
+
+    A duration without an offset describes the whole file, in any notation; it is used if it is a number of seconds.
+    """
+    found = []
+    for name in ("offset", "duration"):
+        value = row.get(name)
+        try:
+            seconds = None if value in (None, "") else float(value)
+        except (TypeError, ValueError):
+            seconds = math.nan
+        if isinstance(value, bool) or (seconds is not None and not 0 <= seconds < math.inf):
+            if name == "duration" and found[0] is None:
+                return None, None
+            what = "seconds, 0 or more, are expected"
+            raise QuantuneError(f"'{path}', {place}, column '{name}': {what}, found {value!a:.40}; correct the row")
+        found.append(seconds)
+    return found[0], found[1] or None
+
+
+def _ljspeech(root: Path, path: Path, held: Path) -> Iterator[Clip]:
     """Yield the clips of an LJSpeech metadata.csv: id|transcript|normalized transcript; the last column is taken."""
-    recordings = {item.stem: item for item in sorted((root / "wavs").iterdir()) if item.suffix in AUDIO}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        name, *texts = line.split("|")
+    recordings = {item.stem: item.name for item in sorted((root / "wavs").iterdir()) if item.suffix in AUDIO}
+    for number, line in enumerate(text_files.lines(path), 1):
+        name, *texts = line.rstrip("\r\n").split("|")
         if texts:
-            yield Clip(name, texts[-1], file=recordings.get(name, root / "wavs" / f"{name}.wav"))
-
-
-def _rows(path: Path, needed: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a TSV, CSV, JSON lines or Parquet file; raises QuantuneError if it cannot be read."""
-    if path.suffix == ".parquet":
-        yield from _parquet(path, needed)
-        return
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix in (".jsonl", ".json"):
-            yield from (json.loads(line) for line in text.splitlines() if line.strip())
-        elif path.suffix == ".csv":
-            yield from csv.DictReader(io.StringIO(text))
-        else:  # quotation marks in a TSV belong to the sentence
-            yield from csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
-    except (ValueError, csv.Error) as error:
-        raise QuantuneError(f"'{path}' cannot be read: {error}") from None
-
-
-def _parquet(path: Path, needed: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a Parquet file; the last needed column, the audio, holds (row group, row) instead of bytes."""
-    import pyarrow.parquet
-
-    opened = pyarrow.parquet.ParquetFile(path)
-    names = opened.schema_arrow.names
-    if not set(needed) <= set(names):
-        yield dict.fromkeys(names)
-        return
-    columns = [name for name in names if name in (*needed[:-1], SPEAKER)]
-    for group in range(opened.num_row_groups):
-        for index, row in enumerate(opened.read_row_group(group, columns).to_pylist()):
-            yield row | {needed[-1]: (group, index)}
+            file = containment.below(
+                root / "wavs", recordings.get(name, f"{name}.wav"), held, f"'{path}', line {number}"
+            )
+            yield Clip(name, texts[-1], file=file)
 
 
 @lru_cache(maxsize=2)
@@ -223,14 +262,7 @@ def _column(path: Path, column: str, group: int) -> Any:
     return pyarrow.parquet.ParquetFile(path).read_row_group(group, [column]).column(0)
 
 
-def personal_columns(path: Path) -> list[str]:
-    """Return the names of the columns about speakers in a table."""
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        return [name for name in pyarrow.parquet.read_schema(path).names if name in PERSONAL]
-    if path.suffix in (".json", ".jsonl"):
-        return [name for name in next(_rows(path, []), {}) if name in PERSONAL]
-    with path.open(encoding="utf-8-sig") as file:
-        header = next(csv.reader(file, delimiter="," if path.suffix == ".csv" else "\t"), [])
-    return [name for name in header if name in PERSONAL]
+def personal_columns(path: Path, layout: str) -> list[str]:
+    """Return the names of the columns about speakers in a table; a table of LJSpeech has none."""
+    names = [] if layout == "ljspeech" else tables.columns(path, "parquet" if layout == "parquet" else _kind(path))
+    return [name for name in names if name in PERSONAL]

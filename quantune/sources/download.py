@@ -1,6 +1,7 @@
 """Downloads that resume after an interruption; a file is used only after its size and hash are checked."""
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ CHUNK = 2**18  # bytes that a cut connection loses at most
 RETRIES = 5  # cut connections in a row without a byte received
 SMALL = 2**20  # bytes from which on a progress bar is shown
 GIT = "git:"  # before a hash that is a git blob id and not a SHA-256
+
+
+class _TooLargeError(Exception):
+    """A server sends more bytes than the file has."""
 
 
 @dataclass(frozen=True)
@@ -112,16 +117,24 @@ def fetch(remote: Remote, folder: Path) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     resumed = partial.exists()
+    remedy = "`make update-lock` locks the new file" if remote.page else "if this file is right, change 'sha256'"
     try:
-        _receive(remote, partial)
+        try:
+            _receive(remote, partial)
+        except _TooLargeError:
+            if not resumed:
+                raise
         if resumed and _difference(remote, partial):  # the earlier bytes belonged to another file
             partial.unlink()
             _receive(remote, partial)
+    except _TooLargeError:
+        partial.unlink()
+        expected = f"expected {_named(remote.digest)}, {remote.size:,} bytes, and the server sends more"
+        raise QuantuneError(f"{remote} is not the expected file: {expected}; {remedy}") from None
     except (httpx.HTTPError, ConnectionError) as error:
         raise QuantuneError(hub.explain(error, str(remote), remote.page or remote.url, remote.licence)) from error
     if difference := _difference(remote, partial):
         partial.unlink()
-        remedy = "`make update-lock` locks the new file" if remote.page else "if this file is right, change 'sha256'"
         raise QuantuneError(f"{remote} is not the expected file: {difference}; {remedy}")
     os.replace(partial, path)
 
@@ -166,7 +179,11 @@ def _stream(remote: Remote, target: BinaryIO, bar: Any) -> None:
         if begin and answer.status_code != 206:
             target.truncate(0)
             bar.reset()
+        room = math.inf if remote.size is None else remote.size - (begin if answer.status_code == 206 else 0)
         for chunk in answer.iter_bytes(CHUNK):
+            room -= len(chunk)
+            if room < 0:
+                raise _TooLargeError
             target.write(chunk)
             bar.update(len(chunk))
 

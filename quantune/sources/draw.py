@@ -1,8 +1,29 @@
-"""A random order that does not depend on the version of a library."""
+"""A random order that does not depend on the version of a library, and shares drawn in it."""
 
 import hashlib
+from typing import Any
 
 
 def order(count: int, seed: int) -> list[int]:
     """Return the numbers from 0 to count - 1 in the order of SHA-256 over "seed:number"."""
     return sorted(range(count), key=lambda number: hashlib.sha256(f"{seed}:{number}".encode()).digest())
+
+
+def shares(count: int, parts: dict[str, float], seed: int) -> dict[str, Any]:
+    """Return split -> the numbers of its share, ascending, int64: taken from the order that `order` returns."""
+    import numpy
+
+    digests = b"".join(hashlib.sha256(f"{seed}:{number}".encode()).digest() for number in range(count))
+    numbers = numpy.lexsort(numpy.frombuffer(digests, ">u8").reshape(count, 4).T[::-1])
+    drawn, begin, share = {}, 0, 0.0
+    for split, part in parts.items():
+        share += part
+        end = round(share * count)
+        drawn[split] = numpy.sort(numbers[begin:end])
+        begin = end
+    return drawn
+
+
+def divide(items: list, parts: dict[str, float], seed: int) -> dict[str, list]:
+    """Return split -> its share of the items, in their order; drawn with the seed."""
+    return {split: [items[at] for at in numbers] for split, numbers in shares(len(items), parts, seed).items()}

@@ -129,7 +129,8 @@ class Text(Dataset):
     document: Literal["file", "paragraph", "line"] = "paragraph"
     """The unit that is one document in plain text; paragraphs are separated by blank lines."""
     first: int | None = Field(default=None, gt=0)
-    """Number of documents taken from the beginning of each file; null: all."""
+    """Number of documents taken from the beginning of each file, the rest of which is neither read nor verified; null:
+    all."""
     join: str | None = None
     """Join all documents of a file, empty ones too, by this text into one document before they are tokenized:
     "\\n\\n" is the protocol of the GPTQ paper for WikiText-2; null: they stay apart, and empty ones are dropped."""
@@ -146,10 +147,12 @@ class Speech(Dataset):
 
     track: ClassVar[Literal["text", "speech"]] = "speech"
 
+    settings: ClassVar[frozenset[str]] = Dataset.settings | {"absolute_paths"}
+
     layout: Literal["common-voice", "ljspeech", "manifest", "parquet"]
     """common-voice: a release of Mozilla Common Voice, `cv-corpus-*.tar.gz` or its unpacked folder; ljspeech:
-    metadata.csv and wavs/; manifest: TSV or JSON lines that name audio files beside them; parquet: an audio column, as
-    on the hub."""
+    metadata.csv and wavs/; manifest: TSV, CSV or JSON lines that name audio files beside them, whole or, with columns
+    `offset` and `duration` in seconds, a segment of each; parquet: an audio column, as on the hub."""
     locale: str | None = None
     """Locale of a Common Voice release, such as zh-CN; null: the only one."""
     language: Language | None = None
@@ -158,6 +161,9 @@ class Speech(Dataset):
     """Column with the transcript; null: `sentence` in Common Voice, else `text`."""
     audio: str | None = None
     """Column with the audio, or with its path; null: `path` in Common Voice and manifests, `audio` in Parquet."""
+    absolute_paths: bool = False
+    """Whether tables may name audio files outside the dataset's folder, also through links; only for tables of your own
+    in `path`."""
     translation: str | None = None
     """Column with an English translation, needed for `task: translate`."""
     splits: dict[Name, Part] = {}
@@ -180,6 +186,8 @@ class Speech(Dataset):
             raise ValueError("'language' is missing; give Whisper's code of the language spoken, such as en or zh")
         if self.hub and self.layout != "parquet":
             raise ValueError(f"'layout: {self.layout}' is read from 'path'; for the hub it is 'layout: parquet'")
+        if self.absolute_paths and not self.path:
+            raise ValueError("'absolute_paths' belongs to 'path'; a downloaded table names no files of this machine")
         if self.min_seconds >= self.max_seconds:
             raise ValueError(f"min_seconds {self.min_seconds:g} must be below max_seconds {self.max_seconds:g}")
         return self

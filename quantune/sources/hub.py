@@ -3,6 +3,7 @@
 `huggingface_hub` is imported inside functions: planning from a complete lock file neither requests nor loads anything.
 """
 
+import json
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -10,6 +11,7 @@ from quantune.core.errors import QuantuneError
 
 Kind = Literal["model", "dataset"]
 TIMEOUT = 30  # seconds without an answer
+LARGEST = 2**26  # bytes of a listing
 
 
 def listing(kind: Kind, repository: str, revision: str) -> dict[str, Any]:
@@ -26,14 +28,19 @@ def listing(kind: Kind, repository: str, revision: str) -> dict[str, Any]:
     """
     import httpx
     from huggingface_hub import constants
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
     query = {"params": {"blobs": True}, "headers": build_hf_headers(), "timeout": TIMEOUT}
     address = f"{constants.ENDPOINT}/api/{kind}s/{repository}/revision/{quote(revision, safe='')}"
     try:
-        answer = http_backoff("GET", address, retry_on_exceptions=httpx.RemoteProtocolError, **query)
-        hf_raise_for_status(answer)
-        content = answer.json()
+        with http_stream_backoff("GET", address, retry_on_exceptions=httpx.RemoteProtocolError, **query) as answer:
+            hf_raise_for_status(answer)
+            text = b""
+            for part in answer.iter_bytes(2**20):
+                text += part
+                if len(text) > LARGEST:
+                    raise ValueError(f"more than {LARGEST:,} bytes")
+        content = json.loads(text)
         files = {item["rfilename"]: _identity(item) for item in content["siblings"]}
         gated = bool(content.get("gated"))
         return {"commit": content["sha"], "licence": _licence(content), "gated": gated, "files": files}
@@ -104,10 +111,12 @@ def explain(error: Exception, subject: str, page: str, licence: str | None = Non
 
 
 def _identity(item: dict[str, Any]) -> dict[str, Any]:
-    """Return a file's size and hash from the hub's listing."""
-    if large := item.get("lfs"):
-        return {"size": large["size"], "sha256": large["sha256"]}
-    return {"size": item["size"], "git": item["blobId"]}
+    """Return a file's size and hash from the hub's listing; raises ValueError if the size is none."""
+    large = item.get("lfs")
+    size = (large or item)["size"]
+    if not isinstance(size, int) or size < 0:
+        raise ValueError(f"size {size!r:.40} of '{item['rfilename']}'")
+    return {"size": size, "sha256": large["sha256"]} if large else {"size": size, "git": item["blobId"]}
 
 
 def _licence(content: dict[str, Any]) -> str | None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ SCHEMA = pyarrow.schema(
 )
 ROWS = 256  # rows in one row group
 THREADS = 2  # threads that decode; libsndfile works outside the interpreter lock
+AHEAD = 16  # clips that are decoded before the first of them is needed
+GROUP_BYTES = 2**28  # of audio in one row group
 DROPPED = ("broken", "without_transcript", "too_short", "too_long")
+CANCELLED = "opposite_phase"
 
 
 def tables(recipe: dict[str, Any], files: dict[str, list[Path]], unpacked: Path) -> tuple[Path, dict[str, list[Path]]]:
@@ -58,19 +62,20 @@ def write(splits: dict[str, list[clips.Clip]], recipe: dict[str, Any], spoken: s
     """
     facts: dict[str, Any] = {"language": spoken, "splits": {}, "broken_files": []}
     for split, listed in splits.items():
-        dropped, seconds = dict.fromkeys(DROPPED, 0), []
+        counts, seconds = dict.fromkeys((*DROPPED, CANCELLED), 0), []
         with pyarrow.parquet.ParquetWriter(folder / f"{split}.parquet", SCHEMA) as writer:
-            for rows in _groups(_kept(listed, recipe, spoken, dropped, facts["broken_files"], split)):
+            for rows in _groups(_kept(listed, recipe, spoken, counts, facts["broken_files"], split)):
                 seconds += [row["seconds"] for row in rows]
                 writer.write_table(pyarrow.Table.from_pylist(rows, SCHEMA))
-        speakers = len({clip.speaker for clip in listed if clip.speaker})
-        facts["splits"][split] = (
-            audio.durations(seconds) | {"dropped": dropped} | ({"speakers": speakers} if speakers else {})
-        )
+        cancelled, dropped = counts.pop(CANCELLED), counts
+        more = {"speakers": len({clip.speaker for clip in listed if clip.speaker}), CANCELLED: cancelled}
+        facts["splits"][split] = audio.durations(seconds) | {"dropped": dropped}
+        facts["splits"][split] |= {name: count for name, count in more.items() if count}
         reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count)
         print(f"{split}: {len(seconds)} clips, {sum(seconds) / 3600:.3f} h; left out: {reasons or 'none'}")
         if not seconds:
-            raise QuantuneError(f"split '{split}' has no clips left (read {len(listed)}; {reasons})")
+            first = f"; {facts['broken_files'][0]}" if counts["broken"] else ""
+            raise QuantuneError(f"split '{split}' has no clips left (read {len(listed)}; {reasons}){first}")
     facts["speakers_shared_with_train"] = shared_speakers(splits)
     _require_few_broken(facts["broken_files"], sum(map(len, splits.values())), recipe["max_broken"])
     return facts
@@ -83,50 +88,79 @@ def shared_speakers(splits: dict[str, list[clips.Clip]]) -> dict[str, int]:
     return {split: len(names & train) for split, names in speakers.items() if names and train}
 
 
+@dataclass(frozen=True)
+class Checked:
+    """A clip that was decoded."""
+
+    data: bytes = b""
+    """Its audio file."""
+    seconds: float = 0.0
+    problem: str | None = None
+    """Why it is broken, in words."""
+    cancelled: bool = False
+    """Whether its channels have opposite phases."""
+
+
 def _kept(
-    listed: list[clips.Clip], recipe: dict[str, Any], spoken: str, dropped: dict[str, int], broken: list, split: str
+    listed: list[clips.Clip], recipe: dict[str, Any], spoken: str, counts: dict[str, int], broken: list, split: str
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows to write; count the clips left out in `dropped`, list the broken ones in `broken`."""
+    """Yield the rows to write; count the clips left out in `counts`, list the broken ones in `broken`."""
     from tqdm import tqdm
 
+    def check(clip: clips.Clip) -> Checked:
+        return _checked(clip, recipe["max_seconds"])
+
     with ThreadPoolExecutor(THREADS) as pool:
-        groups = (pool.map(_checked, listed[first : first + ROWS]) for first in range(0, len(listed), ROWS))
+        groups = (pool.map(check, listed[first : first + AHEAD]) for first in range(0, len(listed), AHEAD))
         checked = tqdm(chain.from_iterable(groups), desc=split, total=len(listed), unit="clip")
-        for clip, (data, seconds, problem) in zip(listed, checked, strict=True):
-            if problem:
-                dropped["broken"] += 1
-                broken.append(f"{clip.name}: {problem}")
-                tqdm.write(f"broken: {clip.name}: {problem}")
+        for clip, found in zip(listed, checked, strict=True):
+            if found.problem:
+                counts["broken"] += 1
+                broken.append(f"{clip.name}: {found.problem}")
+                tqdm.write(f"broken: {clip.name}: {found.problem}")
             elif not clip.text.strip():
-                dropped["without_transcript"] += 1
-            elif seconds < recipe["min_seconds"]:
-                dropped["too_short"] += 1
-            elif seconds > recipe["max_seconds"]:
-                dropped["too_long"] += 1
+                counts["without_transcript"] += 1
+            elif found.seconds < recipe["min_seconds"]:
+                counts["too_short"] += 1
+            elif found.seconds > recipe["max_seconds"]:
+                counts["too_long"] += 1
             else:
+                if found.cancelled:
+                    counts[CANCELLED] += 1
+                    tqdm.write(f"{clip.name}: the channels cancel each other; the louder one is used")
                 row = {"id": clip.name, "text": clip.text.strip(), "translation": clip.translation, "language": spoken}
-                yield row | {"seconds": seconds, "audio": data}
+                yield row | {"seconds": found.seconds, "audio": found.data}
 
 
-def _checked(clip: clips.Clip) -> tuple[bytes, float, str | None]:
-    """Return a clip's bytes, its length in seconds, and its problem in words, or None."""
+def _checked(clip: clips.Clip, longest: float) -> Checked:
+    """Decode a clip, at most little more than its longest allowed length, and check it."""
     try:
-        data = clip.read()
-        samples, rate, _ = audio.decode(data)
-    except FileNotFoundError:
-        return b"", 0.0, "the file is missing"
+        source, duration = clip.source(), clip.duration
+        samples, rate = audio.read(source, clip.begin or 0, longest + 1)
+        seconds, segment = len(samples) / rate, clip.begin is not None
+        if segment and duration and seconds < min(duration, longest) - audio.TOLERANCE:
+            return Checked(problem=f"the recording ends {duration - seconds:.3f} s before the segment's end")
+        if duration and (segment or seconds > duration + audio.TOLERANCE):
+            samples, segment = samples[: round(duration * rate)], True
+            seconds = len(samples) / rate
+        mono, cancelled = audio.mixed(samples)
+        if seconds > longest:
+            return Checked(seconds=seconds)
+        if segment:
+            return Checked(audio.to_flac(mono, rate), seconds, None, cancelled)
+        return Checked(source if isinstance(source, bytes) else source.read_bytes(), seconds, None, cancelled)
     except (OSError, audio.BrokenAudioError) as error:
-        return b"", 0.0, str(error)
-    return data, len(samples) / rate, None
+        return Checked(problem=str(error))
 
 
 def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    group: list[dict[str, Any]] = []
+    group, size = [], 0
     for row in rows:
         group.append(row)
-        if len(group) == ROWS:
+        size += len(row["audio"])
+        if len(group) == ROWS or size > GROUP_BYTES:
             yield group
-            group = []
+            group, size = [], 0
     if group:
         yield group
 

@@ -16,6 +16,7 @@ from quantune.core.errors import ConfigError, QuantuneError
 from quantune.sources import download, hub, selection
 
 LockEntry = dict[str, Any]
+LARGEST = 2**24  # bytes of a config.json
 KEPT = ": kept: "  # marks the line of an entry that could not be updated
 
 
@@ -124,6 +125,8 @@ def _model(repository: str, revision: str) -> LockEntry:
     names = selection.model_names([name for name in listing["files"] if "/" not in name], where, remedy)
     files = {name: listing["files"][name] for name in selection.one_set_of_weights(names)}
     config = files["config.json"]
+    if config["size"] > LARGEST:
+        raise QuantuneError(f"{where}: config.json has {config['size']:,} bytes; at most {LARGEST:,} are read")
     remote = download.hub_file(
         "model",
         repository,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantune.artefacts.hashes import Hashes
@@ -23,10 +25,13 @@ class Origin:
     """Name -> SHA-256, or git blob id after `git:`."""
     download: dict[str, Any] | None = None
     """The options of `quantune.sources.download.fetch_sources`; None for local files."""
+    root: str | None = None
+    """The folder that must hold the files that tables name; None if there are no such tables."""
 
     def options(self) -> dict[str, Any]:
-        """Return the options of the job: files and download."""
-        return {"files": self.files} | ({"download": self.download} if self.download else {})
+        """Return the options of the job: files, download and root."""
+        more = {"download": self.download, "root": self.root}
+        return {"files": self.files} | {name: value for name, value in more.items() if value}
 
 
 def model(entry: Model, key: str, lock: Lock, hashes: Hashes) -> Origin:
@@ -55,8 +60,21 @@ def dataset_bytes(entry: Dataset, key: str, lock: Lock) -> int | None:
         return sum(files[name]["size"] for name in names)
     if entry.urls:
         return None
-    audio = [path for path in clips.audio_files(entry, dataset_files(entry, key, lock)) if path.exists()]
-    return sum(path.stat().st_size for path in [*names, *audio])
+    audio = clips.audio_files(entry, dataset_files(entry, key, lock), root(entry, key))
+    return sum(path.stat().st_size for path in [*names, *audio] if path.is_file())
+
+
+def dataset_sizes(entry: Dataset, key: str, lock: Lock) -> list[tuple[int, bool]]:
+    """Return the bytes of each of a dataset's tables and texts, and whether it is compressed; empty for URLs."""
+    names = [name for group in dataset_files(entry, key, lock).values() for name in group]
+    if entry.urls:
+        return []
+    if entry.hub:
+        files = lock.dataset(entry.hub, entry.revision, patterns(entry), key)["files"]
+        sizes = [files[name]["size"] for name in names]
+    else:
+        sizes = [path.stat().st_size for path in names]
+    return [(size, str(name).endswith((".gz", ".parquet"))) for name, size in zip(names, sizes, strict=True)]
 
 
 def dataset(entry: Dataset, key: str, lock: Lock, hashes: Hashes) -> Origin:
@@ -69,13 +87,27 @@ def dataset(entry: Dataset, key: str, lock: Lock, hashes: Hashes) -> Origin:
     if entry.urls:
         urls = {name: entry.urls[name].url for name in names}
         return Origin(files, {name: entry.urls[name].sha256 for name in names}, {"urls": urls})
-    root = selection.resolve(entry.path, f"{key}.path")
-    base = root if root.is_dir() else root.parent
+    source = selection.resolve(entry.path, f"{key}.path")
+    base = source if source.is_dir() else source.parent
     paths = [path for group in files.values() for path in group]
     digests = {path.relative_to(base).as_posix(): hashes.file(path) for path in paths}
-    if audio := clips.audio_files(entry, files):
+    held = root(entry, key) if entry.track == "speech" else None
+    if audio := clips.audio_files(entry, files, held):
+        if any(".." in path.parts or path.is_absolute() != base.is_absolute() for path in audio):
+            base, audio = Path(os.path.abspath(base)), [Path(os.path.abspath(path)) for path in audio]
+        if held == Path("/"):
+            base = Path(os.path.commonpath([base, *audio]))
         digests["clips"] = hashes.combined(base, audio)
-    return Origin({split: [str(path) for path in group] for split, group in files.items()}, digests)
+    files = {split: [str(path) for path in group] for split, group in files.items()}
+    return Origin(files, digests, root=held and os.path.abspath(held))
+
+
+def root(entry: Dataset, key: str) -> Path:
+    """Return the folder that must hold the files that tables of a dataset on this machine name."""
+    if getattr(entry, "absolute_paths", False):
+        return Path("/")
+    path = selection.resolve(entry.path, f"{key}.path")
+    return path if path.is_dir() else path.parent
 
 
 def dataset_files(entry: Dataset, key: str, lock: Lock) -> dict[str, list]:

@@ -10,6 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from quantune.core.errors import ConfigError, QuantuneError, listed, nearest
+from quantune.sources import text_files
+from quantune.sources.text_files import GZIP
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -23,7 +25,6 @@ FORMATS = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
-GZIP = ".gz"  # a file of any format may be compressed with gzip
 WEIGHTS = r"model(-\d+-of-\d+)?\.safetensors"  # the names that transformers looks for
 CARDS = ("README.md", "dataset_infos.json")  # files of a repository that describe the data
 
@@ -126,10 +127,28 @@ def resolve(path: str, key: str) -> Path:
         name = re.sub(r"^\$\{?(\w*).*", r"\1", text[text.index("$") :], flags=re.DOTALL)
         raise ConfigError(f"{key}: environment variable '{name}' in '{path}' is not set; export {name}=/some/folder")
     resolved = Path(text)
-    if not resolved.exists():
-        names = [item.name for item in resolved.parent.iterdir()] if resolved.parent.is_dir() else []
-        raise ConfigError(f"{key}: '{text}' does not exist{nearest(resolved.name, names)}")
+    problem = text_files.problem(resolved)
+    if problem and problem != "is a folder; a file is expected":
+        try:
+            names = [item.name for item in resolved.parent.iterdir()] if problem == "does not exist" else []
+        except OSError:
+            names = []
+        raise ConfigError(f"{key}: '{text}' {problem}{nearest(resolved.name, names)}")
     return resolved
+
+
+def entries(folder: Path, key: str) -> list[Path]:
+    """Return the paths in a folder, sorted; raises ConfigError if it cannot be read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"{key}.path: '{folder}' cannot be read ({error.strerror})") from None
+
+
+def require_file(path: Path, key: str) -> None:
+    """Raise ConfigError unless a path is a regular file: opening a pipe, for example, would wait for ever."""
+    if problem := text_files.problem(path):
+        raise ConfigError(f"{key}: '{path}' {problem}; remove it, or name the files in 'splits'")
 
 
 def model_files(folder: Path, key: str) -> dict[str, Path]:
@@ -191,7 +210,9 @@ def split_files(root: Path, splits: dict, key: str) -> dict[str, list[Path]]:
     if root.is_file() or not splits or not are_files(splits):
         if splits and are_files(splits):
             raise ConfigError(f"{key}.path: '{root}' is a file; splits by file name need the folder that holds them")
-        files = [root] if root.is_file() else [path for path in sorted(root.iterdir()) if format_of(path.name)]
+        files = [root] if root.is_file() else [path for path in entries(root, key) if format_of(path.name)]
+        for path in files:
+            require_file(path, f"{key}.path")
         if not files:
             raise ConfigError(f"{key}.path: '{root}' holds no file of a known format ({listed(FORMATS)})")
         return {"": files}
@@ -199,7 +220,13 @@ def split_files(root: Path, splits: dict, key: str) -> dict[str, list[Path]]:
     for split, patterns in splits.items():
         files[split] = []
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            matches = sorted(path for path in root.glob(pattern) if path.is_file())
+            try:
+                matches = sorted(path for path in root.glob(pattern) if not path.is_dir())
+            except (NotImplementedError, ValueError, OSError) as error:
+                wrong = f"'{pattern}' is no pattern of file names below '{root}' ({error})"
+                raise ConfigError(f"{key}.splits.{split}: {wrong}; give one such as '*.jsonl'") from None
+            for path in matches:
+                require_file(path, f"{key}.splits.{split}")
             if not matches:
                 names = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
                 raise ConfigError(f"{key}.splits.{split}: no file '{pattern}' in '{root}'{nearest(pattern, names)}")
