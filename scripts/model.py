@@ -1,15 +1,34 @@
-"""Copy or download a model in Hugging Face layout into the work folder: config, tokenizer, safetensors weights."""
+"""Check a model in Hugging Face layout, local or downloaded, and copy it: config, tokenizer, safetensors weights."""
+
+from math import prod
 
 from quantune.artefacts import job
 from quantune.sources import download, selection
 
 
 def model(order, inputs, folder, scratch):
+    from quantune.core.errors import QuantuneError
+    from quantune.models import inspection, stored
+
     base = download.fetch_sources(order, scratch)
+    downloaded = order["options"].get("download")
     files = [base / path for path in order["options"]["files"]]
-    selection.copy_model(files, folder, downloaded="download" in order["options"])
+    where = f"'{downloaded['hub'] if downloaded else files[0].parent}'"
+    selection.require_whole_model(files, where)
+    tensors = stored.tensors(files)
+    weights = [path for path in files if path.suffix == ".safetensors"]
+    try:
+        for path in files:
+            if path not in weights:
+                selection.copy(path, folder, bool(downloaded))
+        inspection.inspect(folder, tensors, scratch)
+        inspection.require_finite(tensors.items())
+    except QuantuneError as error:
+        raise QuantuneError(f"{where}: {error}") from None
+    for path in weights:
+        selection.copy(path, folder, bool(downloaded))
     print(f"copied {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
-    return {"parameters": selection.parameters(folder)} | download.facts(order)
+    return {"parameters": sum(prod(tensor.shape) for tensor in tensors.values())} | download.facts(order)
 
 
-job.run(snakemake, model, imports=False)
+job.run(snakemake, model)

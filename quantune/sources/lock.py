@@ -122,7 +122,7 @@ def _model(repository: str, revision: str) -> LockEntry:
     remedy = f"look for a conversion under {hub.page('model', repository)}/discussions, to be named as 'refs/pr/N' in "
     remedy += "'revision'"
     names = selection.model_names([name for name in listing["files"] if "/" not in name], where, remedy)
-    files = {name: listing["files"][name] for name in selection.one_set_of_weights(names)}
+    files = {name: listing["files"][name] for name in names}
     config = files["config.json"]
     remote = download.hub_file(
         "model",
