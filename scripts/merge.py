@@ -24,8 +24,8 @@ def merge(order, inputs, folder, scratch):
     distance = probes.relative_distance(probes.probe_logits(loading.model([folder], "float32")), unmerged)
     if not isfinite(distance):
         raise QuantuneError(
-            f"merging '{adapter.name}' into '{base.name}' made another model: its logits differ by {distance} from those "
-            "of the unmerged adapter; evaluate the adapter without merging"
+            f"merging '{adapter.name}' into '{base.name}' made another model: its logits differ by {distance} from "
+            "those of the unmerged adapter; evaluate the adapter without merging"
         )
     print(f"merged into {base.name}, stored as {stored}; logits differ by {distance:.2e} from the unmerged adapter's")
     return {"relative_distance_from_unmerged": distance, "parameters": model.num_parameters()}

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig
+import transformers
+from transformers import CONFIG_MAPPING, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
 from quantune.core.errors import QuantuneError
@@ -44,6 +45,13 @@ def inspect(folder: Path, tensors: dict[str, StoredTensor], scratch: Path) -> No
     Raises:
         QuantuneError: naming the file, the problem and the remedy.
     """
+    content = stored.read_json(folder / stored.CONFIG)
+    if "auto_map" in content and content["model_type"] not in CONFIG_MAPPING:
+        raise QuantuneError(
+            f"config.json: needs code of its own ('auto_map') for 'model_type' {content['model_type']}, which is "
+            f"never run; allowed: the architectures of transformers {transformers.__version__}; take a newer "
+            "transformers, or another model"
+        )
     with _named("config.json", "transformers cannot use it"):
         config = loading.config(folder)
     _require_language_model(config)

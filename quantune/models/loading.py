@@ -176,8 +176,10 @@ def _cast_head(loaded: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a checkpoint folder."""
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    """Load the tokenizer of a checkpoint folder; raises QuantuneError if it has no tokens."""
+    loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    _require_tokens(loaded, folder)
+    return loaded
 
 
 def feature_extractor(folder: Path):
@@ -186,8 +188,17 @@ def feature_extractor(folder: Path):
 
 
 def processor(folder: Path):
-    """Load the feature extractor and the tokenizer of a speech model."""
-    return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    """Load the feature extractor and the tokenizer of a speech model; raises QuantuneError if it has no tokens."""
+    loaded = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    _require_tokens(loaded.tokenizer, folder)
+    return loaded
+
+
+def _require_tokens(loaded: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Raise QuantuneError if a tokenizer is empty: transformers makes one if its files are missing."""
+    if not loaded.vocab_size:
+        files = listed(stored.VOCABULARIES)
+        raise QuantuneError(f"'{folder}': has no tokenizer; allowed: one of {files}; copy it from the original model")
 
 
 def config(folder: Path) -> PretrainedConfig:

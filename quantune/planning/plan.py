@@ -18,7 +18,7 @@ VERSIONS = {
     "clips": 2,
     "tokenize": 1,
     "resample": 1,
-    "merge": 2,
+    "merge": 3,
     "transcribe": 2,
     "report": 9,
 }
