@@ -3,19 +3,20 @@
 from math import prod
 
 from quantune.artefacts import job
+from quantune.core.errors import QuantuneError
+from quantune.models import stored
 from quantune.sources import download, selection
 
 
 def model(order, inputs, folder, scratch):
-    from quantune.core.errors import QuantuneError
-    from quantune.models import inspection, stored
-
     base = download.fetch_sources(order, scratch)
     downloaded = order["options"].get("download")
     files = [base / path for path in order["options"]["files"]]
     where = f"'{downloaded['hub'] if downloaded else files[0].parent}'"
     selection.require_whole_model(files, where)
     tensors = stored.tensors(files)
+    from quantune.models import inspection  # torch is imported once the files and headers are known to be good
+
     weights = [path for path in files if path.suffix == ".safetensors"]
     try:
         for path in files:
@@ -31,4 +32,4 @@ def model(order, inputs, folder, scratch):
     return {"parameters": sum(prod(tensor.shape) for tensor in tensors.values())} | download.facts(order)
 
 
-job.run(snakemake, model)
+job.run(snakemake, model, imports=False)

@@ -112,9 +112,13 @@ def require_file(path: Path) -> None:
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no regular file"
         raise QuantuneError(f"{path.name}: is {kind if path.exists() or path.is_symlink() else 'missing'}; {AGAIN}")
-    with path.open("rb") as opened:
-        if opened.read(len(POINTER)) == POINTER:
-            raise QuantuneError(f"{path.name}: is a Git LFS pointer, not the file; run `git lfs pull` in its folder")
+    try:
+        with path.open("rb") as opened:
+            begin = opened.read(len(POINTER))
+    except OSError as error:
+        raise QuantuneError(f"{path.name}: cannot be read ({error.strerror}); check its permissions") from None
+    if begin == POINTER:
+        raise QuantuneError(f"{path.name}: is a Git LFS pointer, not the file; run `git lfs pull` in its folder")
 
 
 def shards(index: Path) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quantune.core.errors import ConfigError, QuantuneError
+from quantune.models import config_values
 from quantune.sources import download, hub, selection
 
 LockEntry = dict[str, Any]
@@ -44,11 +45,17 @@ class Lock:
             key: the key in the configuration, for errors.
 
         Raises:
-            ConfigError: if it is not locked and cannot be locked, or has no safetensors weights.
+            ConfigError: if it is not locked and cannot be locked, or has no safetensors weights, or a config.json
+                that cannot be used.
         """
         if not self.has_model(repository, revision):
             self._add("models", repository, revision, self._resolve(key, _model, repository, revision))
-        return self.entries["models"][f"{repository}@{revision}"]
+        entry = self.entries["models"][f"{repository}@{revision}"]
+        try:
+            config_values.check(entry["config"])
+        except QuantuneError as error:
+            raise ConfigError(f"{key}: '{repository}' at '{revision}': {error}") from None
+        return entry
 
     def dataset(self, repository: str, revision: str, patterns: list[str], key: str) -> LockEntry:
         """Return a dataset's `commit`, `licence`, `patterns` (pattern -> file names) and `files`; otherwise as `model`.

@@ -39,7 +39,7 @@ def model_names(names: list[str], where: str, remedy: str = "convert them to saf
     Raises:
         QuantuneError: if config.json or safetensors weights are missing, or if an adapter is among the files.
     """
-    chosen = [name for name in names if _any(name, MODEL_FILES)]
+    chosen = [name for name in names if _any(name, MODEL_FILES) and name.isprintable()]
     if stored.ADAPTER in chosen:
         also = "beside a model" if stored.CONFIG in chosen else "without its model"
         advice = "give a whole model: PEFT's `merge_and_unload`, then `save_pretrained`, makes one"
@@ -143,6 +143,8 @@ def model_files(folder: Path, key: str) -> dict[str, Path]:
         raise ConfigError(f"{key}: '{folder}' is a file; give the folder that holds config.json and *.safetensors")
     try:
         names = model_names([path.name for path in sorted(folder.iterdir())], f"'{folder}'", folder=folder)
+    except OSError as error:
+        raise ConfigError(f"{key}: '{folder}' cannot be read ({error.strerror}); check its permissions") from None
     except QuantuneError as error:
         raise ConfigError(f"{key}: {error}") from None
     return {name: folder / name for name in names}

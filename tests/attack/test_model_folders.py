@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from quantune.core.errors import ConfigError, QuantuneError
 from quantune.planning import load
+from tests.workflow import CONFIG, Folder
 
 ROOT = Path(__file__).parents[2]
 OPT, WHISPER = ROOT / "assets/models/opt-2m", ROOT / "assets/models/whisper-3m"
@@ -456,7 +457,7 @@ def model_job():
     """The function of the stage `model`, without the frame of a job."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("HF_HUB_OFFLINE", "1")
-        patched.setattr("quantune.artefacts.job.run", lambda snakemake, body: None)
+        patched.setattr("quantune.artefacts.job.run", lambda snakemake, body, imports=True: None)
         yield runpy.run_path(str(ROOT / "scripts/model.py"), init_globals={"snakemake": None})["model"]
 
 
@@ -577,3 +578,85 @@ def test_a_model_that_comes_quantized_is_not_quantized_or_merged_into(raw, tmp_p
     )
     raw["variants"] = ["opt+lora"]
     assert [str(variant) for variant in load.load(raw).listed] == ["opt+lora"]
+
+
+@pytest.fixture(scope="module")
+def merge_job():
+    """The function of the stage `merge`, without the frame of a job."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("quantune.artefacts.job.run", lambda snakemake, body, imports=True: None)
+        yield runpy.run_path(str(ROOT / "scripts/merge.py"), init_globals={"snakemake": None})["merge"]
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """Return a function that saves an adapter of opt-2m with random weights, on layers with these names."""
+    import torch
+
+    from quantune.finetunings.lora import LoRA
+    from quantune.models import loading
+
+    def save(*layers: str) -> Path:
+        recipe = LoRA(method="lora", dataset="any", steps=1, target_modules=list(layers))
+        model = recipe.prepare(loading.model([OPT], "float32"), 0)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                if "lora_" in name:
+                    value.add_(0.05 * torch.randn_like(value))
+        folder = tmp_path / "adapter"
+        folder.mkdir()
+        recipe.save(model, OPT, folder)
+        return folder
+
+    return save
+
+
+def merge(merge_job, tmp_path: Path, folder: Path) -> tuple[Path, float]:
+    """Merge an adapter into opt-2m; return the folder, and the distance of the logits from the unmerged adapter's."""
+    made = tmp_path / "made"
+    made.mkdir()
+    facts = merge_job({}, {"base": [OPT], "parent": [OPT], "adapter": [folder]}, made, tmp_path)
+    return made, facts["relative_distance_from_unmerged"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "apart"),
+    [(["q_proj"], False), (["q_proj", "lm_head"], True), (["embed_tokens"], True), (["embed_tokens", "lm_head"], True)],
+)
+def test_a_merged_adapter_on_tied_embeddings_stays_the_same_function(tmp_path, adapter, merge_job, layers, apart):
+    made, distance = merge(merge_job, tmp_path, adapter(*layers))
+    assert distance < 1e-3  # of weights in float16
+    assert ("lm_head.weight" in load_file(made / "model.safetensors")) == apart
+    assert json.loads((made / "config.json").read_text())["tie_word_embeddings"] != apart
+
+
+def test_an_adapter_of_nan_is_not_merged(tmp_path, adapter, merge_job):
+    folder = adapter("q_proj")
+    found = load_file(folder / "adapter_model.safetensors")
+    save_file(found | {min(found): numpy.full_like(found[min(found)], numpy.nan)}, folder / "adapter_model.safetensors")
+    with pytest.raises(
+        QuantuneError, match=r"the adapter 'adapter' has logits that are NaN .*; lower its 'learning_rate'"
+    ):
+        merge(merge_job, tmp_path, folder)
+
+
+def test_an_adapter_is_never_completed_with_random_weights(adapter):
+    from quantune.models import loading
+
+    folder = adapter("q_proj")
+    found = load_file(folder / "adapter_model.safetensors")
+    save_file({name: found[name] for name in sorted(found)[1:]}, folder / "adapter_model.safetensors")
+    with pytest.raises(QuantuneError, match=f"the adapter misses '{min(found)}'"):
+        loading.model([OPT, folder], "float32")
+
+
+def test_a_run_of_snakemake_shows_one_line(tmp_path):
+    folder = copy_of(OPT, tmp_path / "broken")
+    tensors(set_value(LAYER, numpy.nan))(folder)
+    before = state(folder)
+    project = Folder(tmp_path / "project", CONFIG | {"models": {"opt": {"path": str(folder)}}})
+    printed = project.run("work/checkpoints/opt", "--cores", "1", check=False)
+    assert f"Error: '{folder}': model.safetensors: '{LAYER}' holds NaN or infinity; allowed: finite weights" in printed
+    assert "Traceback" not in printed and state(folder) == before
+    assert not (project.work / "checkpoints/opt").exists()
