@@ -1,7 +1,5 @@
 """Check a model in Hugging Face layout, local or downloaded, and copy it: config, tokenizer, safetensors weights."""
 
-from math import prod
-
 from quantune.artefacts import job
 from quantune.core.errors import QuantuneError
 from quantune.models import stored
@@ -22,14 +20,14 @@ def model(order, inputs, folder, scratch):
         for path in files:
             if path not in weights:
                 selection.copy(path, folder, bool(downloaded))
-        inspection.inspect(folder, tensors, scratch)
+        parameters = inspection.inspect(folder, tensors, scratch)
         inspection.require_finite(tensors.items())
     except QuantuneError as error:
         raise QuantuneError(f"{where}: {error}") from None
     for path in weights:
         selection.copy(path, folder, bool(downloaded))
     print(f"copied {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
-    return {"parameters": sum(prod(tensor.shape) for tensor in tensors.values())} | download.facts(order)
+    return {"parameters": parameters} | download.facts(order)
 
 
 job.run(snakemake, model, imports=False)

@@ -12,9 +12,10 @@ import torch
 import transformers
 from transformers import CONFIG_MAPPING, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+from transformers.quantizers.auto import AutoQuantizationConfig
 
 from quantune.core.errors import QuantuneError
-from quantune.models import config_values, loading, stored
+from quantune.models import loading, stored
 from quantune.models.stored import StoredTensor
 
 DTYPES = {
@@ -34,8 +35,10 @@ PIECE = 4 * 2**20  # bytes of a tensor that are in memory at once
 SPEECH_TOKENS = ("<|startoftranscript|>", "<|notimestamps|>", "<|endoftext|>")
 
 
-def inspect(folder: Path, tensors: dict[str, StoredTensor], scratch: Path) -> None:
+def inspect(folder: Path, tensors: dict[str, StoredTensor], scratch: Path) -> int:
     """Check that a model can be built, loaded without a missing tensor, read text, and be saved.
+
+    Returns the number of its parameters, also of a model that comes quantized.
 
     Args:
         folder: config.json, tokenizer and settings of the model; no weights are needed.
@@ -61,16 +64,20 @@ def inspect(folder: Path, tensors: dict[str, StoredTensor], scratch: Path) -> No
         with _named(stored.GENERATION, "transformers cannot use it"):
             GenerationConfig.from_pretrained(folder, local_files_only=True)
     kind = loading.auto_class(folder)._model_mapping[type(config)]
-    settings = {"dtype": torch.float32, "trust_remote_code": False, "device_map": {"": "meta"}}
     with _named("config.json", "transformers cannot build the model"), torch.device("meta"):
         model = kind._from_config(config, dtype=torch.float32)
-    if config_values.quantized(config.to_dict()) is None:
+    if (settings := content.get("quantization_config")) is not None:
+        with _named("config.json", "transformers cannot use 'quantization_config'"):
+            AutoQuantizationConfig.from_dict(settings)
+    else:
         state = {name: _empty(name, tensor) for name, tensor in tensors.items()}
-        more = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        place = {"dtype": torch.float32, "trust_remote_code": False, "device_map": {"": "meta"}}
         with _named("config.json", "transformers cannot fit the weights into the model"):
-            _, info = kind.from_pretrained(None, config=config, state_dict=state, **settings, **more)
+            _, info = kind.from_pretrained(None, config=config, state_dict=state, **place, **strict)
         loading.require_complete(info, config.model_type)
     _inspect_tokenizer(folder, model)
+    return model.num_parameters()
 
 
 def _require_language_model(config) -> None:
