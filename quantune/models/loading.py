@@ -25,6 +25,8 @@ from quantune.models import stored
 from quantune.models.architecture import SPEECH
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+CONSTANTS = (".masked_bias", ".inv_freq", ".position_ids")
+"""Ends of the names of constants that older versions of transformers stored beside the weights."""
 
 
 def device() -> torch.device:
@@ -98,11 +100,8 @@ def require_complete(info: dict, family: str, where: str = "") -> None:
         where: the beginning of the error.
     """
     shapes = {name: f" {list(found)} instead of {list(expected)}" for name, found, expected in info["mismatched_keys"]}
-    groups = {
-        "are missing": info["missing_keys"],
-        "are unexpected": info["unexpected_keys"],
-        "have another shape": shapes,
-    }
+    unexpected = [name for name in info["unexpected_keys"] if not name.endswith(CONSTANTS)]
+    groups = {"are missing": info["missing_keys"], "are unexpected": unexpected, "have another shape": shapes}
     problems = [
         f"{len(names)} {what} (first '{(first := min(names))}'{shapes[first] if names is shapes else ''})"
         for what, names in groups.items()

@@ -177,6 +177,7 @@ PLANNED = {
         "'max_position_embeddings' is null; allowed: a whole number",
     ),
     "key-heads": (keys(model_type="llama", num_key_value_heads=3), "'num_key_value_heads' is 3; allowed: a divisor"),
+    "eps-null": (keys(model_type="llama", rms_norm_eps=0), "'rms_norm_eps' is 0; allowed: a number above 0"),
     "dropout": (keys(attention_dropout=2), "'attention_dropout' is 2; allowed: a number from 0 to 1"),
     "tied-text": (keys(tie_word_embeddings="yes"), "'tie_word_embeddings' is 'yes'; allowed: true or false"),
     "activation-null": (keys(activation_function=None), "'activation_function' is null; allowed: a text"),
@@ -429,6 +430,11 @@ GOOD = {
     "temperature": (keys("generation_config.json", temperature=0.7, do_sample=False), ["model.safetensors"]),
     "settings-in-config": (keys(temperature=0.7, num_beams=4, max_length=20), ["model.safetensors"]),
     "padded-with": (keys(pad_token_id=-1), ["model.safetensors"]),
+    "without-prefix": (tensors(renamed("model.decoder.", "decoder.")), ["model.safetensors"]),
+    "old-constants": (
+        tensors(lambda found: found | {"model.decoder.position_ids": numpy.arange(8)}),
+        ["model.safetensors"],
+    ),
     "head-beside": (tensors(lambda found: found | {"lm_head.weight": found[EMBEDDING]}), ["model.safetensors"]),
 }
 """Name -> edit of a copy of opt-2m that stays usable, and the names of the weights that are copied."""
