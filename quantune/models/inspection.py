@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import safe_open
 from transformers import CONFIG_MAPPING, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 from transformers.quantizers.auto import AutoQuantizationConfig
@@ -48,6 +49,9 @@ def inspect(folder: Path, tensors: dict[str, StoredTensor], scratch: Path) -> in
     Raises:
         QuantuneError: naming the file, the problem and the remedy.
     """
+    for path in sorted({tensor.file for tensor in tensors.values()}):
+        with _named(path.name, "safetensors cannot read it"), safe_open(path, "pt"):
+            pass
     content = stored.read_json(folder / stored.CONFIG)
     if "auto_map" in content and content["model_type"] not in CONFIG_MAPPING:
         raise QuantuneError(

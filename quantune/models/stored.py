@@ -132,8 +132,14 @@ def shards(index: Path) -> dict[str, str]:
             f"{index.name}: 'weight_map' is missing or empty; allowed: tensor name -> file name; {AGAIN}"
         )
     for name in dict.fromkeys(map(str, table.values())):
-        if "/" in name or "\\" in name or not name.endswith(".safetensors") or name not in table.values():
-            reason = f"names the file '{name}'; allowed: the name of a *.safetensors file in the same folder"
+        if (
+            not name.isprintable()
+            or "/" in name
+            or "\\" in name
+            or not name.endswith(".safetensors")
+            or name not in table.values()
+        ):
+            reason = f"names the file {name!r:.90}; allowed: the name of a *.safetensors file in the same folder"
             raise QuantuneError(f"{index.name}: 'weight_map' {reason}; correct the index")
     missing = [name for name in sorted(set(table.values())) if not (index.parent / name).exists()]
     if missing:
@@ -185,7 +191,13 @@ def header(path: Path) -> dict[str, StoredTensor]:
             raise QuantuneError(f"{path.name}: its header is not JSON ({error}); {AGAIN}") from None
     if not isinstance(content, dict):
         raise QuantuneError(f"{path.name}: its header is not a JSON object; {AGAIN}")
-    content.pop("__metadata__", None)
+    metadata = content.pop("__metadata__", None)
+    if metadata is not None and not (
+        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    ):
+        raise QuantuneError(f"{path.name}: '__metadata__' in its header is damaged; allowed: name -> text; {AGAIN}")
+    if odd := [name for name in content if not name.isprintable()]:
+        raise QuantuneError(f"{path.name}: the name of a tensor has control characters ({odd[0]!r:.60}); {AGAIN}")
     found = {name: _stored(path, name, entry, 8 + length) for name, entry in content.items()}
     end = 8 + length
     for name, stored in sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)):

@@ -258,6 +258,8 @@ PLANNED = {
     "shape-negative": (entry(LAYER, shape=[-512, -128]), f"the header's entry of '{LAYER}' is damaged"),
     "shape-text": (entry(LAYER, shape="512"), f"the header's entry of '{LAYER}' is damaged"),
     "type-unknown": (entry(LAYER, dtype="F4"), f"'{LAYER}' is stored as F4; allowed: "),
+    "metadata": (header(lambda found: found | {"__metadata__": []}), "'__metadata__' in its header is damaged"),
+    "name-control": (header(lambda found: {"a\nb": found.pop(LAYER)} | found), "has control characters ('a\\nb')"),
     "overlap": (
         header(lambda found: {"a": found[LAYER], "b": found[LAYER]}),
         "the bytes of 'a' overlap others or leave a gap",
