@@ -70,10 +70,11 @@ def inspect(folder: Path, tensors: dict[str, StoredTensor], scratch: Path) -> in
     kind = loading.auto_class(folder)._model_mapping[type(config)]
     with _named("config.json", "transformers cannot build the model"), torch.device("meta"):
         model = kind._from_config(config, dtype=torch.float32)
-    if (settings := content.get("quantization_config")) is not None:
+    settings = content.get("quantization_config")
+    if settings is not None:
         with _named("config.json", "transformers cannot use 'quantization_config'"):
             AutoQuantizationConfig.from_dict(settings)
-    else:
+    if not (settings or {}).get("load_in_4bit"):  # bitsandbytes has no 4-bit weights without data; loading checks them
         state = {name: _empty(name, tensor) for name, tensor in tensors.items()}
         strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         place = {"dtype": torch.float32, "trust_remote_code": False, "device_map": {"": "meta"}}

@@ -668,3 +668,41 @@ def test_a_run_of_snakemake_shows_one_line(tmp_path):
     assert f"Error: '{folder}': model.safetensors: '{LAYER}' holds NaN or infinity; allowed: finite weights" in printed
     assert "Traceback" not in printed and state(folder) == before
     assert not (project.work / "checkpoints/opt").exists()
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> Path:
+    """A copy of opt-2m that is packed by compressed-tensors."""
+    from quantune.quantizations.rtn import RoundToNearest
+
+    folder = tmp_path_factory.mktemp("packed")
+    RoundToNearest(method="rtn", bits=4, group_size=32).quantize(OPT, folder)
+    return folder
+
+
+def test_a_model_that_comes_packed_is_copied(raw, tmp_path, model_job, packed):
+    made = run_job(model_job, raw, packed, tmp_path)
+    assert state(made) == state(packed)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            tensors(lambda found: {name: found[name] for name in found if "0.fc1.weight_scale" not in name}),
+            "1 are missing",
+        ),
+        (
+            keys(quantization_config=CT | {"config_groups": {"g": {"weights": CT_WEIGHTS, "targets": []}}}),
+            "are missing",
+        ),
+        (keys(quantization_config=CT | {"ignore": 3}), "config.json: transformers cannot use 'quantization_config': "),
+    ],
+)
+def test_a_broken_packed_model_is_refused_when_it_is_copied(raw, tmp_path, model_job, packed, edit, message):
+    folder = copy_of(packed, tmp_path / "broken")
+    edit(folder)
+    with pytest.raises(QuantuneError) as caught:
+        run_job(model_job, raw, folder, tmp_path)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"'{folder}': ") and message in line
