@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quantune.core.errors import ConfigError, QuantuneError
-from quantune.models import config_values
+from quantune.models import config_values, stored
 from quantune.sources import download, hub, selection
 
 LockEntry = dict[str, Any]
@@ -53,9 +53,10 @@ class Lock:
         entry = self.entries["models"][f"{repository}@{revision}"]
         try:
             config_values.check(entry["config"])
+            loaded = stored.selected(list(entry["files"]))  # older lock files name more than one set of weights
         except QuantuneError as error:
             raise ConfigError(f"{key}: '{repository}' at '{revision}': {error}") from None
-        return entry
+        return {**entry, "files": {name: entry["files"][name] for name in loaded}}
 
     def dataset(self, repository: str, revision: str, patterns: list[str], key: str) -> LockEntry:
         """Return a dataset's `commit`, `licence`, `patterns` (pattern -> file names) and `files`; otherwise as `model`.

@@ -706,3 +706,30 @@ def test_a_broken_packed_model_is_refused_when_it_is_copied(raw, tmp_path, model
         run_job(model_job, raw, folder, tmp_path)
     (line,) = str(caught.value).splitlines()
     assert line.startswith(f"'{folder}': ") and message in line
+
+
+@pytest.mark.parametrize(
+    ("more", "config", "message"),
+    [
+        ((), {"model_type": "t5", "is_encoder_decoder": True}, "'t5' is an encoder-decoder model of text"),
+        (
+            (),
+            {"model_type": "opt", "num_hidden_layers": 10**6},
+            "'num_hidden_layers' is 1000000; allowed: a whole number",
+        ),
+        (("consolidated.safetensors", "model-00001-of-00002.safetensors"), {"model_type": "opt"}, None),
+    ],
+)
+def test_a_locked_model_is_checked_and_has_one_set_of_weights(tmp_path, more, config, message):
+    from quantune.sources.lock import Lock
+
+    files = {name: {"size": 1, "git": "ab"} for name in ("config.json", "model.safetensors", *more)}
+    entry = {"commit": "c", "licence": None, "gated": False, "files": files, "config": config}
+    path = tmp_path / "lock.json"
+    path.write_text(json.dumps({"models": {"a/b@main": entry}, "datasets": {}}))
+    if message is None:
+        assert list(Lock(path).model("a/b", "main", "models.x.hub")["files"]) == ["config.json", "model.safetensors"]
+        return
+    with pytest.raises(ConfigError) as caught:
+        Lock(path).model("a/b", "main", "models.x.hub")
+    assert str(caught.value).startswith("models.x.hub: 'a/b' at 'main': config.json: ") and message in str(caught.value)
