@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are of CPUs, wherever they run; GPUs are the benchmarks' part
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: more threads only wait for one another
 OPT = ROOT / "assets/models/opt-2m"
+HEADER = b'{"value": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'
+ONE_TENSOR = len(HEADER).to_bytes(8, "little") + HEADER + bytes(4)  # a file of safetensors
 
 
 @pytest.fixture(scope="session")
@@ -35,13 +37,15 @@ def tokenizer():
 
 @pytest.fixture
 def write_model(tmp_path):
-    """Return a function that writes a folder in Hugging Face layout, with weights that nothing can load."""
+    """Return a function that writes a folder in Hugging Face layout: its only tensor has one value."""
 
     def write(name: str, config: dict | str, weights: str = "model.safetensors") -> str:
         folder = tmp_path / name
         folder.mkdir()
         (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
-        (folder / weights).write_bytes(b"\x02" + bytes(7) + b"{}")
+        (folder / "tokenizer.json").write_text("{}")
+        (folder / "preprocessor_config.json").write_text("{}")
+        (folder / weights).write_bytes(ONE_TENSOR)
         return str(folder)
 
     return write

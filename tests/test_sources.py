@@ -259,7 +259,8 @@ def test_the_files_of_a_model_are_its_own_and_no_pickles(tmp_path):
     files = selection.model_files(tmp_path, "models.any")
     assert sorted(files) == ["config.json", "merges.txt", "model.safetensors", "tokenizer.json"]
     (tmp_path / "copy").mkdir()
-    selection.copy_model(list(files.values()), tmp_path / "copy")
+    for path in files.values():
+        selection.copy(path, tmp_path / "copy")
     assert {path.name: path.read_text() for path in (tmp_path / "copy").iterdir()} == {name: name for name in files}
 
 

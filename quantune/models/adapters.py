@@ -19,6 +19,28 @@ def save_adapter(model, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+def merged(model):
+    """Return the whole model with the adapter of a `PeftModel` added to its weights.
+
+    If the output embedding shares its weights with the token embeddings and one of them has an adapter, the two are
+    separated first: an update of one would change the other, and the function of the model.
+    """
+    import torch
+
+    whole = model.get_base_model()
+    head, embeddings = whole.get_output_embeddings(), whole.get_input_embeddings()
+    adapted = any(hasattr(layer, "base_layer") for layer in (head, embeddings))
+    head, embeddings = (getattr(layer, "base_layer", layer) for layer in (head, embeddings))
+    separate = adapted and head is not None and head.weight is embeddings.weight
+    if separate:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    whole = model.merge_and_unload()
+    if separate:
+        whole.config.tie_word_embeddings = False
+        print("the output embedding is stored apart from the token embeddings, because one of them has an adapter")
+    return whole
+
+
 def parameters(model) -> tuple[int, int]:
     """Return the numbers of trained and of all parameters of a model, whatever they are packed into."""
     from quantune.models.packed_linear import dense_parameters

@@ -121,9 +121,11 @@ def read(config: dict[str, Any]) -> Architecture:
         config: config.json as transformers writes it.
 
     Raises:
-        QuantuneError: if its `model_type` is not among `FAMILIES`, or a size is missing.
+        QuantuneError: if its `model_type` is not among `FAMILIES`, a size is missing, or it is already quantized.
     """
     family = config.get("model_type")
+    if config.get("quantization_config") is not None:
+        raise QuantuneError("the shape of a checkpoint that comes quantized is not known")
     if family not in FAMILIES:
         raise QuantuneError(f"the shape of models of type '{family}' is not known; known: {listed(FAMILIES)}")
     try:

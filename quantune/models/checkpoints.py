@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from quantune.core.errors import QuantuneError
-from quantune.models.loading import TOKENIZER_FILES
+from quantune.models.stored import GENERATION, TOKENIZER_FILES
 
 NARROW = 32  # a matrix with fewer rows or columns is not the weight of a layer
 
@@ -48,12 +48,10 @@ def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
     Raises:
         QuantuneError: if the model has no such layer, or if weights of other modules would stay dense.
     """
-    from transformers import AutoConfig
-
     from quantune.models import loading
 
     with torch.device("meta"):
-        model = loading.auto_class(folder).from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+        model = loading.auto_class(folder).from_config(loading.config(folder), trust_remote_code=False)
     layers = {name: (module.out_features, module.in_features) for name, module in quantizable(model).items()}
     if reason := unquantizable(model):
         raise QuantuneError(f"the architecture '{model.config.model_type}' cannot be quantized: {reason}")
@@ -113,7 +111,7 @@ def require(condition: bool, layer: str, message: str) -> None:
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copy the tokenizer's files and the generation settings from one checkpoint folder to another."""
-    for name in (*TOKENIZER_FILES, "generation_config.json"):
+    for name in (*TOKENIZER_FILES, GENERATION):
         if (Path(source) / name).is_file() and not (Path(folder) / name).exists():
             shutil.copyfile(Path(source) / name, Path(folder) / name)
 
@@ -129,7 +127,7 @@ def save_model(model, parent: Path, folder: Path) -> None:
     settings, model.generation_config = model.generation_config, GenerationConfig()
     model.save_pretrained(folder)
     model.generation_config = settings
-    (Path(folder) / "generation_config.json").unlink(missing_ok=True)
+    (Path(folder) / GENERATION).unlink(missing_ok=True)
     copy_tokenizer(parent, folder)
 
 

@@ -20,23 +20,13 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
 
 from quantune.core import gpu_turns
+from quantune.core.errors import QuantuneError, listed
+from quantune.models import stored
 from quantune.models.architecture import SPEECH
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "chat_template.jinja",
-    "normalizer.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+CONSTANTS = (".masked_bias", ".inv_freq", ".position_ids")
+"""Ends of the names of constants that older versions of transformers stored beside the weights."""
 
 
 def device() -> torch.device:
@@ -73,9 +63,7 @@ def model(folders: list[Path], dtype: str) -> PreTrainedModel:
     """
     base, *adapters = map(Path, folders)
     import_libraries(base, bool(adapters))
-    loaded = auto_class(base).from_pretrained(
-        base, dtype=getattr(torch, dtype), device_map={"": device()}, local_files_only=True
-    )
+    loaded = whole(base, dtype=getattr(torch, dtype))
     if quantization_method(base) == "compressed-tensors":
         from quantune.models.packed_linear import keep_packed
 
@@ -86,7 +74,59 @@ def model(folders: list[Path], dtype: str) -> PreTrainedModel:
         from peft import PeftModel
 
         loaded = PeftModel.from_pretrained(loaded, adapter, local_files_only=True)
+        require_complete_adapter(loaded, adapter)
     return loaded.eval()
+
+
+def whole(folder: Path, **options) -> PreTrainedModel:
+    """Load the whole model in a folder on `device()`; `options` are those of transformers' `from_pretrained`.
+
+    Raises:
+        QuantuneError: if a tensor is missing, unexpected or of another shape. transformers would draw it at random.
+    """
+    place = {"device_map": {"": device()}, "local_files_only": True, "trust_remote_code": False}
+    strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    loaded, info = auto_class(folder).from_pretrained(folder, **place, **strict, **options)
+    require_complete(info, loaded.config.model_type, f"'{folder}': ")
+    return loaded
+
+
+def require_complete(info: dict, family: str, where: str = "") -> None:
+    """Raise QuantuneError if tensors are missing, unexpected or of another shape, with the first name of each kind.
+
+    Args:
+        info: what transformers reports after loading; without tied tensors, and those that the architecture ignores.
+        family: the `model_type` of the model.
+        where: the beginning of the error.
+    """
+    shapes = {name: f" {list(found)} instead of {list(expected)}" for name, found, expected in info["mismatched_keys"]}
+    unexpected = [name for name in info["unexpected_keys"] if not name.endswith(CONSTANTS)]
+    groups = {"are missing": info["missing_keys"], "are unexpected": unexpected, "have another shape": shapes}
+    problems = [
+        f"{len(names)} {what} (first '{(first := min(names))}'{shapes[first] if names is shapes else ''})"
+        for what, names in groups.items()
+        if names
+    ]
+    if problems or info["error_msgs"]:
+        raise QuantuneError(
+            f"{where}the weights are not those of the model in config.json (model_type {family}); of its tensors "
+            f"{listed([*problems, *info['error_msgs']])}; take config.json and *.safetensors from the same model"
+        )
+
+
+def require_complete_adapter(model, folder: Path) -> None:
+    """Raise QuantuneError if the adapter in a folder has other tensors than the adapter of the loaded `PeftModel`."""
+    from peft import get_peft_model_state_dict
+
+    expected, found = set(get_peft_model_state_dict(model)), set(stored.header(Path(folder) / ADAPTER_WEIGHTS))
+    if different := sorted(expected ^ found):
+        what = "misses" if different[0] in expected else "has an unexpected tensor"
+        raise QuantuneError(f"'{folder}': the adapter {what} '{different[0]}'; delete the folder, and it is made again")
+
+
+def is_causal(config: PretrainedConfig) -> bool:
+    """Return whether transformers has a language model of a configuration."""
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
 
 
 class LoadedVariant:
@@ -135,23 +175,34 @@ def _cast_head(loaded: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a checkpoint folder."""
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    """Load the tokenizer of a checkpoint folder; raises QuantuneError if it has no tokens."""
+    loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    _require_tokens(loaded, folder)
+    return loaded
 
 
 def feature_extractor(folder: Path):
     """Load the feature extractor of a speech model's checkpoint folder."""
-    return AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+    return AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def processor(folder: Path):
-    """Load the feature extractor and the tokenizer of a speech model."""
-    return AutoProcessor.from_pretrained(folder, local_files_only=True)
+    """Load the feature extractor and the tokenizer of a speech model; raises QuantuneError if it has no tokens."""
+    loaded = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    _require_tokens(loaded.tokenizer, folder)
+    return loaded
+
+
+def _require_tokens(loaded: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Raise QuantuneError if a tokenizer is empty: transformers makes one if its files are missing."""
+    if not loaded.vocab_size:
+        files = listed(stored.VOCABULARIES)
+        raise QuantuneError(f"'{folder}': has no tokenizer; allowed: one of {files}; copy it from the original model")
 
 
 def config(folder: Path) -> PretrainedConfig:
     """Load the configuration of a checkpoint folder."""
-    return AutoConfig.from_pretrained(folder, local_files_only=True)
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

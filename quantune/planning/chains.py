@@ -162,6 +162,18 @@ def _problem(parent: Variant, step: Step, names: Names) -> str | None:
     return None
 
 
+def unfit_for_quantized(variant: Variant, names: Names, method: str | None) -> str | None:
+    """Return why a step cannot follow a model that comes quantized, by this method, or None; None: full precision."""
+    for step in variant.steps if method else ():
+        if step.kind == "finetuning" and names.finetunings[step.name].trains_on_quantized:
+            continue
+        return (
+            f"'{variant.model}' is already quantized ({method}, in its config.json), and '{step}' needs full-precision "
+            f"weights; allowed: '{variant.model}' alone or with an adapter on top; for '{step}' give the original model"
+        )
+    return None
+
+
 def _unmergeable(parent: Variant, names: Names) -> str | None:
     """Return why `merge` cannot follow `parent`, or None."""
     if parent.kind == "merge":

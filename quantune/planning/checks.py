@@ -81,6 +81,7 @@ def _paths(config: Config) -> Iterator[tuple[str, str]]:
         try:
             if config.config_available(name):
                 config.track(name)
+                origins.require_whole_model(config.models[name], f"models.{name}")
         except ConfigError as error:
             yield f"models.{name}", str(error)
     for name, entry in config.datasets.items():

@@ -9,6 +9,7 @@ from quantune import evaluations, finetunings, quantizations
 from quantune.core.errors import ConfigError, QuantuneError, listed
 from quantune.core.recipe import Entry, Name, Recipe
 from quantune.evaluations.benchmark import Benchmark
+from quantune.models import config_values
 from quantune.models.architecture import SPEECH
 from quantune.planning import chains
 from quantune.sources import selection
@@ -113,6 +114,8 @@ class Config(Entry):
     def require_fit(self, variant: chains.Variant) -> None:
         """Raise ConfigError if a step does not support the variant's model, or does not fit its layers."""
         widths, shape = self._widths(variant.model), self.config_of(variant.model)
+        if problem := chains.unfit_for_quantized(variant, self, config_values.quantized(shape)):
+            raise ConfigError(f"variant '{variant}': {problem}")
         for step in variant.steps:
             recipe = getattr(self, f"{step.kind}s", {}).get(step.name)
             misfit = recipe.misfit(widths) if step.kind == "quantization" else None

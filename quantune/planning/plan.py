@@ -18,7 +18,7 @@ VERSIONS = {
     "clips": 3,
     "tokenize": 1,
     "resample": 2,
-    "merge": 2,
+    "merge": 3,
     "transcribe": 3,
     "report": 9,
 }

@@ -35,17 +35,7 @@ class BitsAndBytes(Quantization):
 
         options = {key: getattr(torch, value) if "dtype" in key else value for key, value in self.arguments().items()}
         stored = loading.stored_dtype(parent)
-        model = (
-            loading.auto_class(parent)
-            .from_pretrained(
-                parent,
-                dtype=stored,
-                quantization_config=BitsAndBytesConfig(**options),
-                device_map={"": loading.device()},
-                local_files_only=True,
-            )
-            .eval()
-        )
+        model = loading.whole(parent, dtype=stored, quantization_config=BitsAndBytesConfig(**options)).eval()
         save_model(model, parent, folder)
         loading.keep_cpu_kernels_exact(model)
         require_identical_reload(probe_logits(model), folder, str(stored).removeprefix("torch."))

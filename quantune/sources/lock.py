@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quantune.core.errors import ConfigError, QuantuneError
+from quantune.models import config_values, stored
 from quantune.sources import download, hub, selection
 
 LockEntry = dict[str, Any]
@@ -45,11 +46,18 @@ class Lock:
             key: the key in the configuration, for errors.
 
         Raises:
-            ConfigError: if it is not locked and cannot be locked, or has no safetensors weights.
+            ConfigError: if it is not locked and cannot be locked, or has no safetensors weights, or a config.json
+                that cannot be used.
         """
         if not self.has_model(repository, revision):
             self._add("models", repository, revision, self._resolve(key, _model, repository, revision))
-        return self.entries["models"][f"{repository}@{revision}"]
+        entry = self.entries["models"][f"{repository}@{revision}"]
+        try:
+            config_values.check(entry["config"])
+            loaded = stored.selected(list(entry["files"]))  # older lock files name more than one set of weights
+        except QuantuneError as error:
+            raise ConfigError(f"{key}: '{repository}' at '{revision}': {error}") from None
+        return {**entry, "files": {name: entry["files"][name] for name in loaded}}
 
     def dataset(self, repository: str, revision: str, patterns: list[str], key: str) -> LockEntry:
         """Return a dataset's `commit`, `licence`, `patterns` (pattern -> file names) and `files`; otherwise as `model`.
@@ -123,7 +131,7 @@ def _model(repository: str, revision: str) -> LockEntry:
     remedy = f"look for a conversion under {hub.page('model', repository)}/discussions, to be named as 'refs/pr/N' in "
     remedy += "'revision'"
     names = selection.model_names([name for name in listing["files"] if "/" not in name], where, remedy)
-    files = {name: listing["files"][name] for name in selection.one_set_of_weights(names)}
+    files = {name: listing["files"][name] for name in names}
     config = files["config.json"]
     if config["size"] > LARGEST:
         raise QuantuneError(f"{where}: config.json has {config['size']:,} bytes; at most {LARGEST:,} are read")

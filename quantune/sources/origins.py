@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantune.artefacts.hashes import Hashes
+from quantune.core.errors import ConfigError, QuantuneError
 from quantune.sources import clips, download, selection
 from quantune.sources.lock import Lock
 
@@ -41,6 +42,18 @@ def model(entry: Model, key: str, lock: Lock, hashes: Hashes) -> Origin:
         return _of_hub("model", entry, locked, list(locked["files"]), list(locked["files"]))
     paths = selection.model_files(selection.resolve(entry.path, f"{key}.path"), f"{key}.path").values()
     return Origin([str(path) for path in paths], {path.name: hashes.file(path) for path in paths})
+
+
+def require_whole_model(entry: Model, key: str) -> None:
+    """Raise ConfigError if a local model's files are damaged, incomplete, or do not fit each other; see `selection`."""
+    if not entry.hub:
+        folder = selection.resolve(entry.path, f"{key}.path")
+        try:
+            selection.require_whole_model(list(selection.model_files(folder, f"{key}.path").values()), f"'{folder}'")
+        except ConfigError:
+            raise
+        except QuantuneError as error:
+            raise ConfigError(f"{key}.path: {error}") from None
 
 
 def model_sizes(entry: Model, key: str, lock: Lock) -> dict[str, int]:

@@ -1,7 +1,5 @@
 """Select the files of a model, or of the splits of a dataset, by their names alone."""
 
-import json
-import math
 import os
 import re
 import shutil
@@ -12,6 +10,8 @@ from typing import Any
 from quantune.core.errors import ConfigError, QuantuneError, listed, nearest
 from quantune.sources import text_files
 from quantune.sources.text_files import GZIP
+from quantune.models import config_values, stored
+from quantune.models.architecture import SPEECH
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -25,40 +25,41 @@ FORMATS = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
-WEIGHTS = r"model(-\d+-of-\d+)?\.safetensors"  # the names that transformers looks for
 CARDS = ("README.md", "dataset_infos.json")  # files of a repository that describe the data
 
 
-def model_names(files: list[str], where: str, remedy: str = "convert them to safetensors") -> list[str]:
-    """Return the names of the files that belong to a model: no pickles, no code.
+def model_names(names: list[str], where: str, remedy: str = "convert them to safetensors", folder=None) -> list[str]:
+    """Return the names of the files that belong to a model: the weights that transformers loads; no pickles, no code.
 
     Args:
-        files: the names of all files in one folder or repository.
+        names: the names of all files in one folder or repository.
         where: that folder or repository, for errors.
         remedy: the advice for errors if all weights are pickled.
+        folder: the folder, if it is on this machine: its index of shards is read.
 
     Raises:
-        QuantuneError: if config.json or safetensors weights are missing.
+        QuantuneError: if config.json or safetensors weights are missing, or if an adapter is among the files.
     """
-    names = [name for name in files if _any(name, MODEL_FILES)]
-    if "config.json" not in names:
+    chosen = [name for name in names if _any(name, MODEL_FILES) and name.isprintable()]
+    if stored.ADAPTER in chosen:
+        also = "beside a model" if stored.CONFIG in chosen else "without its model"
+        advice = "give a whole model: PEFT's `merge_and_unload`, then `save_pretrained`, makes one"
+        raise QuantuneError(f"{where} holds an adapter ({stored.ADAPTER}) {also}; {advice}")
+    if stored.CONFIG not in chosen:
         raise QuantuneError(f"{where} has no config.json; give a model in Hugging Face layout")
-    if not any(name.endswith(".safetensors") for name in names):
-        pickled = [name for name in files if _any(name, PICKLES)]
+    if not any(name.endswith(".safetensors") for name in chosen):
+        pickled = [name for name in names if _any(name, PICKLES)]
         hint = (
             f"only pickled weights ({listed(pickled)}), which can run code when loaded; {remedy}"
             if pickled
             else "no *.safetensors"
         )
         raise QuantuneError(f"{where} has {hint}")
-    return names
-
-
-def one_set_of_weights(names: list[str]) -> list[str]:
-    """Return the names without weights that `from_pretrained` ignores, if weights that it reads are among them."""
-    if not any(re.fullmatch(WEIGHTS, name) for name in names):
-        return names
-    return [name for name in names if re.fullmatch(WEIGHTS, name) or not name.endswith(".safetensors")]
+    indexed = folder is not None and stored.INDEX in chosen and stored.SINGLE not in chosen
+    try:
+        return stored.selected(chosen, stored.shards(folder / stored.INDEX).values() if indexed else None)
+    except QuantuneError as error:
+        raise QuantuneError(f"{where} {error}" if str(error).startswith("has ") else f"{where}: {error}") from None
 
 
 def format_of(name: str) -> str | None:
@@ -160,45 +161,56 @@ def model_files(folder: Path, key: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise ConfigError(f"{key}: '{folder}' is a file; give the folder that holds config.json and *.safetensors")
     try:
-        names = model_names([path.name for path in sorted(folder.iterdir())], f"'{folder}'")
+        names = model_names([path.name for path in sorted(folder.iterdir())], f"'{folder}'", folder=folder)
+    except OSError as error:
+        raise ConfigError(f"{key}: '{folder}' cannot be read ({error.strerror}); check its permissions") from None
     except QuantuneError as error:
         raise ConfigError(f"{key}: {error}") from None
     return {name: folder / name for name in names}
 
 
 def model_config(path: Path, where: str) -> dict[str, Any]:
-    """Return the content of a model's config.json; `where` names the model in errors.
+    """Return the checked content of a model's config.json; `where` names the model in errors.
 
     Raises:
-        QuantuneError: if it holds no JSON object.
+        QuantuneError: if it is damaged, or describes a model that cannot be used.
     """
     try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise QuantuneError(f"{where}: config.json is not JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise QuantuneError(f"{where}: config.json does not hold a JSON object: not a config.json of transformers")
+        config = stored.read_json(path)
+        config_values.check(config)
+    except QuantuneError as error:
+        raise QuantuneError(f"{where}: {error}") from None
     return config
 
 
-def copy_model(files: list[Path], folder: Path, downloaded: bool = False) -> None:
-    """Copy a model's files to a folder; link them if they were downloaded for this job."""
-    for path in files:
-        try:
-            if downloaded:
-                os.link(path, folder / path.name)
-                continue
-        except OSError:
-            pass  # a file system without links
-        shutil.copyfile(path, folder / path.name)
+def require_whole_model(paths: list[Path], where: str) -> None:
+    """Raise QuantuneError if the files of a model are damaged, incomplete, or do not fit each other.
+
+    Only small files and the headers of weights are read, without torch; `quantune.models.inspection` checks the rest.
+    """
+    config = model_config(next(path for path in paths if path.name == stored.CONFIG), where)
+    try:
+        for path in paths:
+            stored.require_file(path)
+        tensors = stored.tensors(paths)
+        config_values.require_layers(config, tensors)
+        config_values.require_embeddings(config, tensors)
+        config_values.require_float(config, tensors)
+        for path in (path for path in paths if path.name == stored.GENERATION):
+            config_values.check_generation(stored.read_json(path), config)
+        stored.require_tokenizer((path.name for path in paths), config["model_type"] in SPEECH)
+    except QuantuneError as error:
+        raise QuantuneError(f"{where} {error}" if str(error).startswith("has ") else f"{where}: {error}") from None
 
 
-def parameters(folder: Path) -> int:
-    """Return the number of values in a folder's safetensors files, read from their headers."""
-    from safetensors import safe_open
-
-    files = [safe_open(path, "numpy") for path in folder.glob("*.safetensors")]
-    return sum(math.prod(file.get_slice(name).get_shape()) for file in files for name in file.keys())  # noqa: SIM118
+def copy(path: Path, folder: Path, downloaded: bool = False) -> None:
+    """Copy a file to a folder; link it if it was downloaded for this job."""
+    try:
+        if downloaded:
+            return os.link(path, folder / path.name)
+    except OSError:
+        pass  # a file system without links
+    shutil.copyfile(path, folder / path.name)
 
 
 def split_files(root: Path, splits: dict, key: str) -> dict[str, list[Path]]:
