@@ -27,7 +27,7 @@ def problem_lines(error: ValidationError, raw: dict[str, Any], sections: Section
         where, problem = _problem(item, raw, entry or whole, sections)
         if problem not in lines.setdefault(where, []):
             lines[where].append(problem)
-    return [f"{where}: {', or '.join(problems)}" for where, problems in lines.items()]
+    return [f"{where or 'the configuration'}: {', or '.join(problems)}" for where, problems in lines.items()]
 
 
 def _problem(item: dict[str, Any], raw: dict[str, Any], entry: type[Entry], sections: Sections) -> tuple[str, str]:
@@ -45,13 +45,11 @@ def _problem(item: dict[str, Any], raw: dict[str, Any], entry: type[Entry], sect
         return _tag_problem(path, value, sections)
     if kind == "missing":
         return where, f"is missing; {(entry.model_fields[str(path[-1])].description or '').split(';')[0]}"
-    if kind == "string_pattern_mismatch" and item["loc"][-1] != "work":
-        return where, f"'{value}' is not a name; names are lower-case letters, digits, '.' and '-' ({NAME})"
     if kind == "string_pattern_mismatch":
-        return where, f"'{value}' is not a folder's name; give one without spaces, such as 'work'"
+        return where, f"'{value}' is not a name; names are lower-case letters, digits, '.' and '-' ({NAME})"
     if kind.startswith("model_") or kind == "dict_type":
         return where, f"keys and values expected, such as '{_example(path, sections)}', found {value!r:.40}"
-    if kind == "too_short":
+    if kind in ("too_short", "string_too_short"):
         return where, "must not be empty"
     if kind.startswith("bool_"):
         return where, f"true or false expected, found {value!r}"

@@ -126,7 +126,7 @@ def resolve(path: str, key: str) -> Path:
         name = re.sub(r"^\$\{?(\w*).*", r"\1", text[text.index("$") :], flags=re.DOTALL)
         raise ConfigError(f"{key}: environment variable '{name}' in '{path}' is not set; export {name}=/some/folder")
     resolved = Path(text)
-    if not resolved.exists():
+    if not os.path.exists(text):
         names = [item.name for item in resolved.parent.iterdir()] if resolved.parent.is_dir() else []
         raise ConfigError(f"{key}: '{text}' does not exist{nearest(resolved.name, names)}")
     return resolved
