@@ -22,15 +22,16 @@ def load(raw: dict[str, Any], name: str = "config") -> Config:
     Raises:
         ConfigError: with one line for each problem: the key's path, the problem, the allowed values.
     """
-    if problems := documents.unplain(raw):
-        raise ConfigError("\n".join(f"{name}: {problem}" for problem in dict.fromkeys(problems)))
-    try:
-        config = Config.model_validate(raw)
-        problems = list(checks.problems(config))
-    except ValidationError as error:
-        problems = problem_lines(error, raw, SECTIONS, Config)
+    problems = documents.unplain(raw)
+    if not problems:
+        try:
+            config = Config.model_validate(raw)
+            problems = checks.problems(config)
+        except ValidationError as error:
+            problems = problem_lines(error, raw, SECTIONS, Config)
     if problems:
-        raise ConfigError("\n".join(f"{name}: {problem}" for problem in problems))
+        lines = (problem.replace("\n", "\\n").replace("\r", "\\r") for problem in problems)
+        raise ConfigError("\n".join(f"{name}: {line}" for line in dict.fromkeys(lines)))
     return config
 
 

@@ -100,7 +100,7 @@ def _part(value: str | list[str] | float) -> str | list[str] | float:
     for pattern in patterns:
         parts = PurePosixPath(pattern).parts
         outside = not parts or parts[0] == "/" or ".." in parts
-        if outside or any("**" in part and part != "**" for part in parts):
+        if outside or any(len(part.encode()) > 255 or ("**" in part and part != "**") for part in parts):
             example = "give one such as train-*.jsonl"
             raise ValueError(f"'{pattern}' is not a file name or pattern below the folder; {example}")
     return value

@@ -5,7 +5,9 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from fnmatch import fnmatch, fnmatchcase
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -182,6 +184,11 @@ def parameters(folder: Path) -> int:
     return sum(math.prod(file.get_slice(name).get_shape()) for file in files for name in file.keys())  # noqa: SIM118
 
 
+def _files(root: Path) -> Iterator[str]:
+    """Yield the paths of the files below a folder."""
+    return (os.path.join(folder, name) for folder, _, names in os.walk(root) for name in names)
+
+
 def split_files(root: Path, splits: dict, key: str) -> dict[str, list[Path]]:
     """Return split -> files; for shares, all files are under the split "".
 
@@ -201,7 +208,7 @@ def split_files(root: Path, splits: dict, key: str) -> dict[str, list[Path]]:
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             matches = sorted(path for path in root.glob(pattern) if path.is_file())
             if not matches:
-                names = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
+                names = [os.path.relpath(path, root) for path in islice(_files(root), 1000)]
                 raise ConfigError(f"{key}.splits.{split}: no file '{pattern}' in '{root}'{nearest(pattern, names)}")
             files[split] += matches
     return files
