@@ -48,7 +48,7 @@ def _problem(item: dict[str, Any], raw: dict[str, Any], entry: type[Entry], sect
         field = entry.model_fields.get(str(path[-1]))
         return (
             where,
-            f"is missing; {' '.join((field and field.description or 'it must be given').split(';')[0].split())}",
+            f"is missing; {' '.join((field.description if field else 'it must be given').split(';')[0].split())}",
         )
     if kind == "string_pattern_mismatch":
         return where, f"'{value}' is not a name; names are lower-case letters, digits, '.' and '-' ({NAME})"
