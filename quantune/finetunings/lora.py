@@ -51,13 +51,15 @@ class LoRA(Finetuning):
         Raises:
             QuantuneError: if a target is not a linear layer of the model.
         """
+        if self.target_modules != "all-linear":
+            linear = ("in_features", "nf")  # of linear layers, and of the transposed ones of GPT-2
+            layers = [name for name, part in model.named_modules() if any(hasattr(part, key) for key in linear)]
+            if problem := _unknown(self.target_modules, layers):
+                raise QuantuneError(problem.removeprefix("."))
+
         import torch
         from peft import LoraConfig, get_peft_model
 
-        if self.target_modules != "all-linear":
-            layers = [name for name, part in model.named_modules() if hasattr(part, "in_features")]
-            if problem := _unknown(self.target_modules, layers):
-                raise QuantuneError(problem.removeprefix("."))
         torch.manual_seed(seed)
         config = LoraConfig(
             task_type=None if model.config.is_encoder_decoder else "CAUSAL_LM",
