@@ -64,9 +64,9 @@ def parse(path: str | Path, work: str | Path) -> Place | None:
     return Place(folder, tuple(names)) if folder in FOLDERS and len(names) == len(FOLDERS[folder]) else None
 
 
-def too_long(path: str, work: str | Path) -> str | None:
+def too_long(path: str) -> str | None:
     """Return why no artefact can be made at a path: a file name in its making is too long; None if all names fit."""
-    longest = max(len(marker(work, path).name), len(Path(path).name) + LONGER)
+    longest = len(Path(path).name) + LONGER
     return f"needs a file name of {longest} bytes, and file systems allow {LONGEST}" if longest > LONGEST else None
 
 

@@ -238,7 +238,7 @@ class Plan:
     def _artefact(self, place: tuple, stage: str, version: int, recipe: dict, **more) -> Artefact:
         options = {"work": self.work, "deterministic": self.config.deterministic, **more.pop("options", {})}
         path = layout.path(self.work, *map(str, place))
-        if problem := layout.too_long(path, self.work):
+        if problem := layout.too_long(path):
             raise ConfigError(f"'{path}' {problem}; shorten the names of models and steps, or the chain")
         return Artefact(path, stage, version, recipe, options=options, **more)
 
