@@ -11,13 +11,8 @@ from snakemake.utils import min_version
 
 min_version("9.27")
 
-# Snakemake would merge config.yaml into a configuration given on the command line.
-if not workflow.overwrite_configfiles:
 
-    configfile: "config.yaml"
-
-
-include: "rules/common.smk"
+include: "rules/common.smk"  #   the configuration: config.yaml, or that of --configfile
 include: "rules/model.smk"  #    checkpoints/{model}
 include: "rules/dataset.smk"  #  sources/{dataset}
 include: "rules/tokenize.smk"  # prepared/{dataset}/{model}, text

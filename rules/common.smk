@@ -19,7 +19,7 @@ from quantune.artefacts import freshness, job
 from quantune.core import hardware
 from quantune.core.errors import QuantuneError
 from quantune.core.recipe import NAME, SEED
-from quantune.planning import costs, load, resources
+from quantune.planning import costs, documents, load, resources
 from quantune.planning.plan import Plan
 from quantune.upkeep import dvc
 
@@ -32,7 +32,20 @@ def call_or_stop(function, *arguments):
         raise WorkflowError(str(error)) from None
 
 
+BRACES = {
+    "{",
+    "}",
+}  # Snakemake takes them for wildcards: files from outside with them are read, but no inputs of a rule
+if BRACES.intersection(str(workflow.basedir)):
+    raise WorkflowError(f"Snakemake reads the braces in '{workflow.basedir}' as wildcards; rename this folder")
 job.announce(workflow.basedir, sys.argv)
+# Snakemake would merge config.yaml into a configuration given on the command line.
+call_or_stop(documents.require_sound, workflow.overwrite_configfiles or ["config.yaml"])
+if not workflow.overwrite_configfiles:
+
+    configfile: "config.yaml"
+
+
 CONFIG = call_or_stop(load.load, config, ", ".join(os.path.relpath(path) for path in workflow.configfiles))
 PLAN = Plan(CONFIG)
 WORK = CONFIG.work
@@ -104,7 +117,9 @@ class Job:
             if state is freshness.State.STALE:
                 needs.inputs["stale"] = [freshness.marker(artefact, WORK)]
             for role, paths in needs.inputs.items():
-                new = [path for path in paths if path not in inputs.get(role, [])]
+                new = [
+                    path for path in paths if path not in inputs.get(role, []) and not BRACES.intersection(str(path))
+                ]
                 inputs[role] = [*inputs.get(role, []), *(new if needs.dated else map(ancient, new))]
         return inputs
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 from quantune.artefacts import job, layout
 
@@ -12,7 +13,7 @@ def transcribe(order, inputs, folder, scratch):
     from quantune.sources import entries
 
     recipe = entries.Recording(**order["recipe"], **order["options"]["settings"])
-    (checkpoint,), (recording,) = inputs["checkpoint"], inputs["outside"]
+    (checkpoint,), (recording,) = inputs["checkpoint"], map(Path, order["options"]["files"])
     model = loading.model([*inputs.get("base", []), checkpoint], recipe.dtype)
     processor = loading.processor(checkpoint)
     rate = processor.feature_extractor.sampling_rate

@@ -16,13 +16,18 @@ from typing import Any
 
 from quantune.artefacts.making import build_folder_of, make
 from quantune.core import gpu_turns, hardware
+from quantune.core.credentials import RedactedStream, redacted
 from quantune.core.errors import QuantuneError
 
 
 def announce(root: str, arguments: list[str]) -> None:
-    """Pass the folder of the code, the command and the commit to the jobs that this process starts."""
+    """Pass the folder of the code, the command and the commit to the jobs that this process starts.
+
+    Credentials are taken out of the command, and out of what this process prints as errors and warnings.
+    """
+    sys.stderr = RedactedStream(sys.stderr)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    os.environ.setdefault("QUANTUNE_COMMAND", shlex.join(["snakemake", *arguments[1:]]))
+    os.environ.setdefault("QUANTUNE_COMMAND", redacted(shlex.join(["snakemake", *arguments[1:]])))
     if "QUANTUNE_COMMIT" not in os.environ:
         describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         try:
@@ -92,11 +97,12 @@ def _prepared(snakemake: Any, order: dict[str, Any], imports: bool = True) -> It
 
 
 def _log_to(path: str) -> None:
-    """Send all output of this process, libraries included, to a file."""
+    """Send all output of this process, libraries included, to a file; credentials are taken out of it."""
     with open(path, "w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     sys.stdout.reconfigure(line_buffering=True)
+    sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
 
 
 def _inputs(order: dict[str, Any]) -> dict[str, list[Path]]:

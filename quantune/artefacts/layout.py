@@ -18,6 +18,11 @@ FOLDERS = {
 PATTERNS = ", ".join("/".join([folder, *names]) for folder, names in FOLDERS.items())
 """The patterns of all paths of artefacts, for errors."""
 
+LONGEST = 255
+"""Bytes that a file system allows for a name."""
+LONGER = len("0123456789abcdef..lock")
+"""Bytes that the lock of a build folder has more than the artefact's name."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -57,6 +62,12 @@ def parse(path: str | Path, work: str | Path) -> Place | None:
     """Return the place that a path names; None if no artefact lies at such a path."""
     folder, *names = os.path.relpath(path, work).split("/")
     return Place(folder, tuple(names)) if folder in FOLDERS and len(names) == len(FOLDERS[folder]) else None
+
+
+def too_long(path: str) -> str | None:
+    """Return why no artefact can be made at a path: a file name in its making is too long; None if all names fit."""
+    longest = len(Path(path).name) + LONGER
+    return f"needs a file name of {longest} bytes, and file systems allow {LONGEST}" if longest > LONGEST else None
 
 
 def artefact_folders(work: str | Path) -> Iterator[Path]:

@@ -5,9 +5,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from quantune.core.credentials import redacted
+
 
 class QuantuneError(Exception):
-    """A problem that the user can fix; shown without a traceback."""
+    """A problem that the user can fix; shown without a traceback, and without the credentials of URLs."""
+
+    def __init__(self, text: str):
+        super().__init__(redacted(text))
 
 
 class ConfigError(QuantuneError):

@@ -2,20 +2,39 @@
 
 import importlib
 import pkgutil
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 NAME = r"[a-z0-9][a-z0-9.-]*"
-SEED = r"(?:0|[1-9][0-9]*)"
-Name = Annotated[str, StringConstraints(pattern=rf"^{NAME}$")]
+SEED = r"(?:0|[1-9][0-9]{0,9})"
+LARGEST_SEED = 2**32 - 1
+"""The largest seed of numpy."""
+MANY = 1_000_000_000
+"""The largest number of steps, documents, windows or clips."""
+LONGEST = 2**24
+"""The largest number of tokens in a sequence: more than the context of any model."""
+LARGEST_BATCH = 2**16
+Name = Annotated[str, StringConstraints(pattern=rf"^{NAME}$", max_length=100)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+NonEmpty = Annotated[str, Field(min_length=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class Entry(BaseModel):
     """A typed, immutable part of the configuration; unknown keys are errors, docstrings describe the fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, raw: Any) -> Any:
+        """Refuse true and false for numbers; pydantic would read them as 1 and 0."""
+        for name, value in raw.items() if isinstance(raw, dict) else ():
+            field = cls.model_fields.get(name)
+            if field and isinstance(value, bool) and {int, float} & {field.annotation, *get_args(field.annotation)}:
+                raise ValueError(f"'{name}' is a number, found {str(value).lower()}")
+        return raw
 
 
 class Recipe(Entry):

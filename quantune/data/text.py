@@ -12,7 +12,6 @@ import pyarrow
 
 from quantune.core.errors import QuantuneError, listed, nearest
 from quantune.data.batches import BATCH_TOKENS
-from quantune.data.tokens import encode
 
 
 @dataclass

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from quantune.core.recipe import Dtype, Recipe
+from quantune.core.recipe import LARGEST_BATCH, LONGEST, Dtype, Recipe
 from quantune.core.workload import Inference
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ PHASES = ("prefill", "encode", "decode")
 COLUMNS = ["phase", "run", "warmup", "tokens", "seconds"]
 START = 4
 """Tokens that start a transcript: start of transcript, language, task, no timestamps."""
-Positive = Annotated[int, Field(gt=0)]
+Batch = Annotated[int, Field(gt=0, le=LARGEST_BATCH)]
+Length = Annotated[int, Field(gt=0, le=LONGEST)]
 Track = Literal["text", "speech"]
 
 
@@ -52,17 +53,17 @@ class Benchmark(Recipe):
 
     version: ClassVar[int] = 2
 
-    batch_sizes: list[Positive] = Field(default=[1, 8], min_length=1)
+    batch_sizes: list[Batch] = Field(default=[1, 8], min_length=1)
     """Sequences, or windows of audio, processed together. Four-bit weights are fast at 1 and often slow at many:
     measure the sizes that you will serve."""
-    prompt_lengths: list[Positive] = Field(default=[512], min_length=1)
+    prompt_lengths: list[Length] = Field(default=[512], min_length=1)
     """Tokens in the prompt of a text model; the first one is shown in the report's table and figures. Speech
     models ignore this key: they read windows of their own length."""
-    new_tokens: int = Field(default=128, gt=0)
+    new_tokens: int = Field(default=128, gt=0, le=LONGEST)
     """Tokens decoded after the prompt, or for each window of audio."""
-    repeats: int = Field(default=5, ge=5)
+    repeats: int = Field(default=5, ge=5, le=10_000)
     """Timed runs of each phase; their median is reported, with the slowest and the fastest."""
-    warmup: int = Field(default=2, gt=0)
+    warmup: int = Field(default=2, gt=0, le=10_000)
     """Runs before the timed runs, left out of the results."""
     dtype: Dtype = "float16"
     """Dtype of the computation and of the weights that are not packed; float32 suits most CPUs."""

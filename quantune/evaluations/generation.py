@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from quantune.core.recipe import Dtype
+from quantune.core.recipe import LONGEST, Dtype, NonEmpty
 from quantune.core.workload import Inference
 from quantune.evaluations import Evaluation
 
@@ -16,9 +16,9 @@ class Generation(Evaluation):
 
     kind: Literal["generation"]
     """Continue fixed prompts."""
-    prompts: list[str] = Field(min_length=1)
+    prompts: list[NonEmpty] = Field(min_length=1)
     """The prompts."""
-    max_new_tokens: int = Field(default=40, gt=0)
+    max_new_tokens: int = Field(default=40, gt=0, le=LONGEST)
     """Tokens generated at most for each prompt."""
     dtype: Dtype = "float32"
     """Dtype of the computation and of the weights that are not packed."""
@@ -31,10 +31,18 @@ class Generation(Evaluation):
         import torch
         from tqdm import tqdm
 
+        from quantune.core.errors import QuantuneError
         from quantune.data import text
         from quantune.models import finite, loading
 
         tokenizer, loaded = loading.tokenizer(variant.base), variant.model(self.dtype)
+        longest = max(len(text.prompt(prompt, tokenizer)) for prompt in self.prompts)
+        limit = getattr(loaded.config, "max_position_embeddings", None)
+        if limit and longest + self.max_new_tokens > limit:
+            reason = (
+                f"{self.max_new_tokens} new tokens after a prompt of {longest} exceed the model's {limit} positions"
+            )
+            raise QuantuneError(f"{reason}; lower 'max_new_tokens' or shorten the prompt")
         watch = finite.Watch()
         with (folder / "items.jsonl").open("w", encoding="utf-8") as file:
             for prompt in tqdm(self.prompts, desc="generating", unit="prompt"):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from quantune.core.recipe import Dtype
+from quantune.core.recipe import LARGEST_BATCH, LONGEST, MANY, Dtype
 from quantune.core.units import BYTES
 from quantune.core.workload import Inference
 from quantune.evaluations import Evaluation
@@ -38,16 +38,16 @@ class Perplexity(Evaluation):
     """Name of the dataset."""
     split: str = "test"
     """Split of the dataset to evaluate on."""
-    length: int = Field(default=1024, gt=1)
+    length: int = Field(default=1024, gt=1, le=LONGEST)
     """Tokens in one window; at most the model's positions (2048 in the GPTQ and AWQ papers)."""
-    stride: int | None = Field(default=None, gt=0)
+    stride: int | None = Field(default=None, gt=0, le=LONGEST)
     """Tokens by which overlapping windows advance; null: windows do not overlap."""
-    max_windows: int | None = Field(default=None, gt=0)
+    max_windows: int | None = Field(default=None, gt=0, le=MANY)
     """Number of windows, from the first; null: all."""
     context: Literal["stream", "document"] = "stream"
     """Context of a token: the documents before it too, joined by the end-of-text token (stream), or only its own
     document (document). A published protocol that joins texts before it tokenizes them: `join` of the dataset."""
-    batch_size: int = Field(default=1, gt=0)
+    batch_size: int = Field(default=1, gt=0, le=LARGEST_BATCH)
     """Windows evaluated together."""
     dtype: Dtype = "float32"
     """Dtype of the computation and of the weights that are not packed."""

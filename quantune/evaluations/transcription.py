@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from quantune.core.recipe import Dtype
+from quantune.core.recipe import LARGEST_BATCH, LONGEST, MANY, Dtype
 from quantune.core.workload import Inference
 from quantune.evaluations import Evaluation
 from quantune.evaluations.metrics import normalizers
@@ -39,13 +39,13 @@ class Transcription(Evaluation):
     """Whisper's code of the language in the model's prompt; null: the language of each clip."""
     normalizer: normalizers.Name | None = None
     """Normal form in which transcripts are compared; null: by the language. A change remakes only the report."""
-    beams: int = Field(default=1, gt=0)
+    beams: int = Field(default=1, gt=0, le=1000)
     """Beams of the search; 1: greedy."""
-    batch_size: int = Field(default=8, gt=0)
+    batch_size: int = Field(default=8, gt=0, le=LARGEST_BATCH)
     """Clips transcribed together."""
-    max_new_tokens: int = Field(default=224, gt=0)
+    max_new_tokens: int = Field(default=224, gt=0, le=LONGEST)
     """Tokens written at most for each clip; never more than the model's positions."""
-    max_clips: int | None = Field(default=None, gt=0)
+    max_clips: int | None = Field(default=None, gt=0, le=MANY)
     """Number of clips, from the first; null: all."""
     dtype: Dtype = "float32"
     """Dtype of the computation and of the weights that are not packed."""

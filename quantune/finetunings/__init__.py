@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from quantune.core.recipe import Recipe, subclasses
+from quantune.core.recipe import LARGEST_BATCH, LONGEST, MANY, Recipe, subclasses
 from quantune.core.workload import Training
 from quantune.models.architecture import Architecture
 
@@ -33,28 +33,28 @@ class Finetuning(Recipe):
     """Split of the dataset to train on."""
     validation_split: str | None = "validation"
     """Split of the dataset for the validation loss during training; null: no validation loss."""
-    steps: int | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, gt=0, le=MANY)
     """Optimizer steps; give either this or `epochs`."""
-    epochs: float | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0, le=1_000_000)
     """Passes over the training split; give either this or `steps`."""
-    batch_size: int = Field(default=8, gt=0)
+    batch_size: int = Field(default=8, gt=0, le=LARGEST_BATCH)
     """Sequences in one forward and backward pass."""
-    gradient_accumulation: int = Field(default=1, gt=0)
+    gradient_accumulation: int = Field(default=1, gt=0, le=LARGEST_BATCH)
     """Forward and backward passes for each optimizer step; the effective batch is this times `batch_size`."""
-    length: int = Field(default=512, gt=1)
+    length: int = Field(default=512, gt=1, le=LONGEST)
     """Tokens in one training sequence; documents are joined by the end-of-text token and cut at this length. Speech has
     the length of its transcripts."""
     task: Literal["transcribe", "translate"] = "transcribe"
     """For speech models: write a transcript, or an English translation if the data has one."""
-    learning_rate: float = Field(default=2e-4, gt=0)
+    learning_rate: float = Field(default=2e-4, gt=0, le=1)
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """How the learning rate falls to zero after the warm-up."""
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, le=MANY)
     """Optimizer steps over which the learning rate rises from zero."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=100)
     """Decoupled weight decay of AdamW."""
-    max_gradient_norm: float = Field(default=1.0, gt=0)
+    max_gradient_norm: float = Field(default=1.0, gt=0, le=1e9)
     """Gradients are scaled down to at most this L2 norm."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -62,9 +62,9 @@ class Finetuning(Recipe):
     """Dtype of the frozen weights and the computation; adapters are always trained in float32."""
     compile: bool = False
     """Compile the layers (torch.compile): faster on a GPU, after about a minute."""
-    evaluate_every: int = Field(default=50, gt=0)
+    evaluate_every: int = Field(default=50, gt=0, le=MANY)
     """Optimizer steps between two points of the loss curves."""
-    save_every: int = Field(default=50, gt=0)
+    save_every: int = Field(default=50, gt=0, le=MANY)
     """Optimizer steps between two saved states; a killed job loses at most this many steps."""
 
     @model_validator(mode="after")

@@ -2,11 +2,14 @@
 checkpoint this is QLoRA (Dettmers et al., 2023, arXiv:2305.14314).
 """
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from quantune.core.errors import QuantuneError, listed, nearest
+from quantune.core.recipe import NonEmpty
 from quantune.finetunings import Finetuning
+from quantune.models import architecture
 from quantune.models.architecture import Architecture
 
 
@@ -15,17 +18,45 @@ class LoRA(Finetuning):
 
     method: Literal["lora"]
     """Low-rank adaptation."""
-    rank: int = Field(default=8, gt=0)
+    rank: int = Field(default=8, gt=0, le=2**16)
     """Rank of the update (`r`): parameters and capacity grow with it."""
-    alpha: float = Field(default=16, gt=0)
+    alpha: float = Field(default=16, gt=0, le=1e6)
     """The update is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
-    target_modules: list[str] | Literal["all-linear"] = ["q_proj", "v_proj"]
+    target_modules: Annotated[list[NonEmpty], Field(min_length=1)] | Literal["all-linear"] = ["q_proj", "v_proj"]
     """Names of the linear layers that get an adapter, or all-linear."""
 
+    def unsuitable(self, config: dict[str, Any]) -> str | None:
+        """Return why the target modules or the rank do not fit a model with this config.json, or None.
+
+        An architecture whose shape is not known is checked by the job, before it trains.
+        """
+        try:
+            shape = architecture.read(config)
+        except (QuantuneError, ArithmeticError, TypeError, ValueError):
+            return None
+        linears = {linear.name: linear for linear in (*(linear for _, linear in shape.linears()), shape.head)}
+        targets = list(linears) if self.target_modules == "all-linear" else self.target_modules
+        names = [target.split(".")[-1] for target in targets]  # a target may name the modules around a layer too
+        if problem := _unknown(names, list(linears)):
+            return problem
+        most = max(min(linears[name].inputs, linears[name].outputs) for name in names)
+        too_high = f".rank: {self.rank} is more than the width of the layers; allowed: up to {most}"
+        return too_high if self.rank > most else None
+
     def prepare(self, model, seed: int):
-        """Return a `PeftModel` with adapters initialized from the seed; only they require gradients."""
+        """Return a `PeftModel` with adapters initialized from the seed; only they require gradients.
+
+        Raises:
+            QuantuneError: if a target is not a linear layer of the model.
+        """
+        if self.target_modules != "all-linear":
+            linear = ("in_features", "nf")  # of linear layers, and of the transposed ones of GPT-2
+            layers = [name for name, part in model.named_modules() if any(hasattr(part, key) for key in linear)]
+            if problem := _unknown(self.target_modules, layers):
+                raise QuantuneError(problem.removeprefix("."))
+
         import torch
         from peft import LoraConfig, get_peft_model
 
@@ -59,3 +90,13 @@ class LoRA(Finetuning):
     def adapter_dropout(self) -> float:
         """Dropout on the adapter's input."""
         return self.dropout
+
+
+def _unknown(targets: list[str], layers: list[str]) -> str | None:
+    """Return the problem (".key: why") with the first target that is none of the linear layers, or None."""
+    for target in targets:
+        if not any(f".{layer}".endswith(f".{target}") for layer in layers):
+            names = sorted({layer.split(".")[-1] for layer in layers})
+            hint = f"allowed: all-linear, or a list of {listed(names)}{nearest(target, names)}"
+            return f".target_modules: '{target}' is not a linear layer of the model; {hint}"
+    return None

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import bracex
 
 from quantune.core.errors import ConfigError, listed, nearest
-from quantune.core.recipe import NAME, SEED
+from quantune.core.recipe import LARGEST_SEED, NAME, SEED
 
 MERGE = "merge"
 STEP = re.compile(rf"(?P<name>{NAME})(@(?P<seed>{SEED}))?")
@@ -133,6 +133,8 @@ def _step(part: str, text: str, names: Names) -> Step:
             f"{nearest(part, known)}"
         )
     name, seed = match["name"], int(match["seed"]) if match["seed"] else None
+    if seed is not None and seed > LARGEST_SEED:
+        raise ConfigError(f"variant '{text}': the seed of '{part}' is too large; allowed: 0 to {LARGEST_SEED}")
     if name in names.models:
         raise ConfigError(f"variant '{text}': '{name}' is a model; a model can only begin a chain")
     if name not in known:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantune.core.errors import ConfigError, listed, nearest
@@ -13,15 +15,33 @@ if TYPE_CHECKING:
     from quantune.planning.config import Config
 
 
+SPECIAL = 8
+"""Tokens that a tokenizer adds to a text, at most."""
+
+
 def problems(config: Config) -> list[str]:
     """Return every problem, each once."""
-    lines = [*_names(config), *_references(config), *_translations(config), *_splits(config)]
+    lines = [*_work(config), *_names(config), *_references(config), *_translations(config), *_splits(config)]
     unusable = dict(_paths(config))
     lines += unusable.values()
     good_models = {name for name in config.models if f"models.{name}" not in unusable and config.config_available(name)}
     lines += [*_chains(config, good_models), *_evaluations(config, good_models), *_recordings(config, good_models)]
     lines += [*_benchmark(config, good_models), *_expected(config)]
     return list(dict.fromkeys(lines))
+
+
+def _work(config: Config) -> Iterator[str]:
+    """Yield why the work folder can be neither used nor made."""
+    work = Path(config.work)
+    try:
+        nearest_folder = next(path for path in (work, *work.absolute().parents) if os.path.lexists(path))
+    except OSError as error:
+        yield f"work: '{work}' cannot be used ({error.strerror}); give another folder"
+        return
+    if not nearest_folder.is_dir():
+        yield f"work: '{nearest_folder}' is not a folder, so '{work}' cannot be one; give another folder"
+    elif nearest_folder != work and not os.access(nearest_folder, os.W_OK | os.X_OK):
+        yield f"work: '{work}' cannot be made: you may not write in '{nearest_folder}'; give another folder"
 
 
 def _names(config: Config) -> Iterator[str]:
@@ -122,6 +142,7 @@ def _chains(config: Config, good_models: set[str]) -> Iterator[str]:
             yield str(error)
         if config.track(variant.model) == "text":
             yield from _lengths(config, variant)
+            yield from _generations(config, variant.model)
         yield from _tracks(config, variant)
 
 
@@ -167,6 +188,38 @@ def _lengths(config: Config, variant: chains.Variant) -> Iterator[str]:
             if length > positions and (section == "evaluations" or name in steps):
                 limit = f"the model '{variant.model}' has {positions} positions"
                 yield f"{section}.{name}.length: {length} is too long, {limit}; allowed: up to {positions}"
+
+
+def _generations(config: Config, model: str) -> Iterator[str]:
+    """Yield the generations whose longest prompt and new tokens are more than the model's positions."""
+    positions = config.positions(model)
+    for name, entry in config.evaluations.items() if positions else ():
+        if entry.kind != "generation":
+            continue
+        longest = _longest_prompt(config, model, entry.prompts, positions - entry.max_new_tokens)
+        if longest + entry.max_new_tokens > positions:
+            reason = (
+                f"{entry.max_new_tokens} after a prompt of {longest} exceeds the {positions} positions of '{model}'"
+            )
+            allowed = f"allowed: up to {positions - longest}" if longest < positions else "shorten the prompt"
+            yield f"evaluations.{name}.max_new_tokens: {reason}; {allowed}"
+
+
+def _longest_prompt(config: Config, model: str, prompts: list[str], room: int) -> int:
+    """Return the tokens of the longest prompt; 1 if all surely have room, or if the tokenizer is not on this machine.
+
+    A token has at least one byte, so the tokenizer is loaded only for prompts of many bytes.
+    """
+    entry = config.models[model]
+    if room <= 1 or entry.hub or max(len(prompt.encode()) for prompt in prompts) + SPECIAL <= room:
+        return 1
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(selection.resolve(entry.path, "path") / "tokenizer.json"))
+    except Exception:  # the class that tokenizers raises; the job checks the lengths too
+        return 1
+    return max(len(tokenizer.encode(prompt).ids) for prompt in prompts)
 
 
 def _benchmark(config: Config, good_models: set[str]) -> Iterator[str]:

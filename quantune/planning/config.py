@@ -1,13 +1,15 @@
 """The types of the configuration: every key has a description, every value is checked before a job starts."""
 
+import os
+import re
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from quantune import evaluations, finetunings, quantizations
 from quantune.core.errors import ConfigError, QuantuneError, listed
-from quantune.core.recipe import Entry, Name, Recipe
+from quantune.core.recipe import Entry, Name, NonEmpty, Recipe, Seed
 from quantune.evaluations.benchmark import Benchmark
 from quantune.models import config_values
 from quantune.models.architecture import SPEECH
@@ -42,26 +44,40 @@ AnyEvaluation = union(evaluations.kinds(), "kind")
 class Expected(Entry):
     """Published token perplexities of one evaluation."""
 
-    source: str = Field(min_length=1)
+    source: NonEmpty
     """Publication that they are from; the report shows its name beside them."""
     evaluation: Name
     """Name of the perplexity evaluation that follows the source's protocol."""
-    values: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    values: dict[str, Annotated[float, Field(gt=0, le=1e12)]] = Field(min_length=1)
     """Variant -> token perplexity; each is one of `variants` or of their ancestors."""
+
+
+def _work(path: str) -> str:
+    """Refuse a work folder that Snakemake cannot use in its rules, or that is not below a named folder."""
+    plain = os.path.normpath(path)
+    if not path or re.search(r"[\s{}]", path) or plain in (".", "/", "//") or ".." in path.split("/"):
+        raise ValueError(
+            f"'{path}' cannot be the work folder; give one without spaces, braces and '..', such as 'work'"
+        )
+    if max(len(part.encode()) for part in path.split("/")) > 255 or len(path.encode()) > 1000:
+        raise ValueError("the path is too long; a name has at most 255 bytes, the whole path at most 1,000")
+    if path != plain:
+        raise ValueError(f"write '{path}' as '{plain}'")
+    return path
 
 
 class Config(Entry):
     """A question to quantune: models, data, steps, and the variants to compare."""
 
-    work: str = Field(default="work", pattern=r"^\S+[^/\s]$")
-    """Folder of all results."""
+    work: Annotated[str, AfterValidator(_work)] = "work"
+    """Folder of all results: without spaces, braces and '..'."""
     title: str = "quantune"
     """Title of the report."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of every step that uses one; `step@3` in a variant gives that step seed 3."""
     deterministic: bool = True
     """Use deterministic algorithms only: the same bytes from the same recipe on the same machine."""
-    threads: int = Field(default=1, gt=0)
+    threads: int = Field(default=1, gt=0, le=4096)
     """CPU threads of each job that computes; another number can change the last bits of results made on a CPU."""
     lock: str = "sources.lock.json"
     """File that pins the versions of hub sources; commit it. `make update-lock` updates it."""
@@ -81,7 +97,7 @@ class Config(Entry):
     """Published perplexities that the report shows beside the measured ones."""
     recordings: dict[Name, Recording] = {}
     """Name -> recording that `snakemake transcripts` transcribes with every speech variant; not in the report."""
-    variants: list[str] = Field(min_length=1)
+    variants: list[NonEmpty] = Field(min_length=1)
     """Chains to compare, braces expanded as a shell would: `opt-2m+{rtn-w4,nf4}+lora`."""
 
     def parse(self, variant: str) -> chains.Variant:
@@ -143,7 +159,8 @@ class Config(Entry):
     def positions(self, model: str) -> int | None:
         """Return the largest number of tokens in a sequence of a model; None if its config.json does not say."""
         config = self.config_of(model)
-        return config.get("max_position_embeddings", config.get("max_target_positions"))
+        positions = config.get("max_position_embeddings", config.get("max_target_positions"))
+        return positions if isinstance(positions, int) else None
 
     @cached_property
     def locked(self) -> Lock:

@@ -1,6 +1,7 @@
 """Turn pydantic's errors into messages for users: the key's path, the problem, the allowed values."""
 
 import re
+from collections.abc import Iterator
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -27,7 +28,7 @@ def problem_lines(error: ValidationError, raw: dict[str, Any], sections: Section
         where, problem = _problem(item, raw, entry or whole, sections)
         if problem not in lines.setdefault(where, []):
             lines[where].append(problem)
-    return [f"{where}: {', or '.join(problems)}" for where, problems in lines.items()]
+    return [f"{where or 'the configuration'}: {', or '.join(problems)}" for where, problems in lines.items()]
 
 
 def _problem(item: dict[str, Any], raw: dict[str, Any], entry: type[Entry], sections: Sections) -> tuple[str, str]:
@@ -44,14 +45,16 @@ def _problem(item: dict[str, Any], raw: dict[str, Any], entry: type[Entry], sect
     if kind in ("union_tag_invalid", "union_tag_not_found") or (kind == "missing" and _is_tag(path, sections)):
         return _tag_problem(path, value, sections)
     if kind == "missing":
-        return where, f"is missing; {(entry.model_fields[str(path[-1])].description or '').split(';')[0]}"
-    if kind == "string_pattern_mismatch" and item["loc"][-1] != "work":
-        return where, f"'{value}' is not a name; names are lower-case letters, digits, '.' and '-' ({NAME})"
+        field = entry.model_fields.get(str(path[-1]))
+        return (
+            where,
+            f"is missing; {' '.join((field.description if field else 'it must be given').split(';')[0].split())}",
+        )
     if kind == "string_pattern_mismatch":
-        return where, f"'{value}' is not a folder's name; give one without spaces, such as 'work'"
+        return where, f"'{value}' is not a name; names are lower-case letters, digits, '.' and '-' ({NAME})"
     if kind.startswith("model_") or kind == "dict_type":
         return where, f"keys and values expected, such as '{_example(path, sections)}', found {value!r:.40}"
-    if kind == "too_short":
+    if kind in ("too_short", "string_too_short"):
         return where, "must not be empty"
     if kind.startswith("bool_"):
         return where, f"true or false expected, found {value!r}"
@@ -106,8 +109,15 @@ def _nested(entry: type[Entry], location: tuple) -> type[Entry]:
     """Return the type of the entries in a field that maps names to entries, or the given type."""
     if len(location) < 3 or location[0] not in entry.model_fields:
         return entry
-    types = get_args(entry.model_fields[location[0]].annotation)
-    return next((item for item in types if isinstance(item, type) and issubclass(item, Entry)), entry)
+    return next(_entries(entry.model_fields[location[0]].annotation), entry)
+
+
+def _entries(annotation: Any) -> Iterator[type[Entry]]:
+    """Yield the types of entries in an annotation, such as `list[Mapping] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, Entry):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _entries(part)
 
 
 def _part(location: tuple, whole: type[Entry]) -> type[Entry] | None:

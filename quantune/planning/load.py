@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from quantune.core.errors import ConfigError
-from quantune.planning import checks
+from quantune.planning import checks, documents
 from quantune.planning.config import SECTIONS, Config
 from quantune.planning.explain import problem_lines
 
@@ -23,23 +22,22 @@ def load(raw: dict[str, Any], name: str = "config") -> Config:
     Raises:
         ConfigError: with one line for each problem: the key's path, the problem, the allowed values.
     """
-    try:
-        config = Config.model_validate(raw)
-        problems = list(checks.problems(config))
-    except ValidationError as error:
-        problems = problem_lines(error, raw, SECTIONS, Config)
+    problems = documents.unplain(raw)
+    if not problems:
+        try:
+            config = Config.model_validate(raw)
+            problems = checks.problems(config)
+        except ValidationError as error:
+            problems = problem_lines(error, raw, SECTIONS, Config)
     if problems:
-        raise ConfigError("\n".join(f"{name}: {problem}" for problem in problems))
+        lines = (problem.replace("\n", "\\n").replace("\r", "\\r") for problem in problems)
+        raise ConfigError("\n".join(f"{name}: {line}" for line in dict.fromkeys(lines)))
     return config
 
 
 def read(path: str | Path) -> Config:
     """Return the checked configuration of a file; raises ConfigError as `load` does, or if the file cannot be read."""
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"'{path}' cannot be read as a configuration: {error}") from None
-    return load(raw or {}, str(path))
+    return load(documents.read(path) or {}, str(path))
 
 
 def schema() -> dict[str, Any]:

@@ -241,7 +241,10 @@ class Plan:
 
     def _artefact(self, place: tuple, stage: str, version: int, recipe: dict, **more) -> Artefact:
         options = {"work": self.work, "deterministic": self.config.deterministic, **more.pop("options", {})}
-        return Artefact(layout.path(self.work, *map(str, place)), stage, version, recipe, options=options, **more)
+        path = layout.path(self.work, *map(str, place))
+        if problem := layout.too_long(path):
+            raise ConfigError(f"'{path}' {problem}; shorten the names of models and steps, or the chain")
+        return Artefact(path, stage, version, recipe, options=options, **more)
 
     def _seeded(self, recipe, step: Step) -> dict:
         if not recipe.seeded:

@@ -49,7 +49,7 @@ class Int8(BitsAndBytes):
 
     method: Literal["int8"]
     """bitsandbytes LLM.int8()."""
-    outlier_threshold: float = Field(default=6.0, ge=0)
+    outlier_threshold: float = Field(default=6.0, ge=0, le=1e6)
     """Input features whose magnitude exceeds this are computed in 16 bits; 0: no features are."""
 
     def arguments(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from quantune.core.recipe import LONGEST
 from quantune.core.workload import Calibration
 from quantune.quantizations.packed import Packed
 
@@ -22,9 +23,9 @@ class Calibrated(Packed):
     """Name of the dataset to calibrate on; best similar to the text or speech that the model will read."""
     split: str = "train"
     """Its split."""
-    samples: int = Field(default=128, gt=0)
+    samples: int = Field(default=128, gt=0, le=1_000_000)
     """Blocks of tokens, or clips; fewer than 128 give a warning."""
-    length: int = Field(default=512, gt=1)
+    length: int = Field(default=512, gt=1, le=LONGEST)
     """Tokens in one block (2048 in the GPTQ paper). Speech has the length of its transcripts."""
 
     def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class GPTQ(Calibrated):
 
     method: Literal["gptq"]
     """Second-order rounding: GPTQ."""
-    damping: float = Field(default=0.01, gt=0)
+    damping: float = Field(default=0.01, gt=0, le=100)
     """Added to the Hessian's diagonal, as a share of its mean."""
     activation_order: bool = True
     """Round the columns by falling magnitude of their inputs (`desc_act`, with grids of the original groups): better

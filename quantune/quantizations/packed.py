@@ -15,7 +15,7 @@ class Packed(Quantization):
 
     bits: Literal[2, 3, 4, 8] = 4
     """Bits per weight."""
-    group_size: int | None = Field(default=128, gt=0, multiple_of=4)
+    group_size: int | None = Field(default=128, gt=0, le=2**16, multiple_of=4)
     """Neighbouring inputs of a row that share one scale; null: one scale for each whole row (per channel)."""
     symmetric: bool = True
     """Grid symmetric around zero (no zero points stored); false: fitted to the group's minimum and maximum."""

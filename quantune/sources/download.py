@@ -3,13 +3,16 @@
 import hashlib
 import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
+from urllib.parse import quote
 
 from quantune.artefacts.hashes import file_sha256
+from quantune.core import credentials
 from quantune.core.errors import QuantuneError
 from quantune.sources import hub
 
@@ -30,6 +33,7 @@ class Remote:
     name: str
     """Its path relative to the folder for downloads."""
     url: str
+    """May name environment variables, `${NAME}`, in the places of credentials."""
     digest: str
     """SHA-256, or git blob id after `git:`."""
     size: int | None = None
@@ -133,10 +137,35 @@ def fetch(remote: Remote, folder: Path) -> None:
         raise QuantuneError(f"{remote} is not the expected file: {expected}; {remedy}") from None
     except (httpx.HTTPError, ConnectionError) as error:
         raise QuantuneError(hub.explain(error, str(remote), remote.page or remote.url, remote.licence)) from error
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise QuantuneError(f"{remote} is not a URL that can be requested: {error}") from None
     if difference := _difference(remote, partial):
         partial.unlink()
         raise QuantuneError(f"{remote} is not the expected file: {difference}; {remedy}")
     os.replace(partial, path)
+
+
+def filled(url: str) -> str:
+    """Return a URL with the values of the environment variables that it names; a password is percent-encoded.
+
+    From now on, the values are taken out of everything that this process prints and of its errors.
+
+    Raises:
+        QuantuneError: if a variable is not set, or the result does not begin with https:// or http://.
+    """
+    user = credentials.USER.search(url)
+
+    def value(match: re.Match) -> str:
+        found = os.environ.get(match[1])
+        if not found:
+            raise QuantuneError(f"environment variable '{match[1]}' in '{url}' is not set; export {match[1]}=...")
+        credentials.remember(found)
+        return quote(found, safe=":") if user and match.end() <= user.end() else found
+
+    text = re.sub(credentials.VARIABLE, value, url)
+    if not re.match(r"https?://[^/\s]", text):
+        raise QuantuneError(f"'{url}' with its environment variables is no URL; it must begin with https:// or http://")
+    return text
 
 
 def _receive(remote: Remote, path: Path) -> None:
@@ -172,7 +201,7 @@ def _stream(remote: Remote, target: BinaryIO, bar: Any) -> None:
     begin = target.tell()
     headers = {**remote.headers, "Accept-Encoding": "identity"} | ({"Range": f"bytes={begin}-"} if begin else {})
     options = {"headers": headers, "timeout": hub.TIMEOUT, "retry_on_exceptions": ()}
-    with http_stream_backoff("GET", remote.url, **options) as answer:
+    with http_stream_backoff("GET", filled(remote.url), **options) as answer:
         if begin and answer.status_code == 416:  # nothing is missing
             return
         hf_raise_for_status(answer)

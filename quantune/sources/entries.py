@@ -1,12 +1,14 @@
 """Entries for files from outside: models, texts, speech, recordings; each identified by its content."""
 
 import re
+from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
+from quantune.core import credentials
 from quantune.core.errors import listed
-from quantune.core.recipe import Dtype, Entry, Name, Recipe
+from quantune.core.recipe import LARGEST_BATCH, MANY, Dtype, Entry, Name, NonEmpty, Recipe, Seed
 from quantune.core.workload import Inference
 
 
@@ -21,10 +23,17 @@ def _checked(pattern: str, expected: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-OWNED = r"[\w-][\w.-]*/[\w-][\w.-]*"
+OWNED = r"(?a:(?!.*(\.\.|--))[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95})"
+REVISION = r"(?a:(?!.*(\.\.|//|@\{))[\w][\w./+@-]{0,254}(?<![./]))"
 Repository = Annotated[str, _checked(OWNED, "a repository on the hub; give owner/name, such as facebook/opt-125m")]
-FileName = Annotated[str, _checked(r"[\w-][\w. -]*", "a file name; give one without folders, such as train.jsonl")]
-Url = Annotated[str, _checked(r"https?://\S+", "a URL; give one that begins with https:// or http://")]
+Revision = Annotated[str, _checked(REVISION, "a branch, tag or commit; give one such as main, v1.0 or refs/pr/3")]
+FileName = Annotated[
+    str, _checked(r"[\w-][\w. -]{0,199}", "a file name; give one without folders, such as train.jsonl")
+]
+Url = Annotated[
+    str,
+    _checked(rf"(https?://[^/\s]|{credentials.VARIABLE})\S*", "a URL; give one that begins with https:// or http://"),
+]
 Language = Annotated[str, _checked(r"[a-z]{2,3}", "Whisper's code of a language; give one such as en or zh")]
 UNSPACED = ("zh", "yue", "ja", "th", "lo", "my", "km", "bo")
 """Languages written without spaces: the character error rate is more meaningful than the word error rate."""
@@ -40,7 +49,7 @@ class External(Recipe):
     """File or folder; may hold environment variables."""
     hub: Repository | None = None
     """Repository on the Hugging Face hub, `owner/name`; `sources.lock.json` pins its commit and files."""
-    revision: str = Field(default="main", min_length=1)
+    revision: Revision = "main"
     """Branch, tag or commit on the hub."""
 
     @model_validator(mode="after")
@@ -73,19 +82,32 @@ class Download(Entry):
     """A file on the web."""
 
     url: Url
-    """Its address: `https://...`."""
+    """Its address: `https://...`. A password, token or signature is given by an environment variable, `${NAME}`, which
+    is filled in when the file is downloaded."""
     sha256: Sha256
     """SHA-256 of its content, as `sha256sum` prints it."""
 
 
-def _share(value: str | list[str] | float) -> str | list[str] | float:
-    if isinstance(value, float) and not 0 < value <= 1:
-        raise ValueError(f"a share is above 0 and at most 1, found {value:g}")
+def _part(value: str | list[str] | float) -> str | list[str] | float:
+    """Refuse a share that is none, and patterns of file names that lead out of the folder or match nothing."""
+    if isinstance(value, float):
+        if not 0 < value <= 1:
+            raise ValueError(f"a share is above 0 and at most 1, found {value:g}")
+        return value
+    patterns = [value] if isinstance(value, str) else value
+    if not patterns:
+        raise ValueError("must not be empty; give a file name, a pattern such as train-*.jsonl, or a list of them")
+    for pattern in patterns:
+        parts = PurePosixPath(pattern).parts
+        outside = not parts or parts[0] == "/" or ".." in parts
+        if outside or any(len(part.encode()) > 255 or ("**" in part and part != "**") for part in parts):
+            example = "give one such as train-*.jsonl"
+            raise ValueError(f"'{pattern}' is not a file name or pattern below the folder; {example}")
     return value
 
 
 Share = Annotated[float, WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": 1})]
-Part = Annotated[str | list[str] | Share, AfterValidator(_share)]
+Part = Annotated[str | list[str] | Share, AfterValidator(_part)]
 
 
 class Dataset(External):
@@ -102,7 +124,7 @@ class Dataset(External):
     splits: dict[Name, Part] = {}
     """Split -> its file names or patterns (`*.jsonl`) below `path`, in the repository or among `urls`; or split -> its
     share of the documents, drawn with `seed`; empty: all documents are the split "train"."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the draw, for splits given as shares."""
 
     def split_names(self) -> list[str]:
@@ -124,11 +146,11 @@ class Text(Dataset):
     """Documents of text."""
     format: Literal["text", "json", "csv", "tsv", "parquet"] | None = None
     """Format of the files (json: also JSON lines); null: by their ending."""
-    column: str = "text"
+    column: NonEmpty = "text"
     """Column that holds the text, for every format but plain text."""
     document: Literal["file", "paragraph", "line"] = "paragraph"
     """The unit that is one document in plain text; paragraphs are separated by blank lines."""
-    first: int | None = Field(default=None, gt=0)
+    first: int | None = Field(default=None, gt=0, le=MANY)
     """Number of documents taken from the beginning of each file, the rest of which is neither read nor verified; null:
     all."""
     join: str | None = None
@@ -153,25 +175,25 @@ class Speech(Dataset):
     """common-voice: a release of Mozilla Common Voice, `cv-corpus-*.tar.gz` or its unpacked folder; ljspeech:
     metadata.csv and wavs/; manifest: TSV, CSV or JSON lines that name audio files beside them, whole or, with columns
     `offset` and `duration` in seconds, a segment of each; parquet: an audio column, as on the hub."""
-    locale: str | None = None
+    locale: NonEmpty | None = None
     """Locale of a Common Voice release, such as zh-CN; null: the only one."""
     language: Language | None = None
     """Whisper's code of the language spoken, such as en or zh; null: that of the locale."""
-    column: str | None = None
+    column: NonEmpty | None = None
     """Column with the transcript; null: `sentence` in Common Voice, else `text`."""
-    audio: str | None = None
+    audio: NonEmpty | None = None
     """Column with the audio, or with its path; null: `path` in Common Voice and manifests, `audio` in Parquet."""
     absolute_paths: bool = False
     """Whether tables may name audio files outside the dataset's folder, also through links; only for tables of your own
     in `path`."""
-    translation: str | None = None
+    translation: NonEmpty | None = None
     """Column with an English translation, needed for `task: translate`."""
     splits: dict[Name, Part] = {}
     """Split -> its TSV (`dev`), manifests or Parquet files; or split -> its share of the clips, drawn with `seed`.
     Empty: train, validation (dev) and test of a Common Voice release; else all clips are the split "train"."""
-    min_seconds: float = Field(default=0.1, ge=0)
+    min_seconds: float = Field(default=0.1, ge=0, le=86_400)
     """Shorter clips are dropped and counted."""
-    max_seconds: float = Field(default=30, gt=0)
+    max_seconds: float = Field(default=30, gt=0, le=86_400)
     """Longer clips are dropped and counted; so are those longer than the model's window."""
     max_broken: float = Field(default=0.01, ge=0, le=1)
     """Share of clips that may be missing or unreadable: they are listed and left out; more are an error."""
@@ -206,15 +228,15 @@ class Recording(Recipe):
 
     settings: ClassVar[frozenset[str]] = frozenset({"path", "batch_size"})
 
-    path: str = Field(min_length=1)
+    path: NonEmpty
     """The file: WAV, FLAC, MP3 or OGG; may hold environment variables."""
     language: Language
     """Whisper's code of the language spoken, such as en or zh."""
     task: Literal["transcribe", "translate"] = "transcribe"
     """Write the spoken words, or their English translation."""
-    beams: int = Field(default=1, gt=0)
+    beams: int = Field(default=1, gt=0, le=1000)
     """Beams of the search; 1: greedy."""
-    batch_size: int = Field(default=8, gt=0)
+    batch_size: int = Field(default=8, gt=0, le=LARGEST_BATCH)
     """Windows transcribed together."""
     dtype: Dtype = "float32"
     """Dtype of the computation and of the weights that are not packed."""

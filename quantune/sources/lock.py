@@ -110,8 +110,11 @@ class Lock:
         self.entries[kind][f"{repository}@{revision}"] = entry
         text = json.dumps(self.entries, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
         partial = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        partial.write_text(text)
-        partial.replace(self.path)
+        try:
+            partial.write_text(text)
+            partial.replace(self.path)
+        except OSError as error:
+            raise ConfigError(f"lock: '{self.path}' cannot be written ({error.strerror}); name another file") from None
 
     def _read(self) -> dict[str, dict[str, LockEntry]]:
         try:
@@ -119,6 +122,8 @@ class Lock:
             return {kind: dict(entries[kind]) for kind in ("models", "datasets")}
         except FileNotFoundError:
             return {"models": {}, "datasets": {}}
+        except OSError as error:
+            raise ConfigError(f"lock: '{self.path}' cannot be read ({error.strerror}); name a file") from None
         except (ValueError, KeyError, TypeError) as error:
             problem = f"lock: '{self.path}' is not a lock file ({error})"
             raise ConfigError(f"{problem}; restore it from version control, or delete it to lock anew") from None

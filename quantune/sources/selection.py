@@ -3,15 +3,17 @@
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from fnmatch import fnmatch, fnmatchcase
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from quantune.core.errors import ConfigError, QuantuneError, listed, nearest
-from quantune.sources import text_files
-from quantune.sources.text_files import GZIP
 from quantune.models import config_values, stored
 from quantune.models.architecture import SPEECH
+from quantune.sources import text_files
+from quantune.sources.text_files import GZIP
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -213,6 +215,11 @@ def copy(path: Path, folder: Path, downloaded: bool = False) -> None:
     shutil.copyfile(path, folder / path.name)
 
 
+def _files(root: Path) -> Iterator[str]:
+    """Yield the paths of the files below a folder."""
+    return (os.path.join(folder, name) for folder, _, names in os.walk(root) for name in names)
+
+
 def split_files(root: Path, splits: dict, key: str) -> dict[str, list[Path]]:
     """Return split -> files; for shares, all files are under the split "".
 
@@ -240,7 +247,7 @@ def split_files(root: Path, splits: dict, key: str) -> dict[str, list[Path]]:
             for path in matches:
                 require_file(path, f"{key}.splits.{split}")
             if not matches:
-                names = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
+                names = [os.path.relpath(path, root) for path in islice(_files(root), 1000)]
                 raise ConfigError(f"{key}.splits.{split}: no file '{pattern}' in '{root}'{nearest(pattern, names)}")
             files[split] += matches
     return files
