@@ -1,8 +1,9 @@
 """Shared by all rules: the checked configuration, the plan, and the functions that decide which jobs run.
 
-Recipe digests decide whether a job runs, not dates or Snakemake's records: see `freshness.needs`.
+Recipe digests decide whether a job runs, not dates or Snakemake's records: see `freshness.Disk` and `Job.inputs`.
 """
 
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ sys.path.insert(0, str(workflow.basedir))
 
 from quantune.artefacts import freshness, job
 from quantune.core import hardware
-from quantune.core.errors import QuantuneError
+from quantune.core.errors import QuantuneError, printable
 from quantune.core.recipe import NAME, SEED
 from quantune.planning import costs, load, resources
 from quantune.planning.plan import Plan
@@ -34,7 +35,7 @@ def call_or_stop(function, *arguments):
 
 job.announce(workflow.basedir, sys.argv)
 CONFIG = call_or_stop(load.load, config, ", ".join(os.path.relpath(path) for path in workflow.configfiles))
-PLAN = Plan(CONFIG)
+PLAN, DISK = Plan(CONFIG), freshness.Disk()
 WORK = CONFIG.work
 if "DVC_STAGE" in os.environ:  # dvc.yaml started this command
     call_or_stop(dvc.require_watched, PLAN)
@@ -69,14 +70,20 @@ def remove_backups():
     shutil.rmtree(workflow.persistence._backup_path, ignore_errors=True)
 
 
+def settle_dates():
+    """Give the inputs of the jobs to run that are dated in the future the present date."""
+    freshness.date_now([path for made in workflow.dag.needrun_jobs() for path in made.input])
+
+
 def require_settled():
     """Stop after a run if an output is out of date again: then the same command must run once more."""
     if "DVC_STAGE" in os.environ and any(Path(path).read_bytes() != content for path, content in CONFIG_BYTES.items()):
         raise WorkflowError(
             f"{', '.join(CONFIG_BYTES)} changed while this ran; run the command again before DVC records it"
         )
-    for path in (path for made in workflow.dag.jobs for path in made.output):
-        if changed := freshness.changed_ancestor(path):
+    now = freshness.Disk()
+    for path in (str(path) for made in workflow.dag.jobs for path in made.output):
+        if changed := now.changed_ancestor(path):
             raise WorkflowError(
                 f"{changed} was rebuilt with different bytes (another machine, other packages?), so {path} is"
                 " out of date; run the same command again"
@@ -96,33 +103,28 @@ class Job:
         return made if isinstance(made, list) else [made]
 
     def inputs(self, wildcards):
-        """Return role -> paths of the artefacts' inputs; Snakemake ignores the dates of a current artefact's inputs."""
+        """Return role -> paths of the artefacts' inputs. Snakemake ignores their dates, and runs a stale artefact's job
+        as if the command line forced it."""
         inputs = {}
         for artefact in self.artefacts(wildcards):
-            state = freshness.state(artefact)
-            needs = freshness.needs(artefact, state, forced())
+            state = DISK.state(artefact)
             if state is freshness.State.STALE:
-                needs.inputs["stale"] = [freshness.marker(artefact, WORK)]
-            for role, paths in needs.inputs.items():
-                new = [path for path in paths if path not in inputs.get(role, [])]
-                inputs[role] = [*inputs.get(role, []), *(new if needs.dated else map(ancient, new))]
-        return inputs
+                workflow.dag.forcefiles.add(artefact.path)
+            for role, paths in freshness.needs(artefact, state, forced()).items():
+                known = inputs.setdefault(role, {})
+                known |= {path: ancient(path) for path in paths if path not in known}
+        return {role: list(paths.values()) for role, paths in inputs.items()}
 
-    def orders(self, wildcards):
-        """Return the order of each artefact, with the predicted memory, which the job records."""
-        return [item.order() | {"predicted": resources.terms(PLAN, item)} for item in self.artefacts(wildcards)]
-
-    def order(self, wildcards):
-        """Return the order of the job's only artefact."""
-        return self.orders(wildcards)[0]
-
-    def names(self, wildcards):
-        """Return the last names of the artefacts, for the job's message."""
-        return ", ".join(item.place.last for item in self.artefacts(wildcards))
-
-    def why(self, wildcards):
-        """Return why artefacts that exist are made again, for the job's message and log, or an empty text."""
-        return "".join(dict.fromkeys(map(reason, self.artefacts(wildcards))))
+    def params(self, wildcards):
+        """Return, in one value, what the job and its message need: the orders of the artefacts as JSON, the artefacts'
+        last names, and why those that exist are made again. One value, because Snakemake evaluates each for every job.
+        """
+        artefacts = self.artefacts(wildcards)
+        return {
+            "orders": embeddable(json.dumps(list(map(ordered, artefacts)))),
+            "names": ", ".join(item.place.last for item in artefacts),
+            "why": embeddable("".join(dict.fromkeys(map(reason, artefacts)))),
+        }
 
     def memory_mb(self, wildcards):
         """Return the predicted main memory of the job in MB."""
@@ -135,9 +137,20 @@ def forced():
     return bool(settings.forceall or settings.forcerun or settings.forcetargets)
 
 
+def ordered(artefact):
+    """Return an artefact's order, with the predicted memory, which the job records; without it if no job is to run."""
+    current = DISK.state(artefact) is freshness.State.CURRENT and not forced()
+    return artefact.order() | {"predicted": None if current else resources.terms(PLAN, artefact)}
+
+
+def embeddable(text):
+    """Return a text, or JSON, that ends no script element: Snakemake's report embeds the parameters of jobs."""
+    return printable(text).replace("<", "\\u003c")
+
+
 def reason(artefact):
     """Return why an artefact that exists is made again, or an empty text."""
-    changes = freshness.differences(artefact)
+    changes = DISK.differences(artefact)
     more = [f"and {len(changes) - 4} more"] if len(changes) > 5 else []
     return f" [made again because {'; '.join(changes[:4] + more if more else changes)}]" if changes else ""
 
@@ -149,7 +162,7 @@ def pending_evaluations(variant, track):
     They are sorted by dtype, so that a job loads the variant once for each dtype.
     """
     evaluations = [call_or_stop(PLAN.evaluation, variant, name) for name in EVALUATIONS[track]]
-    pending = [item for item in evaluations if forced() or freshness.state(item) is not freshness.State.CURRENT]
+    pending = [item for item in evaluations if forced() or DISK.state(item) is not freshness.State.CURRENT]
     return sorted(pending or evaluations, key=lambda item: item.recipe.get("dtype", ""))
 
 
@@ -228,4 +241,3 @@ wildcard_constraints:
     quantization=step_pattern(CONFIG.quantizations),
     finetuning=step_pattern(CONFIG.finetunings),
     merge="merge",
-    unknown=r"(?!\.stale/).+",  # no rule makes the markers of `freshness.needs`

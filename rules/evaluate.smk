@@ -26,10 +26,8 @@ for track, names in EVALUATIONS.items():
             mem_mb=evaluated[track].memory_mb,
             gpu=gpus,
         params:
-            orders=evaluated[track].orders,
-            names=evaluated[track].names,
-            why=evaluated[track].why,
+            job=evaluated[track].params,
         message:
-            "Evaluate {wildcards.variant}: {params.names}{params.why}"
+            "Evaluate {wildcards.variant}: {params.job[names]}{params.job[why]}"
         script:
             "../scripts/evaluate.py"

@@ -20,9 +20,8 @@ rule merge:
         mem_mb=merged.memory_mb,
         gpu=gpus,
     params:
-        order=merged.order,
-        why=merged.why,
+        job=merged.params,
     message:
-        "Merge the adapter {wildcards.parent}{params.why}"
+        "Merge the adapter {wildcards.parent}{params.job[why]}"
     script:
         "../scripts/merge.py"

@@ -19,9 +19,8 @@ rule quantize:
         mem_mb=quantized.memory_mb,
         gpu=gpus,
     params:
-        order=quantized.order,
-        why=quantized.why,
+        job=quantized.params,
     message:
-        "Quantize {wildcards.parent} with {wildcards.quantization}{params.why}"
+        "Quantize {wildcards.parent} with {wildcards.quantization}{params.job[why]}"
     script:
         "../scripts/quantize.py"

@@ -20,9 +20,8 @@ rule train:
         mem_mb=trained.memory_mb,
         gpu=gpus,
     params:
-        order=trained.order,
-        why=trained.why,
+        job=trained.params,
     message:
-        "Train {wildcards.finetuning} on {wildcards.parent}{params.why}"
+        "Train {wildcards.finetuning} on {wildcards.parent}{params.job[why]}"
     script:
         "../scripts/train.py"

@@ -20,9 +20,8 @@ rule transcribe:
         mem_mb=transcribed.memory_mb,
         gpu=gpus,
     params:
-        order=transcribed.order,
-        why=transcribed.why,
+        job=transcribed.params,
     message:
-        "Transcribe {wildcards.recording} with {wildcards.variant}{params.why}"
+        "Transcribe {wildcards.recording} with {wildcards.variant}{params.job[why]}"
     script:
         "../scripts/transcribe.py"

@@ -1,6 +1,6 @@
 """The artefacts of a configuration, with their parents and the digests that they must have."""
 
-from functools import lru_cache
+from functools import cache
 
 from quantune.artefacts import hashes, layout
 from quantune.artefacts.record import Artefact
@@ -22,6 +22,9 @@ VERSIONS = {
     "transcribe": 2,
     "report": 9,
 }
+# Methods of `Plan` that answer the same question once.
+REMEMBERED = ("checkpoint", "checkpoints_to_load", "dataset", "prepared", "evaluation", "transcript", "benchmark")
+REMEMBERED += ("report", "all_prepared", "all_datasets", "model_sizes", "dataset_bytes")
 
 
 class Plan:
@@ -30,8 +33,8 @@ class Plan:
     def __init__(self, config: Config):
         self.config, self.work = config, config.work
         self.hashes = hashes.work_hashes(config.work)
-        for method in ("checkpoint", "dataset", "prepared", "evaluation", "transcript", "benchmark"):
-            setattr(self, method, lru_cache(maxsize=None)(getattr(self, method)))
+        for method in REMEMBERED:
+            setattr(self, method, cache(getattr(self, method)))
 
     def checkpoint(self, name: str) -> Artefact:
         """The checkpoint of a variant."""
