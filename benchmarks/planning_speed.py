@@ -27,9 +27,14 @@ rule all:
     input: "work/report"
 
 def inputs(wildcards, rule):
-    path = {"checkpoint": f"work/checkpoints/{wildcards.get('a')}", "evaluate": f"work/evaluations/{wildcards.get('a')}/saltmere",
-        "data": f"work/sources/{wildcards.get('a')}", "prepared": f"work/prepared/{wildcards.get('a')}/{wildcards.get('b')}",
-        "report": "work/report"}[rule]
+    a, b = wildcards.get("a"), wildcards.get("b")
+    path = {
+        "checkpoint": f"work/checkpoints/{a}",
+        "evaluate": f"work/evaluations/{a}/saltmere",
+        "data": f"work/sources/{a}",
+        "prepared": f"work/prepared/{a}/{b}",
+        "report": "work/report",
+    }[rule]
     return [ancient(item) for item in MADE[path]["input"]]
 
 rule checkpoint:
@@ -160,7 +165,7 @@ def compare(folder, count, repeats):
     commands = {
         "no-op": ([*python, "--snakefile", "Snakefile"], ours),
         "changed": (
-            [*python, "--snakefile", "Snakefile", "-n", "--quiet", "all", "--forcerun", "checkpoint"],
+            [*python, "--snakefile", "Snakefile", "-n", "--quiet", "all", "--forceall"],
             [*ours, "-n", "--quiet", "all", "--configfile", "changed.yaml"],
         ),
     }

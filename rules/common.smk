@@ -48,6 +48,7 @@ TRACKS = {
 # takes longer than computing.
 if hardware.gpus() and "gpu" not in workflow.global_resources and workflow.global_resources["_nodes"].value is None:
     workflow.register_resource("gpu", 4 * len(hardware.gpus()))
+GPU = min(1, len(hardware.gpus()))  # GPUs of a job that computes; 0 if torch can use none
 EVALUATIONS = {
     track: [name for name, entry in CONFIG.evaluations.items() if entry.track == track] for track in ("text", "speech")
 }
@@ -103,25 +104,33 @@ class Job:
         return made if isinstance(made, list) else [made]
 
     def inputs(self, wildcards):
-        """Return role -> paths of the artefacts' inputs. Snakemake ignores their dates, and runs a stale artefact's job
-        as if the command line forced it."""
+        """Return role -> paths of the artefacts' inputs; the job of a stale artefact is forced to run.
+
+        Snakemake ignores the dates of a current artefact's inputs, and whether they are made again.
+        """
         inputs = {}
         for artefact in self.artefacts(wildcards):
             state = DISK.state(artefact)
             if state is freshness.State.STALE:
                 workflow.dag.forcefiles.add(artefact.path)
             for role, paths in freshness.needs(artefact, state, forced()).items():
-                known = inputs.setdefault(role, {})
-                known |= {path: ancient(path) for path in paths if path not in known}
-        return {role: list(paths.values()) for role, paths in inputs.items()}
+                new = [path for path in paths if path not in inputs.get(role, ())]
+                new = map(ancient, new) if state is freshness.State.CURRENT else new
+                inputs[role] = [*inputs.get(role, ()), *new]
+        return inputs
 
     def params(self, wildcards):
         """Return, in one value, what the job and its message need: the orders of the artefacts as JSON, the artefacts'
-        last names, and why those that exist are made again. One value, because Snakemake evaluates each for every job.
+        last names, and why those that exist are made again.
+
+        Snakemake evaluates each parameter for every job, so there is one, and it is empty if no job is to run.
         """
         artefacts = self.artefacts(wildcards)
+        if not forced() and all(DISK.state(item) is freshness.State.CURRENT for item in artefacts):
+            return {"orders": "", "names": "", "why": ""}
+        orders = [item.order() | {"predicted": resources.terms(PLAN, item)} for item in artefacts]
         return {
-            "orders": embeddable(json.dumps(list(map(ordered, artefacts)))),
+            "orders": embeddable(json.dumps(orders)),
             "names": ", ".join(item.place.last for item in artefacts),
             "why": embeddable("".join(dict.fromkeys(map(reason, artefacts)))),
         }
@@ -135,12 +144,6 @@ def forced():
     """Return whether the command line forces jobs to run."""
     settings = workflow.dag_settings
     return bool(settings.forceall or settings.forcerun or settings.forcetargets)
-
-
-def ordered(artefact):
-    """Return an artefact's order, with the predicted memory, which the job records; without it if no job is to run."""
-    current = DISK.state(artefact) is freshness.State.CURRENT and not forced()
-    return artefact.order() | {"predicted": None if current else resources.terms(PLAN, artefact)}
 
 
 def embeddable(text):
@@ -208,11 +211,6 @@ def planned_costs(wildcards):
     return costs.table(call_or_stop(costs.of_plan, PLAN))
 
 
-def gpus(wildcards):
-    """Return the number of GPUs of a job that computes: 1, or 0 if torch can use none."""
-    return min(1, len(hardware.gpus()))
-
-
 def all_cores(wildcards):
     """Return the number of cores of this run, for a job that must run alone."""
     return (
@@ -223,7 +221,7 @@ def all_cores(wildcards):
 def all_gpus(wildcards):
     """Return the number of GPUs of this run; 1 if jobs run on a cluster and no limit is given."""
     given = workflow.global_resources.get("gpu")
-    return gpus(wildcards) and (given.value if given else 1)
+    return GPU and (given.value if given else 1)
 
 
 def explain_unknown(wildcards):

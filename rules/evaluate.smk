@@ -24,7 +24,7 @@ for track, names in EVALUATIONS.items():
         threads: CONFIG.threads
         resources:
             mem_mb=evaluated[track].memory_mb,
-            gpu=gpus,
+            gpu=GPU,
         params:
             job=evaluated[track].params,
         message:

@@ -18,7 +18,7 @@ rule merge:
     threads: CONFIG.threads
     resources:
         mem_mb=merged.memory_mb,
-        gpu=gpus,
+        gpu=GPU,
     params:
         job=merged.params,
     message:

@@ -17,7 +17,7 @@ rule quantize:
     threads: CONFIG.threads
     resources:
         mem_mb=quantized.memory_mb,
-        gpu=gpus,
+        gpu=GPU,
     params:
         job=quantized.params,
     message:

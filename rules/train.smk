@@ -18,7 +18,7 @@ rule train:
     threads: CONFIG.threads
     resources:
         mem_mb=trained.memory_mb,
-        gpu=gpus,
+        gpu=GPU,
     params:
         job=trained.params,
     message:

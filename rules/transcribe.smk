@@ -18,7 +18,7 @@ rule transcribe:
     threads: CONFIG.threads
     resources:
         mem_mb=transcribed.memory_mb,
-        gpu=gpus,
+        gpu=GPU,
     params:
         job=transcribed.params,
     message:

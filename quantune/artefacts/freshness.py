@@ -125,9 +125,9 @@ def needs(artefact: Artefact, state: State, forced: bool = False) -> dict[str, l
 
 def date_now(paths: list[str]) -> None:
     """Give artefacts that are dated in the future the present date: Snakemake would fail the jobs that read them."""
-    for path in (stamp for path in paths for stamp in (path, f"{path}/.snakemake_timestamp")):
-        if os.path.lexists(path) and os.lstat(path).st_mtime > time.time():
-            os.utime(path, follow_symlinks=False)
+    for stamp in (stamp for path in paths for stamp in (path, f"{path}/.snakemake_timestamp")):
+        if os.path.lexists(stamp) and os.lstat(stamp).st_mtime > time.time():
+            os.utime(stamp, follow_symlinks=False)
 
 
 def _changes(provenance: Provenance, order: dict[str, Any]) -> list[str]:

@@ -75,7 +75,7 @@ class Hashes:
     def _read(self) -> dict[str, list[Any]]:
         try:
             return (sealed.read(self.cache_file, CACHE) or {}).get("files", {})
-        except sealed.Damaged as error:
+        except sealed.DamagedError as error:
             print(f"{self.cache_file} {error}; the files are read again", file=sys.stderr)
             return {}
 

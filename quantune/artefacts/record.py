@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from pydantic import ConfigDict, TypeAdapter
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from quantune.artefacts import hashes, layout, sealed
 
@@ -124,7 +124,7 @@ class Artefact:
         parents = {role: [item.digest for item in items] for role, items in by_role(self.parents).items()}
         return recipe_digest(self.stage, self.version, self.recipe, self.sources, parents)
 
-    @property
+    @cached_property
     def place(self) -> layout.Place:
         """The folder and the names in its path below the work folder."""
         return layout.parse(self.path, self.options["work"])
@@ -172,34 +172,34 @@ def recipe_digest(stage: str, version: int, recipe: dict, sources: dict, parents
 
 def read_provenance(path: str | Path) -> Provenance | None:
     """Return the provenance in a folder, or None if it is missing or damaged."""
-    return _readable(Path(path, PROVENANCE), _PROVENANCE)
+    return _readable(f"{path}/{PROVENANCE}", _PROVENANCE)
 
 
 def read_run(path: str | Path) -> Run | None:
     """Return the record of the run that made the artefact in a folder, or None if it is missing or damaged."""
-    return _readable(Path(path, RUN), _RUN)
+    return _readable(f"{path}/{RUN}", _RUN)
 
 
-def _readable(path: Path, kind: TypeAdapter) -> Any:
+def _readable(path: str, kind: TypeAdapter) -> Any:
     try:
         return sealed.read(path, kind)
-    except sealed.Damaged:
+    except sealed.DamagedError:
         return None
 
 
 def problem(path: str | Path) -> str | None:
     """Return, in words, why the provenance, or the record of the run, in a folder cannot be used, or None."""
     try:
-        provenance = sealed.read(Path(path, PROVENANCE), _PROVENANCE)
-    except sealed.Damaged as error:
+        provenance = sealed.read(f"{path}/{PROVENANCE}", _PROVENANCE)
+    except sealed.DamagedError as error:
         return f"{PROVENANCE} {error}"
     return _problem_of_run(path, provenance) if provenance else f"{PROVENANCE} is missing"
 
 
 def _problem_of_run(path: str | Path, provenance: Provenance) -> str | None:
     try:
-        run = sealed.read(Path(path, RUN), _RUN)
-    except sealed.Damaged as error:
+        run = sealed.read(f"{path}/{RUN}", _RUN)
+    except sealed.DamagedError as error:
         return f"{RUN} {error}"
     if run is None:
         return f"{RUN} is missing"
@@ -216,13 +216,13 @@ def damage(path: str | Path, provenance: Provenance, known: hashes.Hashes | None
     folder, statuses = os.path.realpath(path), []
     for item in provenance["files"]:
         try:
-            statuses.append(os.stat(os.path.join(folder, item["path"])))
+            statuses.append(os.stat(f"{folder}/{item['path']}"))
         except OSError:
             return f"{item['path']} is missing"
         if statuses[-1].st_size != item["size"]:
             return f"{item['path']} has {statuses[-1].st_size} bytes, not {item['size']}"
     for item, status in zip(provenance["files"], statuses, strict=True) if known else ():
-        if known.real_file(os.path.join(folder, item["path"]), status) != item["sha256"]:
+        if known.real_file(f"{folder}/{item['path']}", status) != item["sha256"]:
             return f"{item['path']} is not the file that was made"
     return None
 

@@ -12,9 +12,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 START = '{"check": "%s",'  # the checksum covers all bytes after this
+LENGTH = len(START % hashlib.sha256().hexdigest())
 
 
-class Damaged(Exception):
+class DamagedError(Exception):
     """A file that is not as it was written; the message says how, and follows the file's name in a sentence."""
 
 
@@ -28,23 +29,23 @@ def read(path: str | Path, kind: TypeAdapter) -> Any:
     """Return the value in a file, or None if there is no such file.
 
     Raises:
-        Damaged: if the file cannot be read, does not match its checksum, or holds other types.
+        DamagedError: if the file cannot be read, does not match its checksum, or holds other types.
     """
     try:
-        content = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            content = file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise Damaged(f"cannot be read ({error.strerror})") from None
-    length = len(START % _sha256(b""))
-    start, rest = content[:length], content[length:]
+        raise DamagedError(f"cannot be read ({error.strerror})") from None
+    start, rest = content[:LENGTH], content[LENGTH:]
     if start != (START % _sha256(rest)).encode():
-        raise Damaged("was changed: it does not match its checksum")
+        raise DamagedError("was changed: it does not match its checksum")
     try:
         return kind.validate_json(b"{" + rest, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        raise Damaged(f"holds other types: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise DamagedError(f"holds other types: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def _sha256(content: bytes) -> str:

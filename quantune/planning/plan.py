@@ -1,6 +1,7 @@
 """The artefacts of a configuration, with their parents and the digests that they must have."""
 
 from functools import cache
+from typing import Any
 
 from quantune.artefacts import hashes, layout
 from quantune.artefacts.record import Artefact
@@ -33,6 +34,8 @@ class Plan:
     def __init__(self, config: Config):
         self.config, self.work = config, config.work
         self.hashes = hashes.work_hashes(config.work)
+        self.estimates: dict[tuple, Any] = {}
+        """Predicted memory that `resources.estimate` remembers."""
         for method in REMEMBERED:
             setattr(self, method, cache(getattr(self, method)))
 
