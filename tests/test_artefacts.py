@@ -342,13 +342,13 @@ def test_what_must_be_on_disk(raw):
 
 
 def test_a_job_needs_what_its_state_says(tmp_path):
-    """Missing, stale and damaged: all parents, by date. Current: those that exist, without dates, or all if forced."""
+    """Missing, stale and damaged: all parents. Current: those that exist, or all if forced."""
     parent = replace(PARENT, path=f"{tmp_path}/opt")
     step = replace(STEP, parents={"parent": parent})
     parents, none = {"parent": [parent.path], "outside": []}, {"parent": [], "outside": []}
     for state in (State.MISSING, State.STALE):
-        assert freshness.needs(step, state) == freshness.Needs(parents, dated=True)
-    assert freshness.needs(step, State.CURRENT) == freshness.Needs(none, dated=False)
-    assert freshness.needs(step, State.CURRENT, forced=True) == freshness.Needs(parents, dated=False)
+        assert freshness.needs(step, state) == parents
+    assert freshness.needs(step, State.CURRENT) == none
+    assert freshness.needs(step, State.CURRENT, forced=True) == parents
     os.makedirs(parent.path)
-    assert freshness.needs(step, State.CURRENT) == freshness.Needs(parents, dated=False)
+    assert freshness.needs(step, State.CURRENT) == parents
