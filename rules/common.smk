@@ -8,9 +8,11 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
+from snakemake import jobs
 from snakemake.exceptions import WorkflowError
 from snakemake.io import ancient
 
@@ -66,6 +68,15 @@ def name_pattern(names):
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
+async def require_writable(job, require=jobs.Job.check_protected_output):
+    """Stop if outputs that are to be made again are write-protected; a dry run shows the plan nevertheless."""
+    if not workflow.dryrun:
+        await require(job)
+
+
+jobs.Job.check_protected_output = require_writable
+
+
 def remove_backups():
     """Remove the copies of outputs that a killed Snakemake left: they would make the next copy fail."""
     shutil.rmtree(workflow.persistence._backup_path, ignore_errors=True)
@@ -113,7 +124,10 @@ class Job:
             state = DISK.state(artefact)
             if state is freshness.State.STALE:
                 workflow.dag.forcefiles.add(artefact.path)
-            for role, paths in freshness.needs(artefact, state, forced()).items():
+            needs = freshness.needs(artefact, state, forced())
+            if state is not freshness.State.CURRENT:
+                needs["remade"] = sorted(DISK.stale_behind_current(artefact))
+            for role, paths in needs.items():
                 new = [path for path in paths if path not in inputs.get(role, ())]
                 new = map(ancient, new) if state is freshness.State.CURRENT else new
                 inputs[role] = [*inputs.get(role, ()), *new]

@@ -36,6 +36,7 @@ class Disk:
     def __init__(self):
         for method in ("provenance", "content", "changed_ancestor", "_damage", "_state"):
             setattr(self, method, cache(getattr(self, method)))
+        self._hidden: dict[str, frozenset[str]] = {}
 
     def provenance(self, path: str) -> Provenance | None:
         """Return the provenance in a folder, or None if it is missing or damaged."""
@@ -77,6 +78,22 @@ class Disk:
         broken = self._damage(artefact.path, artefact.options.get("work"))
         return [broken or f"ancestor rebuilt with different bytes: {changed}"]
 
+    def stale_behind_current(self, artefact: Artefact) -> frozenset[str]:
+        """Return the paths of the stale ancestors of an artefact that it is parted from by current ones.
+
+        They are made again, but Snakemake does not carry this on through a current artefact. It skips the jobs behind
+        such an ancestor unless they have it as an input.
+        """
+        if artefact.path not in self._hidden:
+            found = set()
+            for parent in (item for made_from in _made_from(artefact).values() for item in made_from):
+                if self.state(parent) is State.CURRENT:
+                    found |= self.stale_behind_current(parent)
+                    grandparents = (item for made_from in _made_from(parent).values() for item in made_from)
+                    found |= {item.path for item in grandparents if self.state(item) is State.STALE}
+            self._hidden[artefact.path] = frozenset(found)
+        return self._hidden[artefact.path]
+
     def _state(self, path: str, digest: str, work: str | None) -> State:
         if not os.path.lexists(path):
             return State.MISSING
@@ -116,11 +133,15 @@ def needs(artefact: Artefact, state: State, forced: bool = False) -> dict[str, l
         state: how it compares with the one on disk.
         forced: whether the command line forces jobs: then a current artefact needs all its parents.
     """
-    artefacts = {**by_role(artefact.parents), **artefact.reads}
-    inputs = {role: [item.path for item in items] for role, items in artefacts.items()}
+    inputs = {role: [item.path for item in items] for role, items in _made_from(artefact).items()}
     if state is State.CURRENT and not forced:
         inputs = {role: [path for path in paths if os.path.lexists(path)] for role, paths in inputs.items()}
     return inputs | {"outside": [path for path in artefact.outside if os.stat(path).st_mtime <= time.time()]}
+
+
+def _made_from(artefact: Artefact) -> dict[str, tuple[Artefact, ...]]:
+    """Return role -> the parents of an artefact and the artefacts that it reads."""
+    return {**by_role(artefact.parents), **artefact.reads}
 
 
 def date_now(paths: list[str]) -> None:
