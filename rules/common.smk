@@ -134,14 +134,9 @@ class Job:
         return inputs
 
     def params(self, wildcards):
-        """Return, in one value, what the job and its message need: the orders of the artefacts as JSON, the artefacts'
-        last names, and why those that exist are made again.
-
-        Snakemake evaluates each parameter for every job, so there is one, and it is empty if no job is to run.
-        """
+        """Return what the job and its message need: the orders of the artefacts as JSON, the artefacts' last names, and
+        why those that exist are made again. One value, because Snakemake evaluates each parameter for every job."""
         artefacts = self.artefacts(wildcards)
-        if not forced() and all(DISK.state(item) is freshness.State.CURRENT for item in artefacts):
-            return {"orders": "", "names": "", "why": ""}
         orders = [item.order() | {"predicted": resources.terms(PLAN, item)} for item in artefacts]
         return {
             "orders": embeddable(json.dumps(orders)),
