@@ -72,6 +72,8 @@ def make(order: dict[str, Any], body: Callable, started: float, kept: bool = Fal
         sealed.write(folder / record.RUN, _run_facts(started, order["options"]) | run)
         provenance = _provenance(order, digest, parents, without_addresses(facts), folder)
         sealed.write(folder / record.PROVENANCE, provenance)
+        if broken := record.problem(folder):  # else every run would make it again
+            raise TypeError(f"the stage {order['stage']} records other types than it should: {broken}")
         _flush(folder)
         _replace(target, folder, place)
         for item in provenance["files"]:

@@ -73,7 +73,7 @@ class Run(TypedDict):
 
     digest: str
     started: str
-    seconds: float
+    seconds: int | float
     command: str
     commit: str
     deterministic: bool
@@ -81,11 +81,11 @@ class Run(TypedDict):
     hardware: Hardware
     platform: str
     cuda: NotRequired[str | None]
-    predicted: NotRequired[dict[str, int] | None]
-    peak_memory_bytes: NotRequired[int | None]
-    peak_device_bytes: NotRequired[int | None]
-    real_time_factor: NotRequired[float | None]
-    audio_seconds: NotRequired[float | None]
+    predicted: NotRequired[dict[str, int | float] | None]
+    peak_memory_bytes: NotRequired[int | float | None]
+    peak_device_bytes: NotRequired[int | float | None]
+    real_time_factor: NotRequired[int | float | None]
+    audio_seconds: NotRequired[int | float | None]
 
 
 _PROVENANCE, _RUN = TypeAdapter(Provenance), TypeAdapter(Run)
