@@ -30,6 +30,7 @@ include: "rules/unknown.smk"  #  all other targets: an error with a hint
 
 onstart:
     remove_backups()
+    settle_dates()
 
 
 onsuccess:

@@ -20,9 +20,8 @@ rule benchmark:
         mem_mb=benchmarked.memory_mb,
         gpu=all_gpus,
     params:
-        order=benchmarked.order,
-        why=benchmarked.why,
+        job=benchmarked.params,
     message:
-        "Benchmark {wildcards.variant}{params.why}"
+        "Benchmark {wildcards.variant}{params.job[why]}"
     script:
         "../scripts/benchmark.py"

@@ -1,15 +1,18 @@
 """Shared by all rules: the checked configuration, the plan, and the functions that decide which jobs run.
 
-Recipe digests decide whether a job runs, not dates or Snakemake's records: see `freshness.needs`.
+Recipe digests decide whether a job runs, not dates or Snakemake's records: see `freshness.Disk` and `Job.inputs`.
 """
 
+import json
 import os
 import re
 import shutil
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
+from snakemake import jobs
 from snakemake.exceptions import WorkflowError
 from snakemake.io import ancient
 
@@ -17,7 +20,7 @@ sys.path.insert(0, str(workflow.basedir))
 
 from quantune.artefacts import freshness, job
 from quantune.core import hardware
-from quantune.core.errors import QuantuneError
+from quantune.core.errors import QuantuneError, printable
 from quantune.core.recipe import NAME, SEED
 from quantune.planning import costs, documents, load, resources
 from quantune.planning.plan import Plan
@@ -47,7 +50,7 @@ if not workflow.overwrite_configfiles:
 
 
 CONFIG = call_or_stop(load.load, config, ", ".join(os.path.relpath(path) for path in workflow.configfiles))
-PLAN = Plan(CONFIG)
+PLAN, DISK = Plan(CONFIG), freshness.Disk()
 WORK = CONFIG.work
 if "DVC_STAGE" in os.environ:  # dvc.yaml started this command
     call_or_stop(dvc.require_watched, PLAN)
@@ -60,6 +63,7 @@ TRACKS = {
 # takes longer than computing.
 if hardware.gpus() and "gpu" not in workflow.global_resources and workflow.global_resources["_nodes"].value is None:
     workflow.register_resource("gpu", 4 * len(hardware.gpus()))
+GPU = min(1, len(hardware.gpus()))  # GPUs of a job that computes; 0 if torch can use none
 EVALUATIONS = {
     track: [name for name, entry in CONFIG.evaluations.items() if entry.track == track] for track in ("text", "speech")
 }
@@ -77,9 +81,23 @@ def name_pattern(names):
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
+async def require_writable(job, require=jobs.Job.check_protected_output):
+    """Stop if outputs that are to be made again are write-protected; a dry run shows the plan nevertheless."""
+    if not workflow.dryrun:
+        await require(job)
+
+
+jobs.Job.check_protected_output = require_writable
+
+
 def remove_backups():
     """Remove the copies of outputs that a killed Snakemake left: they would make the next copy fail."""
     shutil.rmtree(workflow.persistence._backup_path, ignore_errors=True)
+
+
+def settle_dates():
+    """Give the inputs of the jobs to run that are dated in the future the present date."""
+    freshness.date_now([path for made in workflow.dag.needrun_jobs() for path in made.input])
 
 
 def require_settled():
@@ -88,8 +106,9 @@ def require_settled():
         raise WorkflowError(
             f"{', '.join(CONFIG_BYTES)} changed while this ran; run the command again before DVC records it"
         )
-    for path in (path for made in workflow.dag.jobs for path in made.output):
-        if changed := freshness.changed_ancestor(path):
+    now = freshness.Disk()
+    for path in (str(path) for made in workflow.dag.jobs for path in made.output):
+        if changed := now.changed_ancestor(path):
             raise WorkflowError(
                 f"{changed} was rebuilt with different bytes (another machine, other packages?), so {path} is"
                 " out of date; run the same command again"
@@ -109,35 +128,34 @@ class Job:
         return made if isinstance(made, list) else [made]
 
     def inputs(self, wildcards):
-        """Return role -> paths of the artefacts' inputs; Snakemake ignores the dates of a current artefact's inputs."""
+        """Return role -> paths of the artefacts' inputs; the job of a stale artefact is forced to run.
+
+        Snakemake ignores the dates of a current artefact's inputs, and whether they are made again.
+        """
         inputs = {}
         for artefact in self.artefacts(wildcards):
-            state = freshness.state(artefact)
-            needs = freshness.needs(artefact, state, forced())
+            state = DISK.state(artefact)
             if state is freshness.State.STALE:
-                needs.inputs["stale"] = [freshness.marker(artefact, WORK)]
-            for role, paths in needs.inputs.items():
-                new = [
-                    path for path in paths if path not in inputs.get(role, []) and not BRACES.intersection(str(path))
-                ]
-                inputs[role] = [*inputs.get(role, []), *(new if needs.dated else map(ancient, new))]
+                workflow.dag.forcefiles.add(artefact.path)
+            needs = freshness.needs(artefact, state, forced())
+            if state is not freshness.State.CURRENT:
+                needs["remade"] = sorted(DISK.stale_behind_current(artefact))
+            for role, paths in needs.items():
+                new = [path for path in paths if path not in inputs.get(role, ()) and not BRACES.intersection(path)]
+                new = map(ancient, new) if state is freshness.State.CURRENT else new
+                inputs[role] = [*inputs.get(role, ()), *new]
         return inputs
 
-    def orders(self, wildcards):
-        """Return the order of each artefact, with the predicted memory, which the job records."""
-        return [item.order() | {"predicted": resources.terms(PLAN, item)} for item in self.artefacts(wildcards)]
-
-    def order(self, wildcards):
-        """Return the order of the job's only artefact."""
-        return self.orders(wildcards)[0]
-
-    def names(self, wildcards):
-        """Return the last names of the artefacts, for the job's message."""
-        return ", ".join(item.place.last for item in self.artefacts(wildcards))
-
-    def why(self, wildcards):
-        """Return why artefacts that exist are made again, for the job's message and log, or an empty text."""
-        return "".join(dict.fromkeys(map(reason, self.artefacts(wildcards))))
+    def params(self, wildcards):
+        """Return what the job and its message need: the orders of the artefacts as JSON, the artefacts' last names, and
+        why those that exist are made again. One value, because Snakemake evaluates each parameter for every job."""
+        artefacts = self.artefacts(wildcards)
+        orders = [item.order() | {"predicted": resources.terms(PLAN, item)} for item in artefacts]
+        return {
+            "orders": embeddable(json.dumps(orders)),
+            "names": ", ".join(item.place.last for item in artefacts),
+            "why": embeddable("".join(dict.fromkeys(map(reason, artefacts)))),
+        }
 
     def memory_mb(self, wildcards):
         """Return the predicted main memory of the job in MB."""
@@ -150,9 +168,14 @@ def forced():
     return bool(settings.forceall or settings.forcerun or settings.forcetargets)
 
 
+def embeddable(text):
+    """Return a text, or JSON, that ends no script element: Snakemake's report embeds the parameters of jobs."""
+    return printable(text).replace("<", "\\u003c")
+
+
 def reason(artefact):
     """Return why an artefact that exists is made again, or an empty text."""
-    changes = freshness.differences(artefact)
+    changes = DISK.differences(artefact)
     more = [f"and {len(changes) - 4} more"] if len(changes) > 5 else []
     return f" [made again because {'; '.join(changes[:4] + more if more else changes)}]" if changes else ""
 
@@ -164,7 +187,7 @@ def pending_evaluations(variant, track):
     They are sorted by dtype, so that a job loads the variant once for each dtype.
     """
     evaluations = [call_or_stop(PLAN.evaluation, variant, name) for name in EVALUATIONS[track]]
-    pending = [item for item in evaluations if forced() or freshness.state(item) is not freshness.State.CURRENT]
+    pending = [item for item in evaluations if forced() or DISK.state(item) is not freshness.State.CURRENT]
     return sorted(pending or evaluations, key=lambda item: item.recipe.get("dtype", ""))
 
 
@@ -210,11 +233,6 @@ def planned_costs(wildcards):
     return costs.table(call_or_stop(costs.of_plan, PLAN))
 
 
-def gpus(wildcards):
-    """Return the number of GPUs of a job that computes: 1, or 0 if torch can use none."""
-    return min(1, len(hardware.gpus()))
-
-
 def all_cores(wildcards):
     """Return the number of cores of this run, for a job that must run alone."""
     return (
@@ -225,7 +243,7 @@ def all_cores(wildcards):
 def all_gpus(wildcards):
     """Return the number of GPUs of this run; 1 if jobs run on a cluster and no limit is given."""
     given = workflow.global_resources.get("gpu")
-    return gpus(wildcards) and (given.value if given else 1)
+    return GPU and (given.value if given else 1)
 
 
 def explain_unknown(wildcards):
@@ -243,4 +261,3 @@ wildcard_constraints:
     quantization=step_pattern(CONFIG.quantizations),
     finetuning=step_pattern(CONFIG.finetunings),
     merge="merge",
-    unknown=r"(?!\.stale/).+",  # no rule makes the markers of `freshness.needs`

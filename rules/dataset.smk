@@ -22,10 +22,9 @@ rule dataset:
         mem_mb=dataset_job.memory_mb,
         gpu=0,
     params:
-        order=dataset_job.order,
-        why=dataset_job.why,
+        job=dataset_job.params,
     message:
-        "Read the dataset {wildcards.dataset}{params.why}"
+        "Read the dataset {wildcards.dataset}{params.job[why]}"
     script:
         "../scripts/dataset.py"
 
@@ -48,9 +47,8 @@ rule clips:
         mem_mb=dataset_job.memory_mb,
         gpu=0,
     params:
-        order=dataset_job.order,
-        why=dataset_job.why,
+        job=dataset_job.params,
     message:
-        "Read the recordings of {wildcards.dataset}{params.why}"
+        "Read the recordings of {wildcards.dataset}{params.job[why]}"
     script:
         "../scripts/clips.py"

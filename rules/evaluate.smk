@@ -24,12 +24,10 @@ for track, names in EVALUATIONS.items():
         threads: CONFIG.threads
         resources:
             mem_mb=evaluated[track].memory_mb,
-            gpu=gpus,
+            gpu=GPU,
         params:
-            orders=evaluated[track].orders,
-            names=evaluated[track].names,
-            why=evaluated[track].why,
+            job=evaluated[track].params,
         message:
-            "Evaluate {wildcards.variant}: {params.names}{params.why}"
+            "Evaluate {wildcards.variant}: {params.job[names]}{params.job[why]}"
         script:
             "../scripts/evaluate.py"

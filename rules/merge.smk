@@ -18,11 +18,10 @@ rule merge:
     threads: CONFIG.threads
     resources:
         mem_mb=merged.memory_mb,
-        gpu=gpus,
+        gpu=GPU,
     params:
-        order=merged.order,
-        why=merged.why,
+        job=merged.params,
     message:
-        "Merge the adapter {wildcards.parent}{params.why}"
+        "Merge the adapter {wildcards.parent}{params.job[why]}"
     script:
         "../scripts/merge.py"

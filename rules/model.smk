@@ -20,9 +20,8 @@ rule model:
         mem_mb=1000,
         gpu=0,
     params:
-        order=copied.order,
-        why=copied.why,
+        job=copied.params,
     message:
-        "Copy the model {wildcards.model}{params.why}"
+        "Copy the model {wildcards.model}{params.job[why]}"
     script:
         "../scripts/model.py"

@@ -3,7 +3,7 @@
 
 rule plan:
     log:
-        f"{WORK}/logs/plan.log",
+        f"{tempfile.gettempdir()}/quantune-plan-{os.getuid()}.log",  # a read-only work folder can be planned
     conda:
         "../envs/conda.yaml"
     params:

@@ -17,11 +17,10 @@ rule quantize:
     threads: CONFIG.threads
     resources:
         mem_mb=quantized.memory_mb,
-        gpu=gpus,
+        gpu=GPU,
     params:
-        order=quantized.order,
-        why=quantized.why,
+        job=quantized.params,
     message:
-        "Quantize {wildcards.parent} with {wildcards.quantization}{params.why}"
+        "Quantize {wildcards.parent} with {wildcards.quantization}{params.job[why]}"
     script:
         "../scripts/quantize.py"

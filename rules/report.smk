@@ -26,9 +26,8 @@ rule report:
         mem_mb=2000,
         gpu=0,
     params:
-        order=reported.order,
-        why=reported.why,
+        job=reported.params,
     message:
-        "Write the report{params.why}"
+        "Write the report{params.job[why]}"
     script:
         "../scripts/report.py"

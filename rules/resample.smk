@@ -22,9 +22,8 @@ rule resample:
         mem_mb=resampled.memory_mb,
         gpu=0,
     params:
-        order=resampled.order,
-        why=resampled.why,
+        job=resampled.params,
     message:
-        "Resample {wildcards.dataset} for {wildcards.model}{params.why}"
+        "Resample {wildcards.dataset} for {wildcards.model}{params.job[why]}"
     script:
         "../scripts/resample.py"

@@ -21,9 +21,8 @@ rule tokenize:
         mem_mb=tokenized.memory_mb,
         gpu=0,
     params:
-        order=tokenized.order,
-        why=tokenized.why,
+        job=tokenized.params,
     message:
-        "Tokenize {wildcards.dataset} for {wildcards.model}{params.why}"
+        "Tokenize {wildcards.dataset} for {wildcards.model}{params.job[why]}"
     script:
         "../scripts/tokenize.py"

@@ -18,11 +18,10 @@ rule train:
     threads: CONFIG.threads
     resources:
         mem_mb=trained.memory_mb,
-        gpu=gpus,
+        gpu=GPU,
     params:
-        order=trained.order,
-        why=trained.why,
+        job=trained.params,
     message:
-        "Train {wildcards.finetuning} on {wildcards.parent}{params.why}"
+        "Train {wildcards.finetuning} on {wildcards.parent}{params.job[why]}"
     script:
         "../scripts/train.py"

@@ -18,11 +18,10 @@ rule transcribe:
     threads: CONFIG.threads
     resources:
         mem_mb=transcribed.memory_mb,
-        gpu=gpus,
+        gpu=GPU,
     params:
-        order=transcribed.order,
-        why=transcribed.why,
+        job=transcribed.params,
     message:
-        "Transcribe {wildcards.recording} with {wildcards.variant}{params.why}"
+        "Transcribe {wildcards.recording} with {wildcards.variant}{params.job[why]}"
     script:
         "../scripts/transcribe.py"

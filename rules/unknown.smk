@@ -2,11 +2,12 @@
 type instead."""
 
 
-ruleorder: model > dataset > clips > tokenize > resample > merge > quantize > train > transcribe > benchmark > report > unknown
+ruleorder: model > dataset > clips > tokenize > resample > merge > quantize > train > transcribe > benchmark > report
 
 
-for track in EVALUATIONS:
-    workflow.ruleorder(f"evaluate_{track}", "unknown")
+# Snakemake makes a job of each rule whose output matches a path, before it chooses one.
+MADE = [item.regex().pattern.removeprefix(re.escape(f"{WORK}/")) for made in workflow.rules for item in made.output]
+MADE = "|".join(re.sub(r"\(\?P<\w+>", "(?:", pattern) for pattern in MADE)
 
 
 rule unknown:
@@ -16,5 +17,7 @@ rule unknown:
         f"{WORK}/{{unknown}}",
     log:
         f"{WORK}/logs/unknown/{{unknown}}.log",
+    wildcard_constraints:
+        unknown=rf"(?!{MADE}).+",
     message:
         "{wildcards.unknown} cannot be made"

@@ -9,6 +9,7 @@ import pytest
 
 from quantune.report import gather, page, table
 from quantune.report.figures import gallery
+from tests import records
 
 TOKENS, WINDOWS = 100, 40
 NOISE = numpy.tile([1.0, -1.0], WINDOWS // 2)  # sums to zero: it widens intervals and moves nothing
@@ -36,10 +37,7 @@ class Work:
         provenance = {"digest": f"digest of {path}", "stage": stage, "version": 1, "recipe": recipe or {}}
         provenance |= {"sources": sources or {}, "facts": facts or {}, "files": sizes, "packages": {"torch": "2.13.0"}}
         provenance["parents"] = {role: [parent] for role, parent in (parents or {}).items()}
-        run = {"started": "2026-01-02T03:04:05Z", "seconds": 1.5, "command": "snakemake", "platform": "Linux"}
-        run["hardware"] = {"cpu": "a processor", "cores": 2, "memory_bytes": 10**9}
-        (place / "provenance.json").write_text(json.dumps(provenance))
-        (place / "run.json").write_text(json.dumps(run))
+        records.write(place, provenance)
         return {"path": str(place), "digest": provenance["digest"]}
 
     def checkpoint(self, name: str, stage: str, files: dict[str, int], listed: bool = True, **more) -> dict:

@@ -12,6 +12,7 @@ import pytest
 from quantune.data.clips import SCHEMA
 from quantune.evaluations.metrics import rates
 from quantune.sources import audio
+from tests import records
 from tests.reports import Work
 
 COUNT, RATE, SECONDS = 40, 16000, 0.5
@@ -63,12 +64,10 @@ def transcription(
     items |= {"reference": [said(number) for number in numbers], "hypothesis": [written(number) for number in numbers]}
     rates.with_edits(pandas.DataFrame(items)).to_parquet(folder / "items.parquet")
     (folder / "result.json").write_text(json.dumps({"language": language}))
-    run = json.loads((folder / "run.json").read_text()) | {"real_time_factor": factor}
-    (folder / "run.json").write_text(json.dumps(run))
-    provenance = json.loads((folder / "provenance.json").read_text())
+    records.change(folder / "run.json", lambda run: run.update(real_time_factor=factor))
     data = work.folder / "prepared" / SPOKEN[evaluation]["dataset"] / name.split("+")[0]
-    provenance["parents"]["data"] = [{"path": str(data), "digest": f"digest of {data.relative_to(work.folder)}"}]
-    (folder / "provenance.json").write_text(json.dumps(provenance))
+    read = [{"path": str(data), "digest": f"digest of {data.relative_to(work.folder)}"}]
+    records.change(folder / "provenance.json", lambda provenance: provenance["parents"].update(data=read))
 
 
 def first_wrong(count: int) -> Callable[[int], str]:

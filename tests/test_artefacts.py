@@ -1,6 +1,5 @@
 """Digests, states and what the plan says is made from what."""
 
-import json
 import os
 import shutil
 import time
@@ -16,6 +15,7 @@ from quantune.artefacts.record import Artefact
 from quantune.core.errors import QuantuneError
 from quantune.planning import load
 from quantune.planning.plan import Plan
+from tests import records
 
 HOUR = 3_600_000_000_000  # in nanoseconds
 PARENT = Artefact("work/checkpoints/opt", "model", 1, {}, sources={"model.safetensors": "ab"})
@@ -36,8 +36,8 @@ def make(artefact: Artefact, files: dict[str, str], **changes) -> Artefact:
     for name, content in files.items():
         (folder / name).write_text(content)
     listed = [{"path": name, "size": len(content), "sha256": record.sha256(content)} for name, content in files.items()]
-    provenance = {**artefact.order(), "files": listed, **changes}
-    (folder / "provenance.json").write_text(json.dumps(provenance))
+    provenance = {**artefact.order(), "facts": {}, "packages": {}, "files": listed, **changes}
+    records.write(folder, provenance)
     then = time.time_ns() - HOUR
     os.utime(folder, ns=(then, then))
     return artefact
@@ -150,7 +150,7 @@ def test_damage_is_stale(step, spoil):
         ({"sources": {"calibration.txt": "ce"}}, ['source calibration.txt: "ce" -> "cd"']),
         ({"parents": {"parent": replace(PARENT, version=2)}}, ["made anew: work/checkpoints/opt"]),
         (
-            {"parents": {"parent": replace(PARENT, path="work/old")}},
+            {"parents": {"parent": replace(PARENT, path="work/old", version=2)}},
             ["now made from: work/checkpoints/opt", "no longer made from: work/old"],
         ),
     ],
@@ -170,7 +170,7 @@ def test_differences_of_damage_and_of_nothing(step):
     Path(step.path, "model.safetensors").unlink()
     assert freshness.differences(step) == ["model.safetensors is missing"]
     Path(step.path, "provenance.json").unlink()
-    assert freshness.differences(step) == [f"{step.path} has no readable provenance.json"]
+    assert freshness.differences(step) == [f"{step.path}/provenance.json is missing"]
 
 
 def test_other_bits_of_an_ancestor_are_noticed(tmp_path):
@@ -223,38 +223,29 @@ def test_a_new_key_that_is_null_is_named(step):
     assert any("stride" in change for change in freshness.differences(step))
 
 
-def snakemakes_date(path: str) -> int:
-    """Return the date that Snakemake gives a folder: that of the stamp in it, if there is one."""
-    stamp = os.path.join(path, ".snakemake_timestamp")
-    return os.lstat(stamp if os.path.exists(stamp) else path).st_mtime_ns
-
-
-@pytest.mark.parametrize("stamp", [None, -HOUR // 2, -2 * HOUR])
-def test_the_marker_is_a_folder_just_newer_than_what_is_stale(step, tmp_path, stamp):
+@pytest.mark.parametrize("stamp", [None, HOUR, -HOUR])
+def test_inputs_dated_in_the_future_get_the_present_date(step, stamp):
     make(step, {})
+    stamps = [Path(step.path)]
+    os.utime(step.path, ns=(time.time_ns() + HOUR,) * 2)
     if stamp:
-        path = Path(step.path, ".snakemake_timestamp")
+        stamps.append(Path(step.path, ".snakemake_timestamp"))
+        stamps[1].touch()
+        os.utime(stamps[1], ns=(time.time_ns() + stamp,) * 2)
+        os.utime(step.path, ns=(time.time_ns() + HOUR,) * 2)
+    kept = os.stat(stamps[-1]).st_mtime_ns
+    freshness.date_now([step.path, f"{step.path}/nothing"])
+    assert all(os.stat(path).st_mtime <= time.time() for path in stamps)
+    assert stamp != -HOUR or os.stat(stamps[-1]).st_mtime_ns == kept, "a date in the past stays"
+
+
+def test_a_file_from_outside_that_is_dated_in_the_future_is_no_input_for_snakemake(step, tmp_path):
+    paths = [tmp_path / name for name in ("now.txt", "later.txt")]
+    for path in paths:
         path.touch()
-        folder = os.stat(step.path).st_mtime_ns
-        os.utime(path, ns=(time.time_ns() + stamp,) * 2)
-        os.utime(step.path, ns=(folder - HOUR,) * 2)
-    marker = freshness.marker(step, f"{tmp_path}/work")
-    assert os.path.isdir(marker) and os.path.commonpath([marker, f"{tmp_path}/work"]) == f"{tmp_path}/work"
-    assert snakemakes_date(step.path) < os.stat(marker).st_mtime_ns <= time.time_ns() - HOUR // 4
-    assert freshness.marker(step, f"{tmp_path}/work") == marker
-
-
-def test_each_artefact_has_its_own_marker(tmp_path):
-    paths = ["checkpoints/opt+lora", "checkpoints/opt+lora@3", "evaluations/opt+lora/3", "prepared/opt/lora", "report"]
-    made = [make(replace(STEP, path=f"{tmp_path}/{path}"), {}) for path in paths]
-    assert len({freshness.marker(artefact, str(tmp_path)) for artefact in made}) == len(paths)
-
-
-def test_the_marker_is_never_in_the_future(step, tmp_path):
-    make(step, {})
-    later = time.time_ns() + HOUR
-    os.utime(step.path, ns=(later, later))
-    assert os.stat(freshness.marker(step, f"{tmp_path}/work")).st_mtime_ns <= time.time_ns()
+    os.utime(paths[1], ns=(time.time_ns() + HOUR,) * 2)
+    read = replace(step, options={**step.options, "files": {"train": list(map(str, paths))}})
+    assert freshness.needs(read, State.MISSING)["outside"] == [str(paths[0])]
 
 
 STEPS_OF_LORA = {"opt+lora", "opt+nf4+lora", "opt+lora+merge", "opt+lora+merge+rtn-w4"}
@@ -351,13 +342,13 @@ def test_what_must_be_on_disk(raw):
 
 
 def test_a_job_needs_what_its_state_says(tmp_path):
-    """Missing, stale and damaged: all parents, by date. Current: those that exist, without dates, or all if forced."""
+    """Missing, stale and damaged: all parents. Current: those that exist, or all if forced."""
     parent = replace(PARENT, path=f"{tmp_path}/opt")
     step = replace(STEP, parents={"parent": parent})
     parents, none = {"parent": [parent.path], "outside": []}, {"parent": [], "outside": []}
     for state in (State.MISSING, State.STALE):
-        assert freshness.needs(step, state) == freshness.Needs(parents, dated=True)
-    assert freshness.needs(step, State.CURRENT) == freshness.Needs(none, dated=False)
-    assert freshness.needs(step, State.CURRENT, forced=True) == freshness.Needs(parents, dated=False)
+        assert freshness.needs(step, state) == parents
+    assert freshness.needs(step, State.CURRENT) == none
+    assert freshness.needs(step, State.CURRENT, forced=True) == parents
     os.makedirs(parent.path)
-    assert freshness.needs(step, State.CURRENT) == freshness.Needs(parents, dated=False)
+    assert freshness.needs(step, State.CURRENT) == parents

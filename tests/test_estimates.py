@@ -8,17 +8,21 @@ import pytest
 from quantune.artefacts.lineage import read_lineage
 from quantune.core.hardware import LIBRARY_BYTES
 from quantune.report import memory_check
+from tests import records
 from tests.reports import Work, write
 
 
 def ran(work: Work, name: str, measured: int, gpu: str | None = None, predicted: dict | None = None) -> None:
     """Write what a checkpoint's job recorded of its memory."""
     path = Path(dict(work.made)[name]["path"], "run.json")
-    run = json.loads(path.read_text()) | {"peak_memory_bytes": measured, "predicted": predicted}
-    if gpu:
-        run |= {"peak_memory_bytes": 1, "peak_device_bytes": measured}
-        run["hardware"] |= {"gpu": gpu}
-    path.write_text(json.dumps(run))
+
+    def edit(run: dict) -> None:
+        run |= {"peak_memory_bytes": measured, "predicted": predicted}
+        if gpu:
+            run |= {"peak_memory_bytes": 1, "peak_device_bytes": measured}
+            run["hardware"] |= {"gpu": gpu}
+
+    records.change(path, edit)
 
 
 def test_each_job_is_compared_with_what_it_was_predicted_on_its_hardware(work, tmp_path):

@@ -10,6 +10,7 @@ from quantune.artefacts.hashes import file_sha256
 from quantune.evaluations.metrics import normalizers
 from quantune.planning import load
 from quantune.planning.plan import Plan
+from tests import records
 from tests.voices import RELEASE, WHISPER
 from tests.workflow import Folder, weights
 
@@ -90,11 +91,9 @@ def test_what_is_deleted_is_made_again_and_nothing_that_rests_on_it(project):
 def test_other_bits_of_a_checkpoint_make_its_numbers_again(project):
     """As made by another machine: its files agree with its provenance, but not with what was evaluated."""
     checkpoint = project.work / "checkpoints/opt+rtn-a"
-    provenance = json.loads((checkpoint / "provenance.json").read_text())
     (checkpoint / "README.md").write_text("Other bits.")
     more = {"path": "README.md", "size": 11, "sha256": file_sha256(checkpoint / "README.md")}
-    provenance["files"].append(more)
-    (checkpoint / "provenance.json").write_text(json.dumps(provenance))
+    records.change(checkpoint / "provenance.json", lambda provenance: provenance["files"].append(more))
     assert project.planned() == RTN_A - {"checkpoints/opt+rtn-a"}
     asked = "work/evaluations/opt+rtn-a/log"
     printed = project.run(asked, "--cores", "2")
@@ -127,10 +126,9 @@ def test_a_truncated_weight_file_is_made_again(project):
 
 def test_another_checkout_of_a_checkpoint_reruns_only_it(project, finished):
     """As after `git checkout` of another configuration without its artefacts: the evaluation is current already."""
-    path = project.work / "checkpoints/opt+rtn-a/provenance.json"
-    record = json.loads(path.read_text())
-    record["digest"] = "0" * 64
-    path.write_text(json.dumps(record))
+    for name in ("provenance.json", "run.json"):
+        path = project.work / "checkpoints/opt+rtn-a" / name
+        records.change(path, lambda record: record.update(digest="0" * 64))
     assert project.planned() == {"checkpoints/opt+rtn-a"}
 
 

@@ -335,12 +335,16 @@ def test_the_times_are_those_of_earlier_runs_alike(raw):
 
     here = {"cpu": "this", "gpu": None}
     other = [run("opt+rtn-w4", 1, cpu="other"), run("opt+rtn-w4", 2, gpu="some"), run("big+rtn-w4", 3)]
-    assert costs.seconds(wanted, other, here) is None
+
+    def expected(*past: dict) -> float | None:
+        return costs.seconds(wanted, costs.times_of(past, here, plan.work))
+
+    assert expected(*other) is None
     sibling = run("opt+rtn-w8", 8)
-    assert costs.seconds(wanted, [*other, sibling], here) == 8
+    assert expected(*other, sibling) == 8
     same_step = [run("opt+lora+merge+rtn-w4", 10), run("opt+lora@2+merge+rtn-w4", 20)]
-    assert costs.seconds(wanted, [*other, sibling, *same_step], here) == 15
-    assert costs.seconds(wanted, [*other, sibling, *same_step, run("opt+rtn-w4", 7)], here) == 7
+    assert expected(*other, sibling, *same_step) == 15
+    assert expected(*other, sibling, *same_step, run("opt+rtn-w4", 7)) == 7
 
 
 def test_units_are_for_reading():

@@ -1,6 +1,5 @@
 """`make check`, `make verify` and `make clean-stale`: what they find, what they say, what they leave alone."""
 
-import json
 import shutil
 
 import numpy
@@ -9,6 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from quantune.artefacts import likeness
 from quantune.artefacts.hashes import file_sha256
+from tests import records
 from tests.workflow import Folder, processes, wait_for, weights
 
 BRANCH = ("checkpoints/opt+rtn-a", "evaluations/opt+rtn-a/log", "evaluations/opt+rtn-a/general")
@@ -16,12 +16,13 @@ BRANCH = ("checkpoints/opt+rtn-a", "evaluations/opt+rtn-a/log", "evaluations/opt
 
 def record(folder, change) -> None:
     """Change an artefact's provenance, and its list of files to what is there."""
-    path = folder / "provenance.json"
-    found = json.loads(path.read_text())
-    change(found)
-    for file in found["files"]:
-        file |= {"size": (folder / file["path"]).stat().st_size, "sha256": file_sha256(folder / file["path"])}
-    path.write_text(json.dumps(found))
+
+    def edit(found):
+        change(found)
+        for file in found["files"]:
+            file |= {"size": (folder / file["path"]).stat().st_size, "sha256": file_sha256(folder / file["path"])}
+
+    records.change(folder / "provenance.json", edit)
 
 
 def test_what_is_made_again_is_the_same_to_the_bit(pulled):
@@ -123,9 +124,7 @@ def test_packed_weights_are_equal_or_not(tmp_path):
 def test_half_an_artefact_and_a_changed_recipe_are_found(pulled):
     (pulled.work / "checkpoints/opt+rtn-a/provenance.json").unlink()
     path = pulled.work / "evaluations/opt+rtn-b/log/provenance.json"
-    found = json.loads(path.read_text())
-    found["recipe"]["length"] = 64
-    path.write_text(json.dumps(found))
+    records.change(path, lambda found: found["recipe"].update(length=64))
     printed = pulled.make("check", check=False)
     assert "work/checkpoints/opt+rtn-a has no provenance.json" in printed
     assert "work/evaluations/opt+rtn-b/log/provenance.json was changed" in printed and "2 damaged" in printed

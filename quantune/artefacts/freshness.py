@@ -4,13 +4,22 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from quantune.artefacts import hashes, layout
-from quantune.artefacts.record import ABSENT, PROVENANCE, Artefact, by_role, content_digest, damage, read_provenance
+from quantune.artefacts import hashes
+from quantune.artefacts.record import (
+    ABSENT,
+    Artefact,
+    Provenance,
+    by_role,
+    content_digest,
+    damage,
+    problem,
+    read_provenance,
+)
 
 
 class State(Enum):
@@ -21,91 +30,140 @@ class State(Enum):
     STALE = "stale"
 
 
-def changed_ancestor(path: str | Path) -> str | None:
-    """Return the path of the first ancestor that was rebuilt with different bytes since then, or None.
+class Disk:
+    """The artefacts on disk as they are now: whatever is read is read once and remembered as long as this object."""
 
-    The same recipe gives different bytes on another machine, with other packages, or without `deterministic`.
-    """
-    for parent in _parents(read_provenance(path) or {}):
-        now = read_provenance(parent["path"])
-        if now is None or now["digest"] != parent["digest"] or "content" not in parent:
-            continue
-        if content_digest(now) != parent["content"]:
-            return parent["path"]
-        if changed := changed_ancestor(parent["path"]):
-            return changed
-    return None
+    def __init__(self):
+        for method in ("provenance", "content", "changed_ancestor", "_damage", "_state"):
+            setattr(self, method, cache(getattr(self, method)))
+        self._hidden: dict[str, frozenset[str]] = {}
+
+    def provenance(self, path: str) -> Provenance | None:
+        """Return the provenance in a folder, or None if it is missing or damaged."""
+        return read_provenance(path)
+
+    def content(self, path: str) -> str:
+        """Return the digest of the bytes of the artefact in a folder that has a provenance."""
+        return content_digest(self.provenance(path))
+
+    def changed_ancestor(self, path: str) -> str | None:
+        """Return the path of the first ancestor that was rebuilt with different bytes since then, or None.
+
+        The same recipe gives different bytes on another machine, with other packages, or without `deterministic`.
+        """
+        for parent in _parents(self.provenance(path) or {}):
+            now = self.provenance(parent["path"])
+            if now is None or now["digest"] != parent["digest"] or "content" not in parent:
+                continue
+            if self.content(parent["path"]) != parent["content"]:
+                return parent["path"]
+            if changed := self.changed_ancestor(parent["path"]):
+                return changed
+        return None
+
+    def state(self, artefact: Artefact) -> State:
+        """Compare the artefact on disk with the one that the configuration describes: by content, never by date."""
+        return self._state(artefact.path, artefact.digest, artefact.options.get("work"))
+
+    def differences(self, artefact: Artefact) -> list[str]:
+        """Return, in words, how the artefact on disk differs from the one that the configuration describes."""
+        if self.state(artefact) is not State.STALE:
+            return []
+        provenance = self.provenance(artefact.path)
+        if provenance is None:
+            return [f"{artefact.path}/{problem(artefact.path)}"]
+        if provenance["digest"] != artefact.digest:
+            return _changes(provenance, artefact.order()) or ["its parents come in another order"]
+        changed = self.changed_ancestor(artefact.path)
+        broken = self._damage(artefact.path, artefact.options.get("work"))
+        return [broken or f"ancestor rebuilt with different bytes: {changed}"]
+
+    def stale_behind_current(self, artefact: Artefact) -> frozenset[str]:
+        """Return the paths of the stale ancestors of an artefact that it is parted from by current ones.
+
+        They are made again, but Snakemake does not carry this on through a current artefact. It skips the jobs behind
+        such an ancestor unless they have it as an input.
+        """
+        if artefact.path not in self._hidden:
+            found = set()
+            for parent in (item for made_from in _made_from(artefact).values() for item in made_from):
+                if self.state(parent) is State.CURRENT:
+                    found |= self.stale_behind_current(parent)
+                    grandparents = (item for made_from in _made_from(parent).values() for item in made_from)
+                    found |= {item.path for item in grandparents if self.state(item) is State.STALE}
+            self._hidden[artefact.path] = frozenset(found)
+        return self._hidden[artefact.path]
+
+    def _state(self, path: str, digest: str, work: str | None) -> State:
+        if not os.path.lexists(path):
+            return State.MISSING
+        record = self.provenance(path)
+        if record is None or record["digest"] != digest or self._damage(path, work) or self.changed_ancestor(path):
+            return State.STALE
+        return State.CURRENT
+
+    def _damage(self, path: str, work: str | None) -> str | None:
+        return damage(path, self.provenance(path), hashes.work_hashes(work) if work else None)
 
 
 def state(artefact: Artefact) -> State:
-    """Compare the artefact on disk with the one that the configuration describes: by content, never by date."""
-    if not os.path.lexists(artefact.path):
-        return State.MISSING
-    record = read_provenance(artefact.path)
-    if record is None or record["digest"] != artefact.digest or damage(artefact.path, record, _known(artefact)):
-        return State.STALE
-    return State.STALE if changed_ancestor(artefact.path) else State.CURRENT
+    """Return the state of one artefact; see `Disk.state`."""
+    return Disk().state(artefact)
 
 
-@dataclass(frozen=True)
-class Needs:
-    """The inputs of the job that makes an artefact."""
-
-    inputs: dict[str, list[str]]
-    """Role -> paths."""
-    dated: bool
-    """Whether the job runs if an input is newer than its output."""
+def differences(artefact: Artefact) -> list[str]:
+    """Return the differences of one artefact; see `Disk.differences`."""
+    return Disk().differences(artefact)
 
 
-def needs(artefact: Artefact, state: State, forced: bool = False) -> Needs:
-    """Return the inputs of the job that makes an artefact.
+def changed_ancestor(path: str | Path) -> str | None:
+    """Return the first changed ancestor of one artefact; see `Disk.changed_ancestor`."""
+    return Disk().changed_ancestor(str(path))
 
-    Missing or stale: all inputs. Current: the inputs that exist, without regard to dates, so that the job does not run.
-    A missing parent is left out: Snakemake would make it, and then the artefact again.
+
+def needs(artefact: Artefact, state: State, forced: bool = False) -> dict[str, list[str]]:
+    """Return the inputs of the job that makes an artefact: role -> paths.
+
+    Missing or stale: all inputs. Current: the inputs that exist. A missing parent is left out: Snakemake would make it,
+    and then the artefact again. Files from outside that are dated in the future are left out: Snakemake would fail the
+    job after its work, because its output is older.
 
     Args:
         artefact: the artefact to be made.
         state: how it compares with the one on disk.
         forced: whether the command line forces jobs: then a current artefact needs all its parents.
     """
-    artefacts = {**by_role(artefact.parents), **artefact.reads}
-    inputs = {role: [item.path for item in items] for role, items in artefacts.items()}
-    inputs["outside"] = list(artefact.outside)
-    if state is not State.CURRENT:
-        return Needs(inputs, dated=True)
-    present = {role: [path for path in paths if forced or os.path.lexists(path)] for role, paths in inputs.items()}
-    return Needs(present, dated=False)
+    inputs = {role: [item.path for item in items] for role, items in _made_from(artefact).items()}
+    if state is State.CURRENT and not forced:
+        inputs = {role: [path for path in paths if os.path.lexists(path)] for role, paths in inputs.items()}
+    return inputs | {"outside": [path for path in artefact.outside if os.stat(path).st_mtime <= time.time()]}
 
 
-def _known(artefact: Artefact) -> hashes.Hashes | None:
-    return hashes.work_hashes(artefact.options["work"]) if "work" in artefact.options else None
+def _made_from(artefact: Artefact) -> dict[str, tuple[Artefact, ...]]:
+    """Return role -> the parents of an artefact and the artefacts that it reads."""
+    return {**by_role(artefact.parents), **artefact.reads}
 
 
-def differences(artefact: Artefact) -> list[str]:
-    """Return, in words, how the artefact on disk differs from the one that the configuration describes."""
-    if not os.path.lexists(artefact.path):
-        return []
-    provenance = read_provenance(artefact.path)
-    if provenance is None:
-        return [f"{artefact.path} has no readable {PROVENANCE}"]
-    order, changes = artefact.order(), []
-    if provenance.get("stage") != order["stage"]:
-        changes.append(f"stage: {provenance.get('stage')} -> {order['stage']}")
-    elif provenance.get("version") != order["version"]:
-        changes.append(f"version of the stage {order['stage']}: {provenance.get('version')} -> {order['version']}")
-    changes += list(_changed("", provenance.get("recipe", {}), order["recipe"]))
-    changes += [f"source {change}" for change in _changed("", provenance.get("sources", {}), order["sources"])]
+def date_now(paths: list[str]) -> None:
+    """Give artefacts that are dated in the future the present date: Snakemake would fail the jobs that read them."""
+    for stamp in (stamp for path in paths for stamp in (path, f"{path}/.snakemake_timestamp")):
+        if os.path.lexists(stamp) and os.lstat(stamp).st_mtime > time.time():
+            os.utime(stamp, follow_symlinks=False)
+
+
+def _changes(provenance: Provenance, order: dict[str, Any]) -> list[str]:
+    """Return, in words, how the recipe, sources and parents of an order differ from those in a provenance."""
+    changes = []
+    if provenance["stage"] != order["stage"]:
+        changes.append(f"stage: {provenance['stage']} -> {order['stage']}")
+    elif provenance["version"] != order["version"]:
+        changes.append(f"version of the stage {order['stage']}: {provenance['version']} -> {order['version']}")
+    changes += list(_changed("", provenance["recipe"], order["recipe"]))
+    changes += [f"source {change}" for change in _changed("", provenance["sources"], order["sources"])]
     before, after = ({item["path"]: item["digest"] for item in _parents(record)} for record in (provenance, order))
     changes += [f"made anew: {path}" for path in after if path in before and before[path] != after[path]]
     changes += [f"now made from: {path}" for path in after if path not in before]
-    changes += [f"no longer made from: {path}" for path in before if path not in after]
-    if not changes and provenance["digest"] != artefact.digest:
-        changes.append("its parents come in another order")
-    if broken := damage(artefact.path, provenance, _known(artefact)):
-        changes.append(broken)
-    if not changes and (changed := changed_ancestor(artefact.path)):
-        changes.append(f"ancestor rebuilt with different bytes: {changed}")
-    return changes
+    return changes + [f"no longer made from: {path}" for path in before if path not in after]
 
 
 def _parents(record: dict[str, Any]) -> list[dict[str, str]]:
@@ -125,22 +183,3 @@ def _changed(prefix: str, before: Any, after: Any) -> Iterator[str]:
 def _short(value: Any) -> str:
     text = "absent" if value is ABSENT else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def marker(artefact: Artefact, work: str) -> str:
-    """Create and return a folder that is 1 ms newer than the stale artefact; as an input it makes the job run.
-
-    Snakemake would compare a file by checksum with that of the last run, so a folder is used. A folder that several
-    artefacts share, or that is dated in the future, would make fresh artefacts look old.
-    """
-    folder = layout.marker(work, artefact.path)
-    stamps = [path for path in (artefact.path, f"{artefact.path}/.snakemake_timestamp") if os.path.lexists(path)]
-    newest, now = max(os.lstat(path).st_mtime_ns for path in stamps), time.time_ns()
-    if newest > now - 1_000_000_000:  # dated in the future, or just now: Snakemake would fail the job that follows
-        newest = now - 1_000_000_000
-        for path in stamps:
-            os.utime(path, ns=(newest, newest), follow_symlinks=False)
-    newer = newest + 1_000_000
-    folder.mkdir(parents=True, exist_ok=True)
-    os.utime(folder, ns=(newer, newer))
-    return str(folder)

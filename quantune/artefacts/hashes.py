@@ -6,14 +6,18 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from quantune.artefacts import layout
+from pydantic import TypeAdapter
+
+from quantune.artefacts import layout, sealed
 
 LARGE = 1 << 30  # bytes above which the reading of a file is announced
 SAVE_INTERVAL = 1.0  # seconds between two writes of the cache file
+CACHE = TypeAdapter(dict[str, dict[str, list[int | str]]])
 
 
 class Hashes:
@@ -26,10 +30,15 @@ class Hashes:
     def file(self, path: str | Path) -> str:
         """Return the SHA-256 of a file's content, in hexadecimal."""
         path = os.path.realpath(path)
-        stamp = _stamp(path)
-        if stamp is not None and self.known.get(path, [])[:-1] == stamp:
-            return self.known[path][-1]
-        if stamp is not None and stamp[0] > LARGE:
+        return self.real_file(path, os.stat(path))
+
+    def real_file(self, path: str, status: os.stat_result) -> str:
+        """Return the SHA-256 of a file's content, given its path without links and its status."""
+        stamp = _stamp(status)
+        known = self.known.get(path)
+        if known is not None and known[:-1] == stamp:
+            return known[-1]
+        if stamp[0] > LARGE:
             print(f"reading {path} ({stamp[0] / 1e9:.1f} GB) to check its SHA-256", file=sys.stderr)
         digest = file_sha256(path)
         if _settled(stamp[1]):
@@ -39,14 +48,14 @@ class Hashes:
     def remember(self, path: str | Path, digest: str) -> None:
         """Store the SHA-256 of a file that this process has just made."""
         path = os.path.realpath(path)
-        self._keep(path, [*_stamp(path), digest])
+        self._keep(path, [*_stamp(os.stat(path)), digest])
 
     def combined(self, root: Path, paths: list[Path]) -> str:
         """Return one SHA-256 over the names and contents of files below a folder; a missing file is marked so."""
-        stamped = [(path.relative_to(root).as_posix(), path, _stamp(path)) for path in sorted(set(paths))]
+        stamped = [(path.relative_to(root).as_posix(), path, _stamp_of(path)) for path in sorted(set(paths))]
         stamp = hashlib.sha256(json.dumps([(name, stamp) for name, _, stamp in stamped]).encode()).hexdigest()
         key = f"{os.path.realpath(root)}/*"
-        if self.known.get(key, [None])[0] == stamp:
+        if self.known.get(key, [])[:1] == [stamp]:
             return self.known[key][1]
         digest = hashlib.sha256()
         for name, path, stamp_of_file in stamped:
@@ -65,19 +74,25 @@ class Hashes:
 
     def _read(self) -> dict[str, list[Any]]:
         try:
-            known = json.loads(self.cache_file.read_text())
-        except (OSError, ValueError):
-            known = None
-        return known if isinstance(known, dict) else {}
+            return (sealed.read(self.cache_file, CACHE) or {}).get("files", {})
+        except sealed.DamagedError as error:
+            print(f"{self.cache_file} {error}; the files are read again", file=sys.stderr)
+            return {}
 
     def _save(self) -> None:
-        """Write the cache file, with the entries that other processes have added meanwhile."""
-        self.known = self._read() | self.known
-        self.cache_file.parent.mkdir(parents=True, exist_ok=True)
+        """Write the cache file, with the entries that other processes have added meanwhile.
+
+        Without permission or room to write, the entries last as long as this process.
+        """
+        self.known, self.saved = self._read() | self.known, time.monotonic()
         partial = self.cache_file.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(self.known))
-        partial.replace(self.cache_file)
-        self.saved = time.monotonic()
+        try:
+            self.cache_file.parent.mkdir(parents=True, exist_ok=True)
+            sealed.write(partial, {"files": self.known}, indent=None)
+            partial.replace(self.cache_file)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink()
 
 
 @cache
@@ -100,13 +115,17 @@ def _settled(changed: int) -> bool:
     return time.time_ns() - changed > 2_000_000_000
 
 
-def _stamp(path: str | Path) -> list[int] | None:
-    """Return size, times of change and inode of a file; None if it does not exist.
+def _stamp_of(path: str | Path) -> list[int] | None:
+    """Return the stamp of a file; None if it does not exist."""
+    try:
+        return _stamp(os.stat(path))
+    except OSError:
+        return None
+
+
+def _stamp(status: os.stat_result) -> list[int]:
+    """Return size, times of change and inode of a file.
 
     No program can set the inode's time of change, so it shows even a change that restored the content's time.
     """
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]

@@ -1,5 +1,6 @@
 """The frame of every job: logging, threads, seeds, and an output that exists only when it is complete."""
 
+import json
 import os
 import random
 import shlex
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from quantune.artefacts import record
 from quantune.artefacts.making import build_folder_of, make
 from quantune.core import gpu_turns, hardware
 from quantune.core.credentials import RedactedStream, redacted
@@ -50,10 +52,9 @@ def run(snakemake: Any, body: Callable[..., dict[str, Any] | None], imports: boo
         body: the function of the stage.
         imports: whether to set up torch (threads, determinism, seeds); false for stages that need no torch.
     """
-    order = snakemake.params.order
-    inputs = {role: [Path(path) for path in paths] for role, paths in _by_role(snakemake.input).items()}
+    (order,) = json.loads(snakemake.params.job["orders"])
     with _prepared(snakemake, order, imports) as started:
-        make(order, partial(body, order, inputs), started)
+        make(order, partial(body, order, _inputs(order)), started)
 
 
 def run_all(snakemake: Any, body: Callable[..., dict[str, Any] | None]) -> None:
@@ -62,7 +63,7 @@ def run_all(snakemake: Any, body: Callable[..., dict[str, Any] | None]) -> None:
     Snakemake removes the outputs of a failed job. A copy of each finished output is kept in `tmp` until the last one is
     finished; the next job takes it from that folder.
     """
-    orders = snakemake.params.orders
+    orders = json.loads(snakemake.params.job["orders"])
     with _prepared(snakemake, orders[0]) as started:
         for order in orders:
             make(order, partial(body, order, _inputs(order)), started, kept=True)
@@ -76,8 +77,8 @@ def run_all(snakemake: Any, body: Callable[..., dict[str, Any] | None]) -> None:
 def _prepared(snakemake: Any, order: dict[str, Any], imports: bool = True) -> Iterator[float]:
     """Set up log, threads, seeds and a turn at the GPU; yield the start time (Unix). An error ends the process."""
     _log_to(snakemake.log[0])
-    if snakemake.params.why:
-        print(snakemake.params.why.strip())
+    if why := snakemake.params.job["why"]:
+        print(why.strip())
     if snakemake.resources.get("gpu"):
         gpu_turns.want(all_gpus=order["stage"] == "benchmark")
     started = time.time()
@@ -106,14 +107,10 @@ def _log_to(path: str) -> None:
 
 
 def _inputs(order: dict[str, Any]) -> dict[str, list[Path]]:
-    """Return role -> folders of the parents of an order and of the artefacts that it reads."""
+    """Return role -> paths of the parents of an order, of the artefacts that it reads, and of files from outside."""
     parents = {role: [item["path"] for item in items] for role, items in order["parents"].items()}
-    return {role: list(map(Path, paths)) for role, paths in (parents | order["reads"]).items()}
-
-
-def _by_role(inputs: Any) -> dict[str, list[str]]:
-    """Return the rule's named inputs, each as a list."""
-    return {role: [value] if isinstance(value, str) else list(value) for role, value in inputs.items()}
+    inputs = parents | order["reads"] | {"outside": record.outside(order["options"])}
+    return {role: list(map(Path, paths)) for role, paths in inputs.items()}
 
 
 def _prepare(threads: int, options: dict[str, Any]) -> None:

@@ -105,8 +105,3 @@ def logs(work: str | Path) -> Path:
 def hash_cache(work: str | Path) -> Path:
     """Return the file that caches the SHA-256 of files."""
     return Path(work, ".hashes.json")
-
-
-def marker(work: str | Path, path: str) -> Path:
-    """Return the folder whose date marks an artefact as stale for Snakemake."""
-    return Path(work, ".stale", os.path.relpath(path, work).replace("/", "@"))

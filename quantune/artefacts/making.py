@@ -1,8 +1,8 @@
 """Build an artefact in a temporary folder, write its provenance, and rename it into place when it is complete."""
 
-import json
 import os
 import platform
+import re
 import shutil
 import sys
 import time
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from quantune.artefacts import hashes, layout, record
+from quantune.artefacts import hashes, layout, record, sealed
 from quantune.core import gpu_turns, hardware
 from quantune.core.errors import QuantuneError
 
@@ -34,6 +34,7 @@ PACKAGES = (
     "opencc",
     "cn2an",
 )
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+(?=[^<>]*>)")
 
 
 def make(order: dict[str, Any], body: Callable, started: float, kept: bool = False) -> None:
@@ -67,10 +68,12 @@ def make(order: dict[str, Any], body: Callable, started: float, kept: bool = Fal
         scratch.mkdir(exist_ok=True)
         facts = body(folder, scratch) or {}
         _require_same_sources(order)
-        run = {"predicted": order.get("predicted")} | facts.pop("run", {})
-        _write(folder / record.RUN, _run_facts(started, order["options"]) | run)
-        provenance = _provenance(order, digest, parents, facts, folder)
-        _write(folder / record.PROVENANCE, provenance)
+        run = {"digest": digest, "predicted": order.get("predicted")} | facts.pop("run", {})
+        sealed.write(folder / record.RUN, _run_facts(started, order["options"]) | run)
+        provenance = _provenance(order, digest, parents, without_addresses(facts), folder)
+        sealed.write(folder / record.PROVENANCE, provenance)
+        if broken := record.problem(folder):  # else every run would make it again
+            raise TypeError(f"the stage {order['stage']} records other types than it should: {broken}")
         _flush(folder)
         _replace(target, folder, place)
         for item in provenance["files"]:
@@ -107,9 +110,7 @@ def _replace(target: Path, folder: Path, place: Path) -> None:
 
 def _require_same_sources(order: dict[str, Any]) -> None:
     """Raise QuantuneError if a file from outside, on this machine, has changed since planning."""
-    files = order["options"].get("files", []) if "download" not in order["options"] else []
-    paths = [path for group in files.values() for path in group] if isinstance(files, dict) else files
-    for path in paths:
+    for path in record.outside(order["options"]):
         if hashes.work_hashes(order["options"]["work"]).file(path) not in order["sources"].values():
             raise QuantuneError(f"'{path}' changed while it was read; run the same snakemake command again")
 
@@ -181,5 +182,13 @@ def _flush(folder: Path) -> None:
             os.fsync(file.fileno())
 
 
-def _write(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+def without_addresses(value: Any) -> Any:
+    """Return a value without the memory addresses in its texts: they differ from run to run.
+
+    Python writes `<function f at 0x7f2c>` for an object that has no text of its own.
+    """
+    if isinstance(value, dict):
+        return {key: without_addresses(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_addresses(item) for item in value]
+    return ADDRESS.sub("", value) if isinstance(value, str) else value

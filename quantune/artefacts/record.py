@@ -3,7 +3,7 @@
 An artefact is a folder with a `provenance.json`. Its digest is SHA-256 over the canonical JSON of its stage, the
 stage's version, its recipe, its sources' content hashes and its parents' digests. The configuration alone gives the
 expected digest; the provenance holds the digest of the artefact on disk. Artefacts with equal digests are
-interchangeable, on any machine, branch or date.
+interchangeable, on any machine, branch or date. `run.json` beside it holds what differs from run to run.
 """
 
 import hashlib
@@ -14,14 +14,81 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
-from quantune.artefacts import hashes, layout
+from pydantic import ConfigDict, TypeAdapter
+from typing_extensions import TypedDict
+
+from quantune.artefacts import hashes, layout, sealed
 
 PROVENANCE = "provenance.json"
 RUN = "run.json"
 ABSENT = object()
 UNRECORDED = {PROVENANCE, RUN, ".snakemake_timestamp"}
+
+
+class File(TypedDict):
+    """A file of an artefact; its path is relative to the artefact's folder."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Parent(TypedDict):
+    """A parent, as the artefact was made from it; `content` is the digest of its bytes."""
+
+    path: str
+    digest: str
+    content: NotRequired[str]
+
+
+class Provenance(TypedDict):
+    """What an artefact is: it follows from the recipe and the packages alone."""
+
+    digest: str
+    stage: str
+    version: int
+    recipe: dict[str, Any]
+    sources: dict[str, str]
+    parents: dict[str, list[Parent]]
+    facts: dict[str, Any]
+    packages: dict[str, str | None]
+    files: list[File]
+
+
+class Hardware(TypedDict):
+    """The machine of a run."""
+
+    cpu: str
+    cores: int | None
+    memory_bytes: int
+    gpu: NotRequired[str]
+
+
+class Run(TypedDict):
+    """When, where and how an artefact was made; stages add numbers of their own."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")
+
+    digest: str
+    started: str
+    seconds: int | float
+    command: str
+    commit: str
+    deterministic: bool
+    threads: int
+    hardware: Hardware
+    platform: str
+    cuda: NotRequired[str | None]
+    predicted: NotRequired[dict[str, int | float] | None]
+    peak_memory_bytes: NotRequired[int | float | None]
+    peak_device_bytes: NotRequired[int | float | None]
+    real_time_factor: NotRequired[int | float | None]
+    audio_seconds: NotRequired[int | float | None]
+
+
+_PROVENANCE, _RUN = TypeAdapter(Provenance), TypeAdapter(Run)
 
 
 def canonical_json(value: Any) -> str:
@@ -57,7 +124,7 @@ class Artefact:
         parents = {role: [item.digest for item in items] for role, items in by_role(self.parents).items()}
         return recipe_digest(self.stage, self.version, self.recipe, self.sources, parents)
 
-    @property
+    @cached_property
     def place(self) -> layout.Place:
         """The folder and the names in its path below the work folder."""
         return layout.parse(self.path, self.options["work"])
@@ -65,10 +132,7 @@ class Artefact:
     @property
     def outside(self) -> list[str]:
         """The files from outside, on this machine, that the job reads; none for a download."""
-        if "download" in self.options:
-            return []
-        files = self.options.get("files", [])
-        return [path for paths in files.values() for path in paths] if isinstance(files, dict) else files
+        return outside(self.options)
 
     def order(self) -> dict[str, Any]:
         """Return the order for a job: all that the job needs to make the artefact, as plain data."""
@@ -88,6 +152,14 @@ class Artefact:
         }
 
 
+def outside(options: dict[str, Any]) -> list[str]:
+    """Return the files from outside, on this machine, that the options of an artefact name; none for a download."""
+    if "download" in options:
+        return []
+    files = options.get("files", [])
+    return [path for paths in files.values() for path in paths] if isinstance(files, dict) else files
+
+
 def by_role(parents: dict[str, Any]) -> dict[str, tuple[Artefact, ...]]:
     """Return role -> parents, always as a tuple."""
     return {role: item if isinstance(item, tuple) else (item,) for role, item in parents.items()}
@@ -98,37 +170,66 @@ def recipe_digest(stage: str, version: int, recipe: dict, sources: dict, parents
     return sha256(canonical_json([stage, version, recipe, sources, parents]))
 
 
-def read_provenance(path: str | Path) -> dict[str, Any] | None:
-    """Return the provenance in a folder, or None if it is missing or cannot be read."""
+def read_provenance(path: str | Path) -> Provenance | None:
+    """Return the provenance in a folder, or None if it is missing or damaged."""
+    return _readable(f"{path}/{PROVENANCE}", _PROVENANCE)
+
+
+def read_run(path: str | Path) -> Run | None:
+    """Return the record of the run that made the artefact in a folder, or None if it is missing or damaged."""
+    return _readable(f"{path}/{RUN}", _RUN)
+
+
+def _readable(path: str, kind: TypeAdapter) -> Any:
     try:
-        provenance = json.loads((Path(path) / PROVENANCE).read_text())
-        return provenance if isinstance(provenance, dict) and "digest" in provenance else None
-    except (OSError, ValueError):
+        return sealed.read(path, kind)
+    except sealed.DamagedError:
         return None
 
 
-def damage(path: str | Path, provenance: dict[str, Any], known: hashes.Hashes | None = None) -> str | None:
-    """Return, in words, the first file that is missing or differs from the provenance, or None.
+def problem(path: str | Path) -> str | None:
+    """Return, in words, why the provenance, or the record of the run, in a folder cannot be used, or None."""
+    try:
+        provenance = sealed.read(f"{path}/{PROVENANCE}", _PROVENANCE)
+    except sealed.DamagedError as error:
+        return f"{PROVENANCE} {error}"
+    return _problem_of_run(path, provenance) if provenance else f"{PROVENANCE} is missing"
+
+
+def _problem_of_run(path: str | Path, provenance: Provenance) -> str | None:
+    try:
+        run = sealed.read(f"{path}/{RUN}", _RUN)
+    except sealed.DamagedError as error:
+        return f"{RUN} {error}"
+    if run is None:
+        return f"{RUN} is missing"
+    return None if run["digest"] == provenance["digest"] else f"{RUN} is of another artefact"
+
+
+def damage(path: str | Path, provenance: Provenance, known: hashes.Hashes | None = None) -> str | None:
+    """Return, in words, the first file that is missing or differs from what was made, or None.
 
     Sizes are compared first. SHA-256 is compared only if `known` is given, which reads each file once.
     """
-    listed = [(Path(path) / item["path"], item) for item in provenance.get("files", [])]
-    for file, item in listed:
+    if broken := _problem_of_run(path, provenance):
+        return broken
+    folder, statuses = os.path.realpath(path), []
+    for item in provenance["files"]:
         try:
-            size = os.stat(file).st_size
+            statuses.append(os.stat(f"{folder}/{item['path']}"))
         except OSError:
             return f"{item['path']} is missing"
-        if size != item["size"]:
-            return f"{item['path']} has {size} bytes, not {item['size']}"
-    for file, item in listed if known else ():
-        if known.file(file) != item["sha256"]:
+        if statuses[-1].st_size != item["size"]:
+            return f"{item['path']} has {statuses[-1].st_size} bytes, not {item['size']}"
+    for item, status in zip(provenance["files"], statuses, strict=True) if known else ():
+        if known.real_file(f"{folder}/{item['path']}", status) != item["sha256"]:
             return f"{item['path']} is not the file that was made"
     return None
 
 
-def content_digest(provenance: dict[str, Any]) -> str:
+def content_digest(provenance: Provenance) -> str:
     """Return one SHA-256 for the bytes of an artefact: over the names and contents of its files."""
-    return sha256(canonical_json([[item["path"], item["sha256"]] for item in provenance.get("files", [])]))
+    return sha256(canonical_json([[item["path"], item["sha256"]] for item in provenance["files"]]))
 
 
 @contextmanager

@@ -1,11 +1,15 @@
 """Errors that a user can act on: each names the problem, the allowed values and what to type instead."""
 
 import difflib
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from quantune.core.credentials import redacted
+
+# All control characters except tab and line feed, marks and embeddings of direction, halves of surrogate pairs.
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class QuantuneError(Exception):
@@ -13,6 +17,9 @@ class QuantuneError(Exception):
 
     def __init__(self, text: str):
         super().__init__(redacted(text))
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(QuantuneError):
@@ -39,3 +46,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def listed(names: Iterable[str]) -> str:
     """Return the names as readable text: "a, b, c", or "none"."""
     return ", ".join(str(name) for name in names) or "none"
+
+
+def printable(text: str) -> str:
+    """Return a text without characters that steer a terminal or reverse the direction of writing.
+
+    Names and messages from outside may hold them: an escape sequence can hide or forge what a terminal shows.
+    """
+    return STEERING.sub("", text)

@@ -116,7 +116,7 @@ class Transcription(Evaluation):
             CHARACTER_ERROR_RATE if language in UNSPACED else WORD_ERROR_RATE,
             rates.with_edits(items, normalizers.normalizer(name, model)),
             {"language": language, "normalizer": f"{name} {normalizers.VERSIONS[name]}"},
-            json.loads((folder / record.RUN).read_text()).get("real_time_factor"),
+            (record.read_run(folder) or {}).get("real_time_factor"),
             result.get("broken"),
         )
 

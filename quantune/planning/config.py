@@ -102,9 +102,15 @@ class Config(Entry):
 
     def parse(self, variant: str) -> chains.Variant:
         """Return the variant with this name; raises ConfigError if its chain cannot work."""
-        parsed = chains.parse(variant, self)
-        self.require_fit(parsed)
-        return parsed
+        if variant not in self._parsed:
+            parsed = chains.parse(variant, self)
+            self.require_fit(parsed)
+            self._parsed[variant] = parsed
+        return self._parsed[variant]
+
+    @cached_property
+    def _parsed(self) -> dict[str, chains.Variant]:
+        return {}
 
     @cached_property
     def listed(self) -> list[chains.Variant]:
@@ -173,7 +179,16 @@ class Config(Entry):
         return not entry.hub or self.locked.has_model(entry.hub, entry.revision)
 
     def config_of(self, model: str) -> dict[str, Any]:
-        """Return a model's config.json."""
+        """Return a model's config.json; it is read once."""
+        if model not in self._configs:
+            self._configs[model] = self._read_config(model)
+        return self._configs[model]
+
+    @cached_property
+    def _configs(self) -> dict[str, dict[str, Any]]:
+        return {}
+
+    def _read_config(self, model: str) -> dict[str, Any]:
         entry, key = self.models[model], f"models.{model}"
         if entry.hub:
             return self.locked.model(entry.hub, entry.revision, f"{key}.hub")["config"]

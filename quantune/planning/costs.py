@@ -1,15 +1,15 @@
 """The cost of a plan before anything runs: memory, disk and, from earlier runs, time (`snakemake plan`)."""
 
-import json
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantune.artefacts import layout
-from quantune.artefacts.freshness import State, state
-from quantune.artefacts.record import RUN, Artefact, by_role, read_provenance
+from quantune.artefacts.freshness import Disk, State
+from quantune.artefacts.record import RUN, Artefact, by_role, read_provenance, read_run
 from quantune.core import hardware
 from quantune.core.units import UNKNOWN, duration, size
 from quantune.planning import resources
@@ -33,8 +33,9 @@ class Cost:
 
 def of_plan(plan: Plan) -> list[Cost]:
     """Return the costs of the artefacts of the report that are not current, parents before children."""
-    past, here = past_runs(plan.work), this_hardware()
-    return [_cost(plan, item, past, here) for item in with_ancestors(plan.report()) if state(item) is not State.CURRENT]
+    times, disk = times_of(past_runs(plan.work), this_hardware(), plan.work), Disk()
+    artefacts = with_ancestors(plan.report())
+    return [_cost(plan, item, times) for item in artefacts if disk.state(item) is not State.CURRENT]
 
 
 def table(costs: list[Cost]) -> str:
@@ -82,29 +83,25 @@ def with_ancestors(artefact: Artefact, seen: set[str] | None = None) -> Iterator
         yield artefact
 
 
-def _cost(plan: Plan, artefact: Artefact, past: list[dict[str, Any]], here: dict[str, str | None]) -> Cost:
+def _cost(plan: Plan, artefact: Artefact, times: dict[tuple, list[float]]) -> Cost:
     estimate = resources.estimate(plan, artefact)
     return Cost(
         artefact,
         estimate.total if estimate else None,
         resources.host_bytes(plan, artefact),
         resources.disk_bytes(plan, artefact),
-        seconds(artefact, past, here),
+        seconds(artefact, times),
     )
 
 
 def past_runs(work: str) -> list[dict[str, Any]]:
     """Return stage, path, hardware and seconds of the run that made each artefact in the work folder."""
     runs = []
-    for path in sorted(Path(work).rglob(RUN)):
-        provenance = read_provenance(path.parent)
-        try:
-            run = json.loads(path.read_text())
-            run = {"seconds": run["seconds"], "hardware": run["hardware"], "path": str(path.parent)}
-        except (OSError, ValueError, KeyError):
-            continue
-        if provenance:
-            runs.append(run | {"stage": provenance["stage"]})
+    for path in sorted(path.parent for path in Path(work).rglob(RUN)):
+        provenance, run = read_provenance(path), read_run(path)
+        if provenance and run:
+            made = {"path": str(path), "stage": provenance["stage"]}
+            runs.append(made | {"seconds": run["seconds"], "hardware": run["hardware"]})
     return runs
 
 
@@ -114,40 +111,31 @@ def this_hardware() -> dict[str, str | None]:
     return {"cpu": hardware.cpu(), "gpu": gpus[0]["name"] if gpus else None}
 
 
-def seconds(artefact: Artefact, past: list[dict[str, Any]], here: dict[str, str | None]) -> float | None:
-    """Return the median seconds of earlier runs of an artefact's stage on the same hardware and the same model.
+def times_of(past: list[dict[str, Any]], here: dict[str, str | None], work: str) -> dict[tuple, list[float]]:
+    """Return the seconds of earlier runs on the same hardware, by each of their `_keys`."""
+    times = defaultdict(list)
+    for run in past:
+        parts = here if resources.computes(run["stage"]) else ("cpu",)
+        if all(run["hardware"].get(part) == here[part] for part in parts):
+            for key in _keys(run["path"], run["stage"], work):
+                times[key].append(run["seconds"])
+    return times
 
-    Runs of the same artefact are preferred, then runs with the same last step or evaluation. None without runs.
+
+def seconds(artefact: Artefact, times: dict[tuple, list[float]]) -> float | None:
+    """Return the median seconds of earlier runs of an artefact's stage and model, or None; `times` is of `times_of`.
+
+    Runs of the same artefact are preferred, then runs with the same last step or evaluation.
     """
-    work = artefact.options["work"]
-    parts = here if resources.loads_model(artefact) else ("cpu",)
-    alike = [
-        run
-        for run in past
-        if run["stage"] == artefact.stage
-        and _model(run["path"], work) == _model(artefact.path, work)
-        and all(run["hardware"].get(part) == here[part] for part in parts)
-    ]
-    for same in (
-        lambda path: path == artefact.path,
-        lambda path: _step(path, work) == _step(artefact.path, work),
-        bool,
-    ):
-        if times := [run["seconds"] for run in alike if same(run["path"])]:
-            return statistics.median(times)
-    return None
+    alike = (times.get(key) for key in _keys(artefact.path, artefact.stage, artefact.options["work"]))
+    return next((statistics.median(found) for found in alike if found), None)
 
 
-def _model(path: str, work: str) -> str:
-    """Return the model of the artefact at a path below the work folder, or an empty text."""
+def _keys(path: str, stage: str, work: str) -> list[tuple]:
+    """Return what the run of an artefact is alike to others in: its path; its last step or name; its model."""
     place = layout.parse(path, work)
-    return place.variant.split("+")[0] if place else ""
-
-
-def _step(path: str, work: str) -> str:
-    """Return the last step of a checkpoint's variant, or the last name in the path of another artefact."""
-    place = layout.parse(path, work)
-    return place.last.split("+")[-1] if place else ""
+    model, step = (place.variant.split("+")[0], place.last.split("+")[-1]) if place else ("", "")
+    return [(stage, model, "path", path), (stage, model, "step", step), (stage, model)]
 
 
 def _aligned(column: int, cell: str, width: int) -> str:

@@ -1,6 +1,7 @@
 """The artefacts of a configuration, with their parents and the digests that they must have."""
 
-from functools import lru_cache
+from functools import cache
+from typing import Any
 
 from quantune.artefacts import hashes, layout
 from quantune.artefacts.record import Artefact
@@ -22,6 +23,9 @@ VERSIONS = {
     "transcribe": 3,
     "report": 9,
 }
+# Methods of `Plan` that answer the same question once.
+REMEMBERED = ("checkpoint", "checkpoints_to_load", "dataset", "prepared", "evaluation", "transcript", "benchmark")
+REMEMBERED += ("report", "all_prepared", "all_datasets", "model_sizes", "dataset_bytes")
 
 
 class Plan:
@@ -30,8 +34,10 @@ class Plan:
     def __init__(self, config: Config):
         self.config, self.work = config, config.work
         self.hashes = hashes.work_hashes(config.work)
-        for method in ("checkpoint", "dataset", "prepared", "evaluation", "transcript", "benchmark"):
-            setattr(self, method, lru_cache(maxsize=None)(getattr(self, method)))
+        self.estimates: dict[tuple, Any] = {}
+        """Predicted memory that `resources.estimate` remembers."""
+        for method in REMEMBERED:
+            setattr(self, method, cache(getattr(self, method)))
 
     def checkpoint(self, name: str) -> Artefact:
         """The checkpoint of a variant."""

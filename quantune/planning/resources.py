@@ -32,6 +32,15 @@ def estimate(plan: Plan, artefact: Artefact) -> Estimate | None:
         return None
     place = artefact.place
     variant = plan.config.parse(place.variant)
+    key = (artefact.stage, place.last if place.folder != "checkpoints" else "", variant.model)
+    key += tuple(step.name for step in variant.steps)  # the seeds of steps change no sizes
+    if key not in plan.estimates:
+        plan.estimates[key] = _estimate(plan, artefact, variant)
+    return plan.estimates[key]
+
+
+def _estimate(plan: Plan, artefact: Artefact, variant: Variant) -> Estimate | None:
+    place = artefact.place
     config, after = plan.config.config_of(variant.model), effective_recipes(plan, variant)
     try:
         shape = architecture.read(config)
@@ -123,7 +132,12 @@ def disk_bytes(plan: Plan, artefact: Artefact) -> int | None:
 
 def loads_model(artefact: Artefact) -> bool:
     """Return whether making an artefact loads a model."""
-    return artefact.stage.partition("/")[0] in COMPUTES
+    return computes(artefact.stage)
+
+
+def computes(stage: str) -> bool:
+    """Return whether a stage loads a model."""
+    return stage.partition("/")[0] in COMPUTES
 
 
 def effective_recipes(plan: Plan, variant: Variant) -> list[Recipe]:

@@ -68,6 +68,8 @@ def lineage(report: Report, command: str) -> dict[str, dict[str, Any]]:
         kept = {key: item[key] for key in SHOWN if key in item}
         parents = [parent["path"] for made_from in item.get("parents", {}).values() for parent in made_from]
         commit = item.get("run", {}).get("commit", "")
+        if "run" in kept:
+            kept["run"] = kept["run"] | {"command": wording.quoted(kept["run"]["command"])}
         entries[path] = kept | {"parents": parents, "again": wording.again(path, command, commit)}
     for variant in report.variants.values():
         for score in variant.scores.values():

@@ -2,9 +2,11 @@
 
 import argparse
 import math
+import re
 import shlex
 
 from quantune.core import units
+from quantune.core.errors import printable
 from quantune.report.scores import Change, Score
 from quantune.report.speed import Performance, Speed
 
@@ -126,15 +128,25 @@ def performance(item: Performance) -> dict[str, str]:
 def again(path: str, command: str, commit: str = "") -> str:
     """Return the command that makes an artefact, with the configuration that a Snakemake command line named.
 
-    It begins with a checkout of the commit, unless there were uncommitted changes (`-dirty`).
+    It begins with a checkout of the commit, unless there were uncommitted changes (`-dirty`). Path and commit may be
+    from outside: every word is quoted, a path is never an option, and only a commit's number is checked out.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--configfile", "--configfiles", nargs="+", action="extend", default=[])
     parser.add_argument("--config", "-C", nargs="+", action="extend", default=[])
     named, _ = parser.parse_known_args(shlex.split(command)[1:])
     options = [word for key, values in vars(named).items() if values for word in (f"--{key}", *values)]
-    checkout = f"git checkout {commit} && " if commit and not commit.endswith("-dirty") else ""
-    return checkout + shlex.join(["snakemake", path, *options])
+    checkout = f"git checkout {commit} && " if re.fullmatch(r"[0-9a-f]{7,64}", commit) else ""
+    target = f"./{path}" if path.startswith("-") else path
+    return checkout + printable(shlex.join(["snakemake", target, *options]))
+
+
+def quoted(command: str) -> str:
+    """Return a recorded command line with every word quoted: pasted into a shell, it starts one program."""
+    try:
+        return printable(shlex.join(shlex.split(command)))
+    except ValueError:
+        return printable(shlex.quote(command))
 
 
 def _signed(value: float, change: Change) -> str:

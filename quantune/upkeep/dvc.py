@@ -4,19 +4,50 @@ In DVC 3's cache, the name of a file is the MD5 of its content, and a folder is 
 """
 
 import hashlib
-import json
 import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NotRequired
 
 import yaml
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from quantune.core.errors import ConfigError, QuantuneError
 from quantune.planning import costs
 from quantune.planning.plan import Plan
 
 PIPELINE = "dvc.yaml"
+
+
+class Out(TypedDict):
+    """A file or folder in dvc.lock."""
+
+    md5: str
+    path: str
+
+
+class Stage(TypedDict):
+    """A stage in dvc.lock."""
+
+    outs: NotRequired[list[Out]]
+
+
+class Locked(TypedDict):
+    """The part of dvc.lock that is read."""
+
+    stages: dict[str, Stage]
+
+
+class Listed(TypedDict):
+    """A file of a folder in DVC's cache."""
+
+    md5: str
+    relpath: str
+
+
+LOCKED, LISTED = TypeAdapter(Locked), TypeAdapter(list[Listed])
 
 
 def require_watched(plan: Plan, root: str | Path = ".") -> None:
@@ -66,16 +97,19 @@ def corrupted(root: Path) -> Iterator[str]:
 
 
 def tracked_paths(root: Path, folder: Path) -> dict[str, str]:
-    """Return MD5 -> path of the files and folders that dvc.lock names; MD5 of folders end in `.dir`."""
+    """Return MD5 -> path of the files and folders that dvc.lock names; MD5 of folders end in `.dir`.
+
+    A damaged dvc.lock, or a damaged folder in the cache, names none.
+    """
     try:
-        stages = yaml.safe_load((root / "dvc.lock").read_text())["stages"].values()
-    except OSError:
+        outs = LOCKED.validate_python(yaml.safe_load((root / "dvc.lock").read_text()))["stages"].values()
+    except (OSError, ValueError, yaml.YAMLError):
         return {}
     paths = {}
-    for out in (out for stage in stages for out in stage.get("outs", [])):
+    for out in (out for stage in outs for out in stage.get("outs", [])):
         paths[out["md5"]] = out["path"]
         try:
-            listed = json.loads((folder / "files/md5" / out["md5"][:2] / out["md5"][2:]).read_text())
+            listed = LISTED.validate_json((folder / "files/md5" / out["md5"][:2] / out["md5"][2:]).read_bytes())
         except (OSError, ValueError):
             continue
         paths |= {item["md5"]: f"{out['path']}/{item['relpath']}" for item in listed}

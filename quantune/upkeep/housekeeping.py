@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantune.artefacts import layout
-from quantune.artefacts.freshness import State, differences, state
+from quantune.artefacts.freshness import Disk, State
 from quantune.artefacts.record import Artefact
-from quantune.core.errors import ConfigError, reported
+from quantune.core.errors import ConfigError, printable, reported
 from quantune.core.units import size
 from quantune.planning import costs, load
 from quantune.planning.plan import Plan
@@ -51,7 +51,7 @@ def clean(path: str = "config.yaml", confirmed: str = "") -> None:
         return print(f"\nNothing is stale: {path} needs all of it.")
     print(f"\nNot needed by {path}:")
     for item in stale:
-        print(f"  {size(item.bytes):>9}  {item.path}  ({item.stale})")
+        print(printable(f"  {size(item.bytes):>9}  {item.path}  ({item.stale})"))
     if not confirmed and not sys.stdin.isatty():
         return print("Nothing was removed; `make clean-stale YES=1` removes them.")
     if not confirmed and input(f"Remove these {len(stale)}? [y/N] ").strip().lower() not in ("y", "yes"):
@@ -66,12 +66,13 @@ def clean(path: str = "config.yaml", confirmed: str = "") -> None:
 def work_items(plan: Plan) -> Iterator[WorkItem]:
     """Yield each item of the work folder."""
     needed, tmp, logs = needed_artefacts(plan), layout.unfinished(plan.work), layout.logs(plan.work)
+    disk = Disk()
     for path in layout.artefact_folders(plan.work):
         place = layout.parse(path, plan.work)
         on_command_line = place.folder == "transcripts" and place.last not in plan.config.recordings
-        reason = None if on_command_line else stale_reason(needed.get(str(path)), place)
+        reason = None if on_command_line else stale_reason(needed.get(str(path)), place, disk)
         yield WorkItem(path, place.folder, disk_use(path), reason)
-    digests = {item.digest[:16] for item in needed.values() if state(item) is not State.CURRENT}
+    digests = {item.digest[:16] for item in needed.values() if disk.state(item) is not State.CURRENT}
     for path in sorted(tmp.glob("*")):
         if path.suffix != ".lock" and not in_use(path):
             reason = None if layout.digest_of(path) in digests else "left by a job that is not needed"
@@ -88,11 +89,12 @@ def needed_artefacts(plan: Plan) -> dict[str, Artefact]:
     return {item.path: item for item in artefacts}
 
 
-def stale_reason(artefact: Artefact | None, place: layout.Place) -> str | None:
+def stale_reason(artefact: Artefact | None, place: layout.Place, disk: Disk) -> str | None:
     """Return why the configuration does not need the folder at a place, or None; `artefact` is the one it needs."""
     if artefact is None:
         return "in no chain of the configuration" if place.folder == "checkpoints" else "not in the configuration"
-    return None if state(artefact) is State.CURRENT else "; ".join(differences(artefact)[:3]) or "incomplete"
+    current = disk.state(artefact) is State.CURRENT
+    return None if current else "; ".join(disk.differences(artefact)[:3]) or "incomplete"
 
 
 def table(items: list[WorkItem]) -> str:

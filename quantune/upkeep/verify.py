@@ -17,10 +17,10 @@ from typing import Any
 import yaml
 
 from quantune.artefacts import layout, likeness
-from quantune.artefacts.freshness import State, state
+from quantune.artefacts.freshness import Disk, State
 from quantune.artefacts.hashes import file_sha256
-from quantune.artefacts.record import PROVENANCE, Artefact, damage, locked, read_provenance, recipe_digest
-from quantune.core.errors import ConfigError, QuantuneError, listed, reported
+from quantune.artefacts.record import PROVENANCE, Artefact, damage, locked, problem, read_provenance, recipe_digest
+from quantune.core.errors import ConfigError, QuantuneError, listed, printable, reported
 from quantune.planning import costs, load
 from quantune.planning.plan import Plan
 from quantune.upkeep import dvc
@@ -38,7 +38,7 @@ def check(path: str = "config.yaml") -> None:
         work = Path(load.read(path).work)
         damaged = [*corrupted(work), *dvc.corrupted(Path.cwd())]
         for line in damaged:
-            print(line)
+            print(printable(line))
         count = len(list(artefacts_in(work)))
         if damaged:
             sys.exit(
@@ -48,22 +48,26 @@ def check(path: str = "config.yaml") -> None:
 
 
 def corrupted(work: Path) -> Iterator[str]:
-    """Yield a message for each file that differs from its artefact's provenance, and each folder without provenance."""
+    """Yield a message for each file that is not as it was made, and for each folder without provenance.
+
+    This shows damage and edits. It does not show forgery: a new file with a new checksum passes.
+    """
     from tqdm import tqdm
 
     for folder in layout.artefact_folders(work):
         if folder.is_dir() and not (folder / PROVENANCE).exists():
             yield f"{folder} has no {PROVENANCE}: the artefact is incomplete"
     for folder in tqdm(sorted(artefacts_in(work)), desc="reading", unit=" artefacts", disable=None):
+        if broken := problem(folder):
+            yield f"{folder}/{broken}"
+            continue
         provenance = read_provenance(folder)
-        if provenance is None:
-            yield f"{folder}/{PROVENANCE} cannot be read"
-        elif broken := damage(folder, provenance):
+        if broken := damage(folder, provenance):
             yield f"{folder}: {broken}"
         elif provenance["digest"] != recomputed_digest(provenance):
             yield f"{folder}/{PROVENANCE} was changed: its digest does not match its recipe and parents"
         else:
-            for file in provenance.get("files", []):
+            for file in provenance["files"]:
                 if file_sha256(folder / file["path"]) != file["sha256"]:
                     yield f"{folder}/{file['path']} is not what was made: its SHA-256 is not the recorded one"
 
@@ -139,9 +143,10 @@ def _of_variant(item: Artefact, variant: str) -> bool:
 
 def require_current(chosen: Iterable[Artefact]) -> None:
     """Raise QuantuneError if one of the artefacts, or one of their ancestors, is not current."""
-    for item in {item.path: item for target in chosen for item in costs.with_ancestors(target)}.values():
-        if state(item) is not State.CURRENT:
-            raise QuantuneError(f"{item.path} is {state(item).value}; run `snakemake` first, then verify")
+    disk, seen = Disk(), set()
+    for item in (item for target in chosen for item in costs.with_ancestors(target, seen)):
+        if disk.state(item) is not State.CURRENT:
+            raise QuantuneError(f"{item.path} is {disk.state(item).value}; run `snakemake` first, then verify")
 
 
 def rebuild(plan: Plan, path: str, needed: dict, chosen: dict, scratch: Path, cores: str) -> None:
@@ -150,8 +155,9 @@ def rebuild(plan: Plan, path: str, needed: dict, chosen: dict, scratch: Path, co
     Raises:
         QuantuneError: if Snakemake fails; the scratch folder is kept.
     """
+    disk = Disk()
     for item in needed.values():
-        if item.path not in chosen and state(item) is State.CURRENT:
+        if item.path not in chosen and disk.state(item) is State.CURRENT:
             _created((scratch / item.path).parent).joinpath(Path(item.path).name).symlink_to(Path(item.path).resolve())
     raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     for entry in (entry for section in SOURCES for entry in raw.get(section, {}).values()):

@@ -7,6 +7,7 @@ bits as an uninterrupted one. The data order follows from seed and epoch alone.
 """
 
 import csv
+import hashlib
 import math
 import os
 import time
@@ -24,6 +25,7 @@ from quantune.finetunings import Finetuning
 from quantune.finetunings.training.precision import compile_layers, keep_masters
 
 GROUPED = 16  # batches whose examples are sorted by length together: little padding, but a random order
+CHECKSUM = 32  # bytes of the SHA-256 before a saved state
 COLUMNS = ("step", "examples", "learning_rate", "train_loss", "validation_loss")
 
 
@@ -75,7 +77,8 @@ def train(
     optimizer = torch.optim.AdamW(trained.values(), **options, fused=next(iter(trained.values())).is_cuda)
     shape = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
     schedule = get_scheduler(shape, optimizer, recipe.warmup_steps, steps)
-    progress = restore(scratch, trained, optimizer, schedule) or Progress()
+    made_by = f"{recipe.identity()}, seed {seed}, {steps} steps, {len(data)} examples"
+    progress = restore(scratch, trained, optimizer, schedule, made_by) or Progress()
     resumed, started = progress.step, time.time()
     if resumed:
         print(f"resuming from step {resumed} of {steps}")
@@ -115,7 +118,7 @@ def train(
             shown = "" if held_out is None else f", validation {held_out:.4f}"
             tqdm.write(f"step {progress.step}: training loss {mean:.4f}{shown}")
         if saved:
-            save(scratch, progress, trained, optimizer, schedule)
+            save(scratch, progress, trained, optimizer, schedule, made_by)
     bar.close()
     write_curves(folder / "curves.csv", progress.curves)
     seconds = max(time.time() - started, 1e-9)
@@ -166,9 +169,21 @@ def _placed(batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str,
     }
 
 
-def save(scratch: Path, progress: Progress, trained: dict[str, torch.Tensor], optimizer, schedule) -> None:
-    """Save all that the next step depends on; the state on disk is always complete."""
+def save(
+    scratch: Path, progress: Progress, trained: dict[str, torch.Tensor], optimizer, schedule, made_by: str
+) -> None:
+    """Save all that the next step depends on, after its SHA-256; the state on disk is always complete.
+
+    Args:
+        scratch: where the state is saved.
+        progress: steps, curves and losses.
+        trained: name -> trained weights.
+        optimizer: of `torch.optim`.
+        schedule: of the learning rate.
+        made_by: recipe, seed and data as text; `restore` takes only a state of the same ones.
+    """
     state = {
+        "made_by": made_by,
         "progress": vars(progress),
         "trained": {name: value.detach().cpu() for name, value in trained.items()},
         "optimizer": optimizer.state_dict(),
@@ -177,19 +192,27 @@ def save(scratch: Path, progress: Progress, trained: dict[str, torch.Tensor], op
         "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
     partial = scratch / "state.partial"
-    with partial.open("wb") as file:
+    with partial.open("wb+") as file:
+        file.write(bytes(CHECKSUM))
         torch.save(state, file)
+        file.seek(CHECKSUM)
+        checksum = hashlib.file_digest(file, "sha256").digest()
+        file.seek(0)
+        file.write(checksum)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(scratch / "state.pt")
 
 
-def restore(scratch: Path, trained: dict[str, torch.Tensor], optimizer, schedule) -> Progress | None:
-    """Restore the last saved state, and return its progress; None if no state is saved."""
-    path = scratch / "state.pt"
-    if not path.exists():
+def restore(scratch: Path, trained: dict[str, torch.Tensor], optimizer, schedule, made_by: str = "") -> Progress | None:
+    """Restore the last saved state, and return its progress; None if none is saved, or the saved one cannot be used."""
+    try:
+        state = _read_state(scratch / "state.pt", made_by)
+    except FileNotFoundError:
         return None
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, ValueError) as error:
+        print(f"the saved state of the training cannot be used ({error}); it begins at step 0")
+        return None
     with torch.no_grad():
         for name, value in trained.items():
             value.copy_(state["trained"][name])
@@ -199,6 +222,19 @@ def restore(scratch: Path, trained: dict[str, torch.Tensor], optimizer, schedule
     if state["random_cuda"]:
         torch.cuda.set_rng_state_all(state["random_cuda"])
     return Progress(**state["progress"])
+
+
+def _read_state(path: Path, made_by: str) -> dict[str, Any]:
+    """Return a saved state; raises ValueError if it is damaged, or was saved by another recipe."""
+    with path.open("rb") as file:
+        checksum = file.read(CHECKSUM)
+        if checksum != hashlib.file_digest(file, "sha256").digest():
+            raise ValueError("it does not match its checksum")
+        file.seek(CHECKSUM)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    if state["made_by"] != made_by:
+        raise ValueError("another recipe saved it")
+    return state
 
 
 def write_curves(path: Path, curves: list[dict[str, Any]]) -> None:
