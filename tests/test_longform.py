@@ -125,6 +125,9 @@ def test_a_file_is_read_in_blocks_as_it_is_at_once(tmp_path):
     once = audio.resample(samples, rate, RATE)
     found = longform.read(path, RATE)
     assert abs(len(found) - len(once)) <= 1 and numpy.abs(found[:-200] - once[: len(found) - 200]).max() < 1e-3
+    wave = 0.3 * numpy.sin(numpy.arange(RATE) / 20)
+    soundfile.write(path, numpy.stack([wave, -wave], axis=1), RATE)
+    assert numpy.abs(longform.read(path, RATE)).max() > 0.25, "channels in opposite phase are no silence"
     path.write_bytes(b"nothing")
     with pytest.raises(QuantuneError, match=r"long.wav' cannot be decoded \(.*\); convert it, for example with ffmpeg"):
         longform.read(path, RATE)

@@ -38,7 +38,7 @@ class Window:
 
 
 def read(path: Path, rate: int) -> numpy.ndarray:
-    """Return a recording's samples, mono, at a rate in Hz: shape (frames,), float32; decoded block by block.
+    """Return a recording's samples at a rate in Hz: shape (frames,), float32; decoded and mixed block by block.
 
     Raises:
         QuantuneError: if it cannot be decoded, or is empty.
@@ -50,7 +50,7 @@ def read(path: Path, rate: int) -> numpy.ndarray:
         with soundfile.SoundFile(path) as file:
             stream = soxr.ResampleStream(file.samplerate, rate, 1, quality="VHQ")
             blocks = file.blocks(60 * file.samplerate, dtype="float32", always_2d=True)
-            parts = [stream.resample_chunk(block.mean(axis=1, dtype="float32")) for block in blocks]
+            parts = [stream.resample_chunk(audio.mixed(block)[0]) for block in blocks]
             parts.append(stream.resample_chunk(numpy.empty(0, "float32"), last=True))
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise QuantuneError(f"'{path}' cannot be decoded ({error}); convert it, for example with ffmpeg") from None
