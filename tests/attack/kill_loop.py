@@ -12,9 +12,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from quantune.artefacts.layout import FOLDERS
 from tests.workflow import CONFIG, Folder
 
-SKIPPED = {"run.json", ".snakemake_timestamp", "report.html"}  # they hold times and dates
+SKIPPED = {"run.json", ".snakemake_timestamp"}  # they hold dates
+DATED = {"report/report.html", "report/provenance.json"}  # the page shows dates, and the provenance holds its hash
 LONGEST = 20.0  # seconds from a start to its kill
 
 
@@ -27,16 +29,10 @@ def config() -> dict:
 
 
 def contents(folder: Folder) -> dict[str, bytes]:
-    """Return path -> content of every file of every artefact."""
-    work = folder.work
-    paths = (
-        path
-        for name in ("sources", "prepared", "checkpoints", "evaluations", "report")
-        for path in work.glob(f"{name}/**/*")
-    )
-    return {
-        str(path.relative_to(work)): path.read_bytes() for path in paths if path.is_file() and path.name not in SKIPPED
-    }
+    """Return path -> content of every file of every artefact, without dates."""
+    paths = [path for name in FOLDERS for path in folder.work.glob(f"{name}/**/*")]
+    files = {path.relative_to(folder.work).as_posix(): path for path in paths if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if path.name not in SKIPPED and name not in DATED}
 
 
 def disturb(folder: Folder, chance: random.Random) -> None:
