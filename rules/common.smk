@@ -148,13 +148,14 @@ class Job:
 
     def params(self, wildcards):
         """Return what the job and its message need: the orders of the artefacts as JSON, the artefacts' last names, and
-        why those that exist are made again. One value, because Snakemake evaluates each parameter for every job."""
+        why those that exist are made again. One value, because Snakemake evaluates each parameter for every job. No text
+        ends a script element: Snakemake's report embeds the parameters."""
         artefacts = self.artefacts(wildcards)
         orders = [item.order() | {"predicted": resources.terms(PLAN, item)} for item in artefacts]
         return {
-            "orders": embeddable(json.dumps(orders)),
+            "orders": json.dumps(orders).replace("<", "\\u003c"),
             "names": ", ".join(item.place.last for item in artefacts),
-            "why": embeddable("".join(dict.fromkeys(map(reason, artefacts)))),
+            "why": "".join(dict.fromkeys(map(reason, artefacts))),
         }
 
     def memory_mb(self, wildcards):
@@ -168,14 +169,9 @@ def forced():
     return bool(settings.forceall or settings.forcerun or settings.forcetargets)
 
 
-def embeddable(text):
-    """Return a text, or JSON, that ends no script element: Snakemake's report embeds the parameters of jobs."""
-    return printable(text).replace("<", "\\u003c")
-
-
 def reason(artefact):
     """Return why an artefact that exists is made again, or an empty text."""
-    changes = DISK.differences(artefact)
+    changes = [printable(change).replace("<", "\\u003c") for change in DISK.differences(artefact)]
     more = [f"and {len(changes) - 4} more"] if len(changes) > 5 else []
     return f" [made again because {'; '.join(changes[:4] + more if more else changes)}]" if changes else ""
 

@@ -101,6 +101,18 @@ def work_hashes(work: str | Path) -> Hashes:
     return Hashes(layout.hash_cache(work))
 
 
+def real_folder(path: str) -> str:
+    """Return the path of an artefact's folder without links; the folders above it are looked up once."""
+    above, name = os.path.split(path)
+    path = os.path.join(_real(above), name)
+    return os.path.realpath(path) if os.path.islink(path) else path
+
+
+@cache
+def _real(path: str) -> str:
+    return os.path.realpath(path)
+
+
 def file_sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:

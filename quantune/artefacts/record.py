@@ -213,7 +213,7 @@ def damage(path: str | Path, provenance: Provenance, known: hashes.Hashes | None
     """
     if broken := _problem_of_run(path, provenance):
         return broken
-    folder, statuses = os.path.realpath(path), []
+    folder, statuses = hashes.real_folder(str(path)), []
     for item in provenance["files"]:
         try:
             statuses.append(os.stat(f"{folder}/{item['path']}"))
