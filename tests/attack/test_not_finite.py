@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantune.data import text
+from quantune.data import tokens
 from quantune.evaluations.generation import Generation
 from quantune.evaluations.perplexity import Perplexity
 from quantune.evaluations.transcription import Transcription
@@ -107,8 +107,8 @@ def prepared_text(tmp_path_factory):
     import pyarrow
 
     folder = tmp_path_factory.mktemp("prepared")
-    rows = text.encode(["The sea is calm. " * 8, "A bridge is long.", "Wind from the north."], loading.tokenizer(OPT))
-    table = pyarrow.table(rows, text.SCHEMA)
+    rows = tokens.encode(["The sea is calm. " * 8, "A bridge is long.", "Wind from the north."], loading.tokenizer(OPT))
+    table = pyarrow.table(rows, tokens.SCHEMA)
     with pyarrow.ipc.new_file(folder / "test.arrow", table.schema) as writer:
         writer.write_table(table)
     return folder

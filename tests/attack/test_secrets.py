@@ -63,6 +63,7 @@ def server(monkeypatch):
     monkeypatch.setenv("READER_PASSWORD", PASSWORD)
     monkeypatch.setenv("READER_SIGNATURE", SIGNATURE)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     running.requests = []
