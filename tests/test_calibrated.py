@@ -46,7 +46,7 @@ def calibrated(method, **keys):
 
 
 def perplexity(folder: Path, data: Path, out: Path) -> float:
-    recipe = Perplexity(kind="perplexity", dataset="general", split="test", length=128, batch_size=8, max_windows=24)
+    recipe = Perplexity(kind="perplexity", dataset="general", split="test", length=128, batch_size=8, max_windows=72)
     out.mkdir(exist_ok=True)
     return recipe.evaluate(loading.LoadedVariant([folder]), data, out)["token_perplexity"]
 
