@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,8 @@ from quantune.evaluations import Evaluation
 
 class Generation(Evaluation):
     """Greedy continuations of fixed prompts."""
+
+    version: ClassVar[int] = 2
 
     kind: Literal["generation"]
     """Continue fixed prompts."""

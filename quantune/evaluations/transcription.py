@@ -25,7 +25,7 @@ class Transcription(Evaluation):
 
     track: ClassVar[Literal["text", "speech"]] = "speech"
     settings: ClassVar[frozenset[str]] = frozenset({"general", "normalizer"})
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     kind: Literal["transcription"]
     """Word and character error rate (WER, CER)."""

@@ -17,7 +17,7 @@ VERSIONS = {
     "model": 1,
     "dataset": 2,
     "clips": 3,
-    "tokenize": 1,
+    "tokenize": 2,
     "resample": 2,
     "merge": 3,
     "transcribe": 3,

@@ -29,7 +29,7 @@ class Quantization(Recipe):
     rescales: ClassVar[bool] = False
     """Whether the method rescales inputs and outputs of layers, so that they differ from the parent's."""
     settings: ClassVar[frozenset[str]] = frozenset({"if_destroyed"})
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     if_destroyed: Literal["stop", "warn"] = "stop"
     """What happens when the quantized model is destroyed: its loss is not finite or worse than a unigram model's, or a
