@@ -116,6 +116,6 @@ def test_a_run_starts_four_jobs_for_each_gpu_unless_it_says(tmp_path, host, monk
     (tmp_path / "torch/__init__.py").touch()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     folder = Folder(tmp_path / "project", CONFIG)
-    assert re.search(r"Provided resources: .*gpu.*8", folder.run("--cores", "1", "work/checkpoints/opt"))
-    fewer = folder.run("--cores", "1", "work/sources/log", "--resources", "gpu=1")
+    assert re.search(r"Provided resources: .*gpu.*8", folder.run("--cores", "1", "work/sources/log"))
+    fewer = folder.run("--cores", "1", "work/sources/log", "--forceall", "--resources", "gpu=1")
     assert re.search(r"Provided resources: .*gpu.*1", fewer)
