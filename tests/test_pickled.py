@@ -175,6 +175,13 @@ def test_a_file_that_is_not_whole_is_refused_before_any_job(raw, tmp_path, chang
     assert f"models.opt.path: '{path.parent}': {problem}" in planning_error(raw, path.parent)
 
 
+def test_a_vocabulary_without_its_merges_is_refused_before_any_job(raw, tmp_path):
+    """transformers would read the text byte by byte."""
+    folder = opt_repository(tmp_path / "opt")
+    (folder / "merges.txt").unlink()
+    assert "has no whole tokenizer: vocab.json needs merges.txt; copy the tokenizer's" in planning_error(raw, folder)
+
+
 def test_shards_are_checked_before_any_job(raw, tmp_path, model_job):  # noqa: F811
     folder = opt_repository(tmp_path / "opt", shards=2)
     index = json.loads((folder / stored.PICKLE_INDEX).read_text())

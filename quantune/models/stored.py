@@ -279,6 +279,10 @@ def require_tokenizer(names: Iterable[str], speech: bool) -> None:
             f"has no tokenizer; allowed: one of {listed(VOCABULARIES)}; copy the tokenizer's files "
             "from the original model"
         )
+    if names.intersection(VOCABULARIES) == {"vocab.json"} and "merges.txt" not in names:
+        raise QuantuneError(
+            "has no whole tokenizer: vocab.json needs merges.txt; copy the tokenizer's files from the original model"
+        )
     if speech and not names.intersection(SPEECH_FILES):
         raise QuantuneError(
             f"has no settings of the feature extractor; allowed: one of {listed(SPEECH_FILES)}; copy the file from the "

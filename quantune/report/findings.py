@@ -45,8 +45,8 @@ def _scope(report: Report) -> Finding:
     )
     pickled = {name: [*report.variants[name].facts.get("converted", {}).get("files", ())] for name in report.models}
     converted = [
-        f"The weights of `{name}` were pickled ({files[0] if len(files) == 1 else plural(len(files), 'file')}); they were "
-        "converted to safetensors."
+        f"The weights of `{name}` were pickled ({files[0] if len(files) == 1 else plural(len(files), 'file')}); "
+        "they were converted to safetensors."
         for name, files in pickled.items()
         if files
     ]
