@@ -1,5 +1,5 @@
 """Model: takes a folder in Hugging Face layout, or a hub repository at the commit in the lock file; makes
-`checkpoints/{model}`, a copy with safetensors weights only."""
+`checkpoints/{model}`, a copy with safetensors weights only: pickled weights are converted."""
 
 copied = Job(lambda wildcards: PLAN.checkpoint(wildcards.model))
 

@@ -23,7 +23,8 @@ from huggingface_hub.utils import close_session
 from quantune.planning import load
 from quantune.planning.plan import Plan
 
-LARGE = (".safetensors", ".parquet", ".bin", ".gz")  # kept in LFS, and so listed with SHA-256
+OPT = Path(__file__).parents[1] / "assets/models/opt-2m"
+LARGE = (".safetensors", ".parquet", ".bin", ".gz", ".msgpack", ".h5")  # kept in LFS, and so listed with SHA-256
 
 
 @dataclass
@@ -224,6 +225,59 @@ def no_waiting(monkeypatch):
     waits = []
     monkeypatch.setattr(time, "sleep", waits.append)
     return waits
+
+
+def opt_repository(folder: Path, shards: int = 1, prefix: str = "model.", head: bool = True) -> Path:
+    """Write opt-2m as the hub holds OPT: pickled weights, vocab.json and merges.txt, copies for other libraries.
+
+    Args:
+        folder: the folder to make.
+        shards: the number of files of weights; more than one have an index.
+        prefix: the beginning of the names of tensors; "" in opt-6.7b.
+        head: whether the output embedding is stored, too; it shares the memory of the token embeddings.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    write_tokenizer(folder)
+    config = json.loads((OPT / "config.json").read_text())
+    config |= {"torch_dtype": config.pop("dtype"), "prefix": "</s>", "transformers_version": "4.21.0.dev0"}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = {name.replace("model.", prefix): value for name, value in load_file(OPT / "model.safetensors").items()}
+    if head:
+        tensors["lm_head.weight"] = tensors[f"{prefix}decoder.embed_tokens.weight"]
+    names = [f"pytorch_model-{number:05}-of-{shards:05}.bin" for number in range(1, shards + 1)]
+    if shards == 1:
+        torch.save(tensors, folder / "pytorch_model.bin")
+    else:
+        place = {name: names[number * shards // len(tensors)] for number, name in enumerate(tensors)}
+        for file in names:
+            torch.save({name: value for name, value in tensors.items() if place[name] == file}, folder / file)
+        index = {"metadata": {"total_size": 0}, "weight_map": place}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write the tokenizer of opt-2m as OPT has it, and the other files of its repositories, without weights."""
+    folder.mkdir(parents=True)
+    model = json.loads((OPT / "tokenizer.json").read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = ["#version: 0.2", *map(" ".join, model["merges"])]
+    (folder / "merges.txt").write_text("\n".join(merges) + "\n")
+    token = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True}
+    special = {f"{role}_token": {"content": "</s>", **token} for role in ("bos", "eos", "unk")}
+    special["pad_token"] = {"content": "<pad>", **token}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    settings = {name: {"__type": "AddedToken", **value} for name, value in special.items()}
+    settings |= {"errors": "replace", "add_prefix_space": False, "add_bos_token": True, "special_tokens_map_file": None}
+    settings |= {"name_or_path": "patrickvonplaten/opt-30b", "tokenizer_class": "GPT2Tokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "generation_config.json").write_text(
+        json.dumps({"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1})
+    )
+    for name in ("flax_model.msgpack", "tf_model.h5", "README.md", "LICENSE.md", ".gitattributes"):
+        (folder / name).write_text("Not for this library.")
 
 
 def model_order(asked: dict) -> dict:

@@ -227,20 +227,29 @@ def test_leaks_can_only_be_removed_against_a_training_split(raw):
     assert found == "datasets.news.remove_leaks: needs a split named 'train' to compare with"
 
 
-PICKLED = "only pickled weights (model.bin), which can run code when loaded; convert them to safetensors"
+LAYOUTS = (
+    "model.safetensors or pytorch_model.bin, or the files that model.safetensors.index.json or "
+    "pytorch_model.bin.index.json names"
+)
 
 
-@pytest.mark.parametrize(("weights", "problem"), [("model.bin", PICKLED), ("model.gguf", "no *.safetensors")])
-def test_weights_must_be_safetensors(raw, write_model, weights, problem):
+@pytest.mark.parametrize(
+    ("weights", "problem"),
+    [
+        ("model.bin", f"has model.bin; transformers loads only {LAYOUTS}; rename the file, or add the index"),
+        ("model.gguf", f"has no weights; allowed: {LAYOUTS}; add them"),
+    ],
+)
+def test_weights_must_be_those_that_transformers_loads(raw, write_model, weights, problem):
     path = write_model("other", {"model_type": "opt"}, weights)
-    assert problems(change(raw, {"models.opt.path": path})) == [f"models.opt.path: '{path}' has {problem}"]
+    assert problems(change(raw, {"models.opt.path": path})) == [f"models.opt.path: '{path}' {problem}"]
 
 
 @pytest.mark.parametrize(
     ("path", "problem"),
     [
         ("assets/text", "has no config.json; give a model in Hugging Face layout"),
-        ("config.yaml", "is a file; give the folder that holds config.json and *.safetensors"),
+        ("config.yaml", "is a file; give the folder that holds config.json and the weights"),
         ("assets/models/opt-2n", "does not exist; did you mean 'opt-2m'?"),
     ],
 )

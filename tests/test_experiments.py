@@ -1,6 +1,7 @@
 """The ready experiments on hub models, on stand-ins for the hub's repositories: planned whole, and made in small."""
 
 import gzip
+import hashlib
 import json
 import shutil
 
@@ -9,8 +10,9 @@ import pyarrow.parquet
 import pytest
 import yaml
 
+from quantune.core import hardware
 from quantune.data import text
-from tests.hub import BIG
+from tests.hub import BIG, opt_repository, write_tokenizer
 from tests.test_memory import opt
 from tests.workflow import Folder
 
@@ -39,8 +41,12 @@ def stand_ins(hub, monkeypatch, tmp_path):
             (root / name / path).write_bytes(content)
 
     for size, shape in SHAPES.items():
-        files = {"config.json": json.dumps(shape).encode(), "tokenizer.json": b"{}", "model.safetensors": BIG}
-        write("models", f"facebook/opt-{size}", files)
+        write_tokenizer(root / f"facebook/opt-{size}")
+        count = {"6.7b": 2, "13b": 3}.get(size, 1)
+        shards = [f"pytorch_model-{number:05}-of-{count:05}.bin" for number in range(1, count + 1)]
+        weights = dict.fromkeys(shards, BIG) | {"pytorch_model.bin.index.json": b"{}"}
+        files = weights if count > 1 else {"pytorch_model.bin": BIG}
+        write("models", f"facebook/opt-{size}", files | {"config.json": json.dumps(shape).encode()})
     stories = b"".join(json.dumps({"text": row * 3, "url": "u"}).encode() + b"\n" for row in ROWS)
     shards = ("c4-validation.00000-of-00008", "c4-train.00000-of-01024")
     write("datasets", "allenai/c4", {f"en/{name}.json.gz": gzip.compress(stories) for name in shards})
@@ -83,7 +89,13 @@ def test_an_experiment_on_the_hub_is_planned_whole(stand_ins, root, tmp_path, na
     planned = folder.planned()
     assert {f"checkpoints/{variant}" for variant in made} | {"report", "evaluations/opt-350m/ptb"} <= planned
     locked = json.loads((folder.path / "sources.lock.json").read_text())
-    assert "facebook/opt-125m@refs/pr/3" in locked["models"]
+    assert "pytorch_model.bin" in locked["models"]["facebook/opt-125m@refs/pr/3"]["files"]
+    large = locked["models"]["facebook/opt-6.7b@main"]["files"]
+    assert [name for name in large if "model" in name] == [
+        "pytorch_model-00001-of-00002.bin",
+        "pytorch_model-00002-of-00002.bin",
+        "pytorch_model.bin.index.json",
+    ]
     assert locked["datasets"]["ptb-text-only/ptb_text_only@refs/convert/parquet"]["licence"] == "mit"
 
 
@@ -99,8 +111,8 @@ def test_the_speech_experiment_is_planned_whole(stand_ins, root, tmp_path, monke
 
 
 def test_the_paper_tables_in_small(stand_ins, root, tmp_path, tokenizer):
-    """The tiny model of the demo in place of OPT-125M, short windows, few samples; everything else as it is."""
-    stand_ins.repositories["models/facebook/opt-125m"] = root / "assets/models/opt-2m"
+    """The tiny model of the demo in place of OPT-125M, pickled; short windows, few samples, all else as it is."""
+    repository = stand_ins.repositories["models/facebook/opt-125m"] = opt_repository(tmp_path / "opt-125m")
     variants = ["opt-125m+rtn-w4", "opt-125m+gptq-w3"]
 
     def cut_down(raw):
@@ -119,6 +131,11 @@ def test_the_paper_tables_in_small(stand_ins, root, tmp_path, tokenizer):
     folder = experiment(root, tmp_path, "paper-tables.yaml", cut_down)
     folder.run("--cores", "2")
     html = (folder.work / "report/report.html").read_text()
+    assert "</code> were pickled (pytorch_model.bin); they were converted to safetensors." in html
+    facts = json.loads((folder.work / "checkpoints/opt-125m/provenance.json").read_text())["facts"]
+    digest = hashlib.sha256((repository / "pytorch_model.bin").read_bytes()).hexdigest()
+    assert facts["converted"] == {"files": {"pytorch_model.bin": digest}, "torch": hardware.version("torch")}
+    assert facts["source"]["hub"] == "facebook/opt-125m"
     assert "Expected and measured" in html and "27.65" in html and html.count("arXiv:2210.17323") >= 3
     stream = text.stream(folder.work / "prepared/wikitext-2/opt-125m", "test", tokenizer)
     assert stream.ids.tolist() == tokenizer("\n\n".join(ROWS))["input_ids"], "the published protocol, token by token"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import pytest
 from huggingface_hub import constants
@@ -10,7 +11,7 @@ from quantune.core.errors import ConfigError
 from quantune.planning import load
 from quantune.planning.plan import Plan
 from quantune.sources import lock
-from tests.hub import BIG, model_order
+from tests.hub import BIG, OPT, model_order, opt_repository
 from tests.workflow import Folder, kill, processes, wait_for
 
 
@@ -26,7 +27,7 @@ def test_a_model_is_locked_once_and_never_asked_for_again(hub, asked, monkeypatc
     assert list(entry) == ["a/opt@main"], "what no target needs is not asked for"
     entry = entry["a/opt@main"]
     assert entry["commit"] == hub.commit("models/a/opt") and entry["config"]["hidden_size"] == 128
-    assert list(entry["files"]) == ["config.json", "model.safetensors", "tokenizer.json"], "no pickles, no code"
+    assert list(entry["files"]) == ["config.json", "model.safetensors", "tokenizer.json"], "one set of weights, no code"
     assert artefact.sources["model.safetensors"] == hashlib.sha256(BIG).hexdigest()
     assert artefact.sources["config.json"] == "git:" + entry["files"]["config.json"]["git"]
 
@@ -71,14 +72,27 @@ def test_a_broken_lock_file(hub, asked, tmp_path):
         load.load(asked)
 
 
-def test_only_pickled_weights_are_refused_before_any_job(hub, asked, tmp_path):
-    for path in hub.repositories["models/a/opt"].rglob("*.safetensors"):
-        path.unlink()
-    with pytest.raises(ConfigError) as caught:
-        model_order(asked)
-    message = "has only pickled weights (pytorch_model.bin), which can run code when loaded; look for a conversion"
-    assert message in str(caught.value) and f"{hub.url}/a/opt/discussions" in str(caught.value)
-    assert not (tmp_path / "sources.lock.json").exists()
+def test_pickled_weights_are_locked_only_where_there_are_no_others(hub, asked, tmp_path):
+    both = opt_repository(tmp_path / "both")
+    shutil.copy(OPT / "model.safetensors", both)
+    shards = opt_repository(tmp_path / "shards", shards=2)
+    (shards / "training_args.bin").write_bytes(b"code")
+    cases = {
+        opt_repository(tmp_path / "whole"): ["pytorch_model.bin"],
+        both: ["model.safetensors"],
+        shards: [
+            "pytorch_model-00001-of-00002.bin",
+            "pytorch_model-00002-of-00002.bin",
+            "pytorch_model.bin.index.json",
+        ],
+    }
+    small = ["config.json", "generation_config.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json"]
+    for folder, weights in cases.items():
+        (tmp_path / "sources.lock.json").unlink(missing_ok=True)
+        hub.repositories["models/a/opt"] = folder
+        order = model_order(asked)
+        assert sorted(order["options"]["files"]) == sorted([*small, "vocab.json", *weights])
+        assert all(len(order["sources"][name]) == 64 for name in weights if not name.endswith(".json")), "SHA-256"
 
 
 @pytest.mark.parametrize(

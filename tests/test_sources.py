@@ -253,7 +253,7 @@ def test_shares_may_leave_documents_out():
     assert not set(parts["train"]) & set(parts["test"])
 
 
-def test_the_files_of_a_model_are_its_own_and_no_pickles(tmp_path):
+def test_the_files_of_a_model_are_its_own_with_one_set_of_weights(tmp_path):
     for name in ("config.json", "model.safetensors", "tokenizer.json", "merges.txt", "pytorch_model.bin", "run.py"):
         (tmp_path / name).write_text(name)
     files = selection.model_files(tmp_path, "models.any")

@@ -5,11 +5,13 @@ the file; the caller adds the folder.
 """
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 from quantune.core.errors import QuantuneError, listed
 
@@ -18,6 +20,11 @@ GENERATION = "generation_config.json"
 ADAPTER = "adapter_config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLE = "pytorch_model.bin"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+LAYOUTS = ((SINGLE, INDEX), (PICKLE, PICKLE_INDEX))
+"""Names of the weights in one file, and of the index of shards, in the order in which transformers looks for them."""
+WEIGHTS = (".safetensors", ".bin")
 VOCABULARIES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -44,6 +51,7 @@ SPEECH_FILES = ("preprocessor_config.json", "processor_config.json")
 MOST_JSON = 64 * 2**20  # bytes of a JSON file; an index of 100,000 tensors has 10 MB
 MOST_HEADER = 100_000_000  # bytes of a header, the limit of safetensors
 POINTER = b"version https://git-lfs"  # the beginning of a Git LFS pointer
+ZIP, OLD_PICKLE = b"PK\x03\x04", b"\x80"  # the beginnings of files of `torch.save`, since 1.6 and before
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16}
 BITS |= {"BF16": 16, "I32": 32, "U32": 32, "F32": 32, "F64": 64, "I64": 64, "U64": 64}
 """Data type of safetensors -> bits of one value."""
@@ -66,7 +74,8 @@ class StoredTensor:
 def selected(names: list[str], shards: Iterable[str] | None = None) -> list[str]:
     """Return the names without weights that transformers ignores: other copies, other libraries, adapters.
 
-    transformers loads `model.safetensors`; if there is none, the files that `model.safetensors.index.json` names.
+    transformers loads `model.safetensors`; if there is none, the files that `model.safetensors.index.json` names; if
+    there is none, the pickled weights `pytorch_model.bin`, or the files that `pytorch_model.bin.index.json` names.
 
     Args:
         names: the names of a model's files in one folder.
@@ -75,18 +84,49 @@ def selected(names: list[str], shards: Iterable[str] | None = None) -> list[str]
     Raises:
         QuantuneError: if transformers would load none of them.
     """
-    weights = [name for name in names if name.endswith(".safetensors")]
-    if SINGLE in names:
-        kept = {SINGLE}
-    elif INDEX in names:
-        numbered = [name for name in weights if name.startswith("model-")]
-        kept = {INDEX, *(shards or numbered or weights)}
-    else:
+    weights = [name for name in names if name.endswith(WEIGHTS)]
+    index = index_of(names)
+    single, _ = next((pair for pair in LAYOUTS if index == pair[1] or pair[0] in names), (None, None))
+    if single is None:
+        allowed = f"{SINGLE} or {PICKLE}, or the files that {INDEX} or {PICKLE_INDEX} names"
         raise QuantuneError(
-            f"has {listed(weights)}; transformers loads only {SINGLE}, or the files that {INDEX} names; "
-            "rename the file, or add the index"
+            f"has {listed(weights)}; transformers loads only {allowed}; rename the file, or add the index"
+            if weights
+            else f"has no weights; allowed: {allowed}; add them"
         )
-    return [name for name in names if name in kept or not name.endswith((".safetensors", ".index.json"))]
+    stem, ending = os.path.splitext(single)
+    alike = [name for name in weights if name.endswith(ending)]
+    numbered = [name for name in alike if name.startswith(f"{stem}-")]
+    kept = {index, *(shards or numbered or alike)} if index else {single}
+    return [name for name in names if name in kept or not name.endswith((*WEIGHTS, ".index.json"))]
+
+
+def index_of(names: Iterable[str]) -> str | None:
+    """Return the name of the index of shards that transformers reads, or None: the weights are in one file."""
+    names = set(names)
+    return next((None if single in names else index for single, index in LAYOUTS if {single, index} & names), None)
+
+
+def pickles(paths: Iterable[Path]) -> list[Path]:
+    """Return the pickled weights among a model's files."""
+    return [path for path in paths if path.suffix == ".bin"]
+
+
+def require_pickle(path: Path) -> None:
+    """Raise QuantuneError if a file is no whole file of `torch.save`; nothing in it is unpickled."""
+    require_file(path)
+    with path.open("rb") as opened:
+        begin = opened.read(len(ZIP))
+    if begin == ZIP:
+        try:
+            with ZipFile(path) as archive:
+                whole = any(name.rpartition("/")[2] == "data.pkl" for name in archive.namelist())
+        except (BadZipFile, ValueError, NotImplementedError, OSError) as error:
+            raise QuantuneError(f"{path.name}: is damaged or cut off ({error}); {AGAIN}") from None
+    else:
+        whole = begin.startswith(OLD_PICKLE)
+    if not whole:
+        raise QuantuneError(f"{path.name}: holds no weights that `torch.save` wrote; {AGAIN}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -126,7 +166,7 @@ def shards(index: Path) -> dict[str, str]:
 
     The files are in the folder of the index.
     """
-    table = read_json(index).get("weight_map")
+    table, ending = read_json(index).get("weight_map"), ".bin" if index.name == PICKLE_INDEX else ".safetensors"
     if not isinstance(table, dict) or not table:
         raise QuantuneError(
             f"{index.name}: 'weight_map' is missing or empty; allowed: tensor name -> file name; {AGAIN}"
@@ -136,10 +176,10 @@ def shards(index: Path) -> dict[str, str]:
             not name.isprintable()
             or "/" in name
             or "\\" in name
-            or not name.endswith(".safetensors")
+            or not name.endswith(ending)
             or name not in table.values()
         ):
-            reason = f"names the file {name!r:.90}; allowed: the name of a *.safetensors file in the same folder"
+            reason = f"names the file {name!r:.90}; allowed: the name of a *{ending} file in the same folder"
             raise QuantuneError(f"{index.name}: 'weight_map' {reason}; correct the index")
     missing = [name for name in sorted(set(table.values())) if not (index.parent / name).exists()]
     if missing:
@@ -238,6 +278,10 @@ def require_tokenizer(names: Iterable[str], speech: bool) -> None:
         raise QuantuneError(
             f"has no tokenizer; allowed: one of {listed(VOCABULARIES)}; copy the tokenizer's files "
             "from the original model"
+        )
+    if names.intersection(VOCABULARIES) == {"vocab.json"} and "merges.txt" not in names:
+        raise QuantuneError(
+            "has no whole tokenizer: vocab.json needs merges.txt; copy the tokenizer's files from the original model"
         )
     if speech and not names.intersection(SPEECH_FILES):
         raise QuantuneError(

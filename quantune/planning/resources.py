@@ -8,7 +8,7 @@ from quantune.core.errors import QuantuneError
 from quantune.core.recipe import Recipe
 from quantune.core.units import BYTES
 from quantune.core.workload import PROBE_TOKENS, Inference
-from quantune.models import architecture
+from quantune.models import architecture, stored
 from quantune.planning import memory
 from quantune.planning.chains import Variant
 from quantune.planning.memory import Estimate
@@ -158,4 +158,4 @@ def stored_dtype(config: dict[str, Any]) -> str:
 
 def weight_bytes(plan: Plan, model: str) -> int:
     """Return the bytes of a model's weight files."""
-    return sum(size for name, size in plan.model_sizes(model).items() if name.endswith(".safetensors"))
+    return sum(size for name, size in plan.model_sizes(model).items() if name.endswith(stored.WEIGHTS))

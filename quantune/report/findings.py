@@ -43,8 +43,16 @@ def _scope(report: Report) -> Finding:
     variants = f"{plural(listed, 'variant')} of {names}" + (
         f" (and {plural(ancestors, 'ancestor')}, to measure each step against)" if ancestors else ""
     )
+    pickled = {name: [*report.variants[name].facts.get("converted", {}).get("files", ())] for name in report.models}
+    converted = [
+        f"The weights of `{name}` were pickled ({files[0] if len(files) == 1 else plural(len(files), 'file')}); "
+        "they were converted to safetensors."
+        for name, files in pickled.items()
+        if files
+    ]
     if not report.scored():
-        return Finding("Compared", [f"{variants}. Nothing was evaluated, so nothing is said here about quality."])
+        nothing = f"{variants}. Nothing was evaluated, so nothing is said here about quality."
+        return Finding("Compared", [nothing, *converted])
     metrics = {name: report.metric(name) for name in report.scored()}
     purposes = dict.fromkeys((metric.purpose, metric.domain) for metric in metrics.values())
     by, notes = [], []
@@ -53,7 +61,7 @@ def _scope(report: Report) -> Finding:
         by.append(f"by how well each {purpose} {listing([_data(report, name) for name in own])}")
         labels = listing(list(dict.fromkeys(item.label for item in own.values())))
         notes.append(f"{labels[0].upper()}{labels[1:]}: {next(iter(own.values())).note}.")
-    sentences = [" ".join([f"{variants}, {listing(by)}.", *notes])]
+    sentences = [" ".join([f"{variants}, {listing(by)}.", *notes]), *converted]
     if len(report.variants) == 1:
         (first,) = report.variants.values()
         numbers = [f"{score.metric.label} {scored(score)} on {name}" for name, score in first.scores.items()]

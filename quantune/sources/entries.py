@@ -75,7 +75,8 @@ class Model(External):
     settings: ClassVar[frozenset[str]] = frozenset({"path", "hub", "revision"})
 
     path: str | None = None
-    """Folder in Hugging Face layout (config.json, *.safetensors, tokenizer); may hold environment variables."""
+    """Folder in Hugging Face layout (config.json, tokenizer, safetensors or pytorch_model.bin); may hold environment
+    variables."""
 
 
 class Download(Entry):

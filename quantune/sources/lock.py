@@ -46,8 +46,8 @@ class Lock:
             key: the key in the configuration, for errors.
 
         Raises:
-            ConfigError: if it is not locked and cannot be locked, or has no safetensors weights, or a config.json
-                that cannot be used.
+            ConfigError: if it is not locked and cannot be locked, or has no weights, or a config.json that cannot
+                be used.
         """
         if not self.has_model(repository, revision):
             self._add("models", repository, revision, self._resolve(key, _model, repository, revision))
@@ -133,9 +133,7 @@ def _model(repository: str, revision: str) -> LockEntry:
     """Resolve a model: one request for the listing, one for its config.json."""
     listing = hub.listing("model", repository, revision)
     where = hub.describe("model", repository, revision)
-    remedy = f"look for a conversion under {hub.page('model', repository)}/discussions, to be named as 'refs/pr/N' in "
-    remedy += "'revision'"
-    names = selection.model_names([name for name in listing["files"] if "/" not in name], where, remedy)
+    names = selection.model_names([name for name in listing["files"] if "/" not in name], where)
     files = {name: listing["files"][name] for name in names}
     config = files["config.json"]
     if config["size"] > LARGEST:

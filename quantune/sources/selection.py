@@ -15,8 +15,7 @@ from quantune.models.architecture import SPEECH
 from quantune.sources import text_files
 from quantune.sources.text_files import GZIP
 
-MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja")
 FORMATS = {
     ".txt": "text",
     ".text": "text",
@@ -30,17 +29,19 @@ FORMATS = {
 CARDS = ("README.md", "dataset_infos.json")  # files of a repository that describe the data
 
 
-def model_names(names: list[str], where: str, remedy: str = "convert them to safetensors", folder=None) -> list[str]:
-    """Return the names of the files that belong to a model: the weights that transformers loads; no pickles, no code.
+def model_names(names: list[str], where: str, folder: Path | None = None) -> list[str]:
+    """Return the names of the files that belong to a model, with the weights that transformers loads and no others.
+
+    Pickled weights are among them only where there are no safetensors; `quantune.models.pickled` reads them. Code is
+    never among them.
 
     Args:
         names: the names of all files in one folder or repository.
         where: that folder or repository, for errors.
-        remedy: the advice for errors if all weights are pickled.
         folder: the folder, if it is on this machine: its index of shards is read.
 
     Raises:
-        QuantuneError: if config.json or safetensors weights are missing, or if an adapter is among the files.
+        QuantuneError: if config.json or the weights are missing, or if an adapter is among the files.
     """
     chosen = [name for name in names if _any(name, MODEL_FILES) and name.isprintable()]
     if stored.ADAPTER in chosen:
@@ -49,17 +50,9 @@ def model_names(names: list[str], where: str, remedy: str = "convert them to saf
         raise QuantuneError(f"{where} holds an adapter ({stored.ADAPTER}) {also}; {advice}")
     if stored.CONFIG not in chosen:
         raise QuantuneError(f"{where} has no config.json; give a model in Hugging Face layout")
-    if not any(name.endswith(".safetensors") for name in chosen):
-        pickled = [name for name in names if _any(name, PICKLES)]
-        hint = (
-            f"only pickled weights ({listed(pickled)}), which can run code when loaded; {remedy}"
-            if pickled
-            else "no *.safetensors"
-        )
-        raise QuantuneError(f"{where} has {hint}")
-    indexed = folder is not None and stored.INDEX in chosen and stored.SINGLE not in chosen
+    index = stored.index_of(chosen) if folder else None
     try:
-        return stored.selected(chosen, stored.shards(folder / stored.INDEX).values() if indexed else None)
+        return stored.selected(chosen, stored.shards(folder / index).values() if index else None)
     except QuantuneError as error:
         raise QuantuneError(f"{where} {error}" if str(error).startswith("has ") else f"{where}: {error}") from None
 
@@ -158,10 +151,10 @@ def model_files(folder: Path, key: str) -> dict[str, Path]:
     """Return name -> path of the files of a model in Hugging Face layout.
 
     Raises:
-        ConfigError: if config.json or safetensors weights are missing.
+        ConfigError: if config.json or the weights are missing.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{key}: '{folder}' is a file; give the folder that holds config.json and *.safetensors")
+        raise ConfigError(f"{key}: '{folder}' is a file; give the folder that holds config.json and the weights")
     try:
         names = model_names([path.name for path in sorted(folder.iterdir())], f"'{folder}'", folder=folder)
     except OSError as error:
@@ -189,15 +182,19 @@ def require_whole_model(paths: list[Path], where: str) -> None:
     """Raise QuantuneError if the files of a model are damaged, incomplete, or do not fit each other.
 
     Only small files and the headers of weights are read, without torch; `quantune.models.inspection` checks the rest.
+    Of pickled weights only the container is checked.
     """
     config = model_config(next(path for path in paths if path.name == stored.CONFIG), where)
     try:
         for path in paths:
             stored.require_file(path)
-        tensors = stored.tensors(paths)
-        config_values.require_layers(config, tensors)
-        config_values.require_embeddings(config, tensors)
-        config_values.require_float(config, tensors)
+        for path in stored.pickles(paths):
+            stored.require_pickle(path)
+        if not stored.pickles(paths):
+            tensors = stored.tensors(paths)
+            config_values.require_layers(config, tensors)
+            config_values.require_embeddings(config, tensors)
+            config_values.require_float(config, tensors)
         for path in (path for path in paths if path.name == stored.GENERATION):
             config_values.check_generation(stored.read_json(path), config)
         stored.require_tokenizer((path.name for path in paths), config["model_type"] in SPEECH)
@@ -205,10 +202,10 @@ def require_whole_model(paths: list[Path], where: str) -> None:
         raise QuantuneError(f"{where} {error}" if str(error).startswith("has ") else f"{where}: {error}") from None
 
 
-def copy(path: Path, folder: Path, downloaded: bool = False) -> None:
-    """Copy a file to a folder; link it if it was downloaded for this job."""
+def copy(path: Path, folder: Path, link: bool = False) -> None:
+    """Copy a file to a folder, or link it: a file that was downloaded or made for this job."""
     try:
-        if downloaded:
+        if link:
             return os.link(path, folder / path.name)
     except OSError:
         pass  # a file system without links

@@ -233,10 +233,10 @@ PLANNED = {
         "holds an adapter (adapter_config.json) beside a model; give a wh",
     ),
     # files of weights
-    "no-weights": (without("model.safetensors"), "has no *.safetensors"),
+    "no-weights": (without("model.safetensors"), "has no weights; allowed: model.safetensors or pytorch_model.bin, or"),
     "pickled": (
         both(without("model.safetensors"), text("pytorch_model.bin", "x")),
-        "only pickled weights (pytorch_model",
+        "pytorch_model.bin: holds no weights that `torch.save` wrote; download the file again",
     ),
     "other-name": (lambda folder: (folder / "model.safetensors").rename(folder / "consolidated.safetensors"), "rename"),
     "pointer": (text("model.safetensors", POINTER), "model.safetensors: is a Git LFS pointer"),
