@@ -91,7 +91,8 @@ def convert(paths: list[Path], folder: Path) -> list[Path]:
 def _in_a_process_of_its_own(task: dict[str, Any]) -> dict[str, dict[str, list[str]]]:
     """Return written file -> names of its tensors (`stored`), and of those that share one (`shared`)."""
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-    environment = kept | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = kept | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-P", "-m", main.__module__, json.dumps(task)]
     done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     answer = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
