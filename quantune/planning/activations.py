@@ -140,13 +140,13 @@ class Pass:
     def loss(self) -> int:
         """Return the bytes that the loss of training holds at its peak.
 
-        Text: some rows of logits, in the dtype and twice in float32, and the gradient of the hidden states. Speech:
+        Text: some rows of logits, twice in float32, and the gradient of the hidden states. Speech:
         float32 log-probabilities, their gradient and that of the logits.
         """
         if self.model.frames:
             return 3 * self.logits("float32")
         rows = min(self.batch * self.length * self.model.vocabulary, LOSS_CHUNK)
-        return self.hidden(self.model.decoder) + rows * (2 * FLOAT + (self.size if self.size != FLOAT else 0))
+        return self.hidden(self.model.decoder) + rows * 2 * FLOAT
 
     @property
     def _copy(self) -> int:
