@@ -105,12 +105,12 @@ def test_nothing_else_does(change):
 
 
 def test_what_is_on_disk_is_missing_then_current_then_stale(step):
-    assert freshness.state(step) is State.MISSING
+    assert freshness.Disk().state(step) is State.MISSING
     make(step, {"model.safetensors": "weights", "config.json": "{}"})
-    assert freshness.state(step) is State.CURRENT
-    assert freshness.state(replace(step, recipe={**step.recipe, "bits": 3})) is State.STALE
+    assert freshness.Disk().state(step) is State.CURRENT
+    assert freshness.Disk().state(replace(step, recipe={**step.recipe, "bits": 3})) is State.STALE
     os.utime(step.path, (0, 0))
-    assert freshness.state(step) is State.CURRENT, "dates play no part"
+    assert freshness.Disk().state(step) is State.CURRENT, "dates play no part"
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_what_is_on_disk_is_missing_then_current_then_stale(step):
 def test_damage_is_stale(step, spoil):
     make(step, {"model.safetensors": "weights"})
     spoil(Path(step.path))
-    assert freshness.state(step) is State.STALE
-    assert freshness.differences(step), "says why"
+    assert freshness.Disk().state(step) is State.STALE
+    assert freshness.Disk().differences(step), "says why"
 
 
 @pytest.mark.parametrize(
@@ -157,20 +157,20 @@ def test_damage_is_stale(step, spoil):
 )
 def test_differences_name_what_changed_from_what_to_what(step, before, words):
     make(replace(step, **before), {"a": "b"})
-    assert freshness.differences(step) == words
+    assert freshness.Disk().differences(step) == words
 
 
 def test_differences_of_damage_and_of_nothing(step):
-    assert freshness.differences(step) == []
+    assert freshness.Disk().differences(step) == []
     make(step, {"model.safetensors": "weights", "config.json": "{}"})
     Path(step.path, "model.safetensors").write_text("wejghts")
-    assert freshness.differences(step) == ["model.safetensors is not the file that was made"]
+    assert freshness.Disk().differences(step) == ["model.safetensors is not the file that was made"]
     Path(step.path, "model.safetensors").write_text("weigh")
-    assert freshness.differences(step) == ["model.safetensors has 5 bytes, not 7"]
+    assert freshness.Disk().differences(step) == ["model.safetensors has 5 bytes, not 7"]
     Path(step.path, "model.safetensors").unlink()
-    assert freshness.differences(step) == ["model.safetensors is missing"]
+    assert freshness.Disk().differences(step) == ["model.safetensors is missing"]
     Path(step.path, "provenance.json").unlink()
-    assert freshness.differences(step) == [f"{step.path}/provenance.json is missing"]
+    assert freshness.Disk().differences(step) == [f"{step.path}/provenance.json is missing"]
 
 
 def test_other_bits_of_an_ancestor_are_noticed(tmp_path):
@@ -187,12 +187,16 @@ def test_other_bits_of_an_ancestor_are_noticed(tmp_path):
     make(model, {"model.safetensors": "weights"})
     make(step, {"model.safetensors": "packed"}, **parents("parent", model))
     make(measured, {"result.json": "1.0"}, **parents("checkpoint", step))
-    assert [freshness.state(item) for item in (model, step, measured)] == [State.CURRENT] * 3
+    assert [freshness.Disk().state(item) for item in (model, step, measured)] == [State.CURRENT] * 3
     shutil.rmtree(model.path)
-    assert freshness.state(measured) is State.CURRENT, "what is not there is expected to come back as it was"
+    assert freshness.Disk().state(measured) is State.CURRENT, "what is not there is expected to come back as it was"
     make(model, {"model.safetensors": "wejghts"})
-    assert [freshness.state(item) for item in (model, step, measured)] == [State.CURRENT, State.STALE, State.STALE]
-    assert freshness.differences(measured) == [f"ancestor rebuilt with different bytes: {model.path}"]
+    assert [freshness.Disk().state(item) for item in (model, step, measured)] == [
+        State.CURRENT,
+        State.STALE,
+        State.STALE,
+    ]
+    assert freshness.Disk().differences(measured) == [f"ancestor rebuilt with different bytes: {model.path}"]
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
@@ -212,15 +216,15 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
 
     with pytest.raises(QuantuneError, match=r"log.txt' changed while it was read"):
         making.make(asked.order(), body(change=True), time.time())
-    assert freshness.state(asked) is State.MISSING
+    assert freshness.Disk().state(asked) is State.MISSING
     source.write_text("What the job was planned with.")
     making.make(asked.order(), body(change=False), time.time())
-    assert freshness.state(asked) is State.CURRENT
+    assert freshness.Disk().state(asked) is State.CURRENT
 
 
 def test_a_new_key_that_is_null_is_named(step):
     make(replace(step, recipe={**step.recipe, "stride": None}), {})
-    assert any("stride" in change for change in freshness.differences(step))
+    assert any("stride" in change for change in freshness.Disk().differences(step))
 
 
 @pytest.mark.parametrize("stamp", [None, HOUR, -HOUR])

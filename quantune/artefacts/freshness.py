@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from enum import Enum
 from functools import cache
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 from quantune.artefacts import hashes
@@ -85,13 +85,13 @@ class Disk:
         such an ancestor unless they have it as an input.
         """
         if artefact.path not in self._hidden:
-            found = set()
-            for parent in (item for made_from in _made_from(artefact).values() for item in made_from):
+            stale = set()
+            for parent in chain(*_made_from(artefact).values()):
                 if self.state(parent) is State.CURRENT:
-                    found |= self.stale_behind_current(parent)
-                    grandparents = (item for made_from in _made_from(parent).values() for item in made_from)
-                    found |= {item.path for item in grandparents if self.state(item) is State.STALE}
-            self._hidden[artefact.path] = frozenset(found)
+                    stale |= self.stale_behind_current(parent)
+                    grandparents = chain(*_made_from(parent).values())
+                    stale |= {item.path for item in grandparents if self.state(item) is State.STALE}
+            self._hidden[artefact.path] = frozenset(stale)
         return self._hidden[artefact.path]
 
     def _state(self, path: str, digest: str, work: str | None) -> State:
@@ -104,21 +104,6 @@ class Disk:
 
     def _damage(self, path: str, work: str | None) -> str | None:
         return damage(path, self.provenance(path), hashes.work_hashes(work) if work else None)
-
-
-def state(artefact: Artefact) -> State:
-    """Return the state of one artefact; see `Disk.state`."""
-    return Disk().state(artefact)
-
-
-def differences(artefact: Artefact) -> list[str]:
-    """Return the differences of one artefact; see `Disk.differences`."""
-    return Disk().differences(artefact)
-
-
-def changed_ancestor(path: str | Path) -> str | None:
-    """Return the first changed ancestor of one artefact; see `Disk.changed_ancestor`."""
-    return Disk().changed_ancestor(str(path))
 
 
 def needs(artefact: Artefact, state: State, forced: bool = False) -> dict[str, list[str]]:

@@ -58,7 +58,7 @@ def made(tmp_path) -> Artefact:
     work = str(tmp_path / "work")
     artefact = Artefact(f"{work}/checkpoints/opt", "model", 1, {"bits": 4}, options={"work": work})
     making.make(artefact.order(), lambda folder, _: (folder / "config.json").write_text("{}") and None, time.time())
-    assert freshness.state(artefact) is State.CURRENT
+    assert freshness.Disk().state(artefact) is State.CURRENT
     assert list(verify.corrupted(tmp_path / "work")) == []
     return artefact
 
@@ -97,20 +97,20 @@ def test_an_edited_byte_is_damage(made, name, old):
 def reads_as_damaged(made: Artefact, name: str, content: bytes | dict) -> None:
     """Damage a record: the plan makes the artefact again and says why, `make check` and the report name the file."""
     spoil(Path(made.path, name), content)
-    assert freshness.state(made) is State.STALE
-    assert name in freshness.differences(made)[0]
+    assert freshness.Disk().state(made) is State.STALE
+    assert name in freshness.Disk().differences(made)[0]
     assert any(name in line for line in verify.corrupted(Path(made.options["work"])))
     assert costs.past_runs(made.options["work"]) == [] or name == "run.json"
-    assert freshness.changed_ancestor(made.path) is None
+    assert freshness.Disk().changed_ancestor(made.path) is None
     with pytest.raises(QuantuneError, match=rf"{name} .*run the same snakemake command again"):
         lineage.read_lineage([{"path": made.path, "digest": made.digest}])
     making.make(made.order(), lambda folder, _: (folder / "config.json").write_text("{}") and None, time.time())
-    assert freshness.state(made) is State.CURRENT
+    assert freshness.Disk().state(made) is State.CURRENT
 
 
 def test_without_a_record_of_the_run_an_artefact_is_made_again(made):
     Path(made.path, "run.json").unlink()
-    assert freshness.differences(made) == ["run.json is missing"]
+    assert freshness.Disk().differences(made) == ["run.json is missing"]
 
 
 MEMORIES = {
