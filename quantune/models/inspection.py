@@ -19,19 +19,6 @@ from quantune.core.errors import QuantuneError
 from quantune.models import loading, stored
 from quantune.models.stored import StoredTensor
 
-DTYPES = {
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-}
-"""Data type of safetensors -> dtype of torch; no other types are in a model that is not quantized."""
 PIECE = 4 * 2**20  # bytes of a tensor that are in memory at once
 SPEECH_TOKENS = ("<|startoftranscript|>", "<|notimestamps|>", "<|endoftext|>")
 
@@ -104,9 +91,14 @@ def _require_language_model(config) -> None:
 
 def _empty(name: str, tensor: StoredTensor) -> torch.Tensor:
     """Return a tensor of the stored shape and dtype without data."""
-    if tensor.dtype not in DTYPES:
+    if tensor.dtype not in stored.DTYPES:
         raise QuantuneError(f"{tensor.file.name}: '{name}' is stored as {tensor.dtype}; give unquantized weights")
-    return torch.empty(tensor.shape, dtype=DTYPES[tensor.dtype], device="meta")
+    return torch.empty(tensor.shape, dtype=_dtype(tensor), device="meta")
+
+
+def _dtype(tensor: StoredTensor) -> torch.dtype | None:
+    """Return the dtype of a stored tensor; None for a type that only quantized models have."""
+    return getattr(torch, stored.DTYPES.get(tensor.dtype, ""), None)
 
 
 def _inspect_tokenizer(folder: Path, model) -> None:
@@ -159,7 +151,7 @@ def require_finite(tensors: Iterable[tuple[str, StoredTensor]]) -> None:
     """
     buffer = bytearray(PIECE)
     for name, tensor in tensors:
-        dtype = DTYPES.get(tensor.dtype)
+        dtype = _dtype(tensor)
         if dtype and dtype.is_floating_point and not all(map(_is_finite, _pieces(tensor, dtype, buffer))):
             raise QuantuneError(
                 f"{tensor.file.name}: '{name}' holds NaN or infinity; allowed: finite weights; {stored.AGAIN}, or give "

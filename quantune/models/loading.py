@@ -99,7 +99,7 @@ def require_complete(info: dict, family: str, where: str = "") -> None:
         family: the `model_type` of the model.
         where: the beginning of the error.
     """
-    shapes = {name: f" {list(found)} instead of {list(expected)}" for name, found, expected in info["mismatched_keys"]}
+    shapes = {name: f" {list(saved)} instead of {list(expected)}" for name, saved, expected in info["mismatched_keys"]}
     unexpected = [name for name in info["unexpected_keys"] if not name.endswith(CONSTANTS)]
     groups = {"are missing": info["missing_keys"], "are unexpected": unexpected, "have another shape": shapes}
     problems = [
@@ -118,8 +118,8 @@ def require_complete_adapter(model, folder: Path) -> None:
     """Raise QuantuneError if the adapter in a folder has other tensors than the adapter of the loaded `PeftModel`."""
     from peft import get_peft_model_state_dict
 
-    expected, found = set(get_peft_model_state_dict(model)), set(stored.header(Path(folder) / ADAPTER_WEIGHTS))
-    if different := sorted(expected ^ found):
+    expected, saved = set(get_peft_model_state_dict(model)), set(stored.header(Path(folder) / ADAPTER_WEIGHTS))
+    if different := sorted(expected ^ saved):
         what = "misses" if different[0] in expected else "has an unexpected tensor"
         raise QuantuneError(f"'{folder}': the adapter {what} '{different[0]}'; delete the folder, and it is made again")
 

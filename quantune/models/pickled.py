@@ -26,18 +26,7 @@ KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OMP_NUM_
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000  # of Linux's `unshare`
 REFUSED = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "pty.")
 """Beginnings of the names of Python's audit events that the process does not allow."""
-DTYPES = {
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float32": "F32",
-    "float64": "F64",
-    "bool": "BOOL",
-    "uint8": "U8",
-    "int8": "I8",
-    "int16": "I16",
-    "int32": "I32",
-    "int64": "I64",
-}
+STORED_AS = {dtype: name for name, dtype in stored.DTYPES.items()}
 """dtype of torch -> data type of safetensors."""
 ALLOWED = "allowed: tensors alone, by name; give the original model's safetensors, or save `model.state_dict()` again"
 
@@ -153,7 +142,7 @@ def _convert(path: Path, made: Path, tied: bool) -> dict[str, list[str]]:
     for name in ordered:
         tensor, begin = tensors[name], end
         end += tensor.numel() * tensor.element_size()
-        dtype = DTYPES[str(tensor.dtype).removeprefix("torch.")]
+        dtype = STORED_AS[str(tensor.dtype).removeprefix("torch.")]
         header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -208,7 +197,7 @@ def _tensors(path: Path, content: Any) -> Iterator[tuple[str, Any]]:
             raise QuantuneError(f"{entry} is of type {type(value).__name__}; {ALLOWED}")
         dtype, tensor = str(value.dtype).removeprefix("torch."), value.detach()
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
-        if not plain or dtype not in DTYPES or tensor.is_quantized:
+        if not plain or dtype not in STORED_AS or tensor.is_quantized:
             raise QuantuneError(f"{entry} is a tensor of another kind ({tensor.layout}, {dtype}); {ALLOWED}")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise QuantuneError(f"{entry} has the shape {list(tensor.shape)}, but fewer values; {stored.AGAIN}")

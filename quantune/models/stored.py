@@ -55,6 +55,9 @@ ZIP, OLD_PICKLE = b"PK\x03\x04", b"\x80"  # the beginnings of files of `torch.sa
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16}
 BITS |= {"BF16": 16, "I32": 32, "U32": 32, "F32": 32, "F64": 64, "I64": 64, "U64": 64}
 """Data type of safetensors -> bits of one value."""
+DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "BOOL": "bool"}
+DTYPES |= {"U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"}
+"""Data type of safetensors -> dtype of torch; no other types are in a model that is not quantized."""
 AGAIN = "download the file again"
 
 
@@ -196,24 +199,24 @@ def tensors(paths: Iterable[Path]) -> dict[str, StoredTensor]:
     Only headers are read. The files are those of a whole model: an index among them must name each tensor's file.
     """
     paths = list(paths)
-    found: dict[str, StoredTensor] = {}
+    by_name: dict[str, StoredTensor] = {}
     for path in paths:
         if path.suffix == ".safetensors":
             for name, stored in header(path).items():
-                if name in found:
+                if name in by_name:
                     raise QuantuneError(
-                        f"{path.name}: holds '{name}', as {found[name].file.name} does; remove one of the files"
+                        f"{path.name}: holds '{name}', as {by_name[name].file.name} does; remove one of the files"
                     )
-                found[name] = stored
-    if not found:
+                by_name[name] = stored
+    if not by_name:
         raise QuantuneError(
             f"{listed(path.name for path in paths if path.suffix == '.safetensors')}: holds no tensors; {AGAIN}"
         )
     for index in (path for path in paths if path.name == INDEX):
         for name, file in shards(index).items():
-            if name not in found or found[name].file.name != file:
+            if name not in by_name or by_name[name].file.name != file:
                 raise QuantuneError(f"{index.name}: names '{name}' in {file}, which does not hold it; {AGAIN}")
-    return found
+    return by_name
 
 
 def header(path: Path) -> dict[str, StoredTensor]:
@@ -238,9 +241,9 @@ def header(path: Path) -> dict[str, StoredTensor]:
         raise QuantuneError(f"{path.name}: '__metadata__' in its header is damaged; allowed: name -> text; {AGAIN}")
     if odd := [name for name in content if not name.isprintable()]:
         raise QuantuneError(f"{path.name}: the name of a tensor has control characters ({odd[0]!r:.60}); {AGAIN}")
-    found = {name: _stored(path, name, entry, 8 + length) for name, entry in content.items()}
+    by_name = {name: _stored(path, name, entry, 8 + length) for name, entry in content.items()}
     end = 8 + length
-    for name, stored in sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)):
+    for name, stored in sorted(by_name.items(), key=lambda item: (item[1].begin, item[1].end)):
         if stored.begin != end:
             raise QuantuneError(f"{path.name}: the bytes of '{name}' overlap others or leave a gap; {AGAIN}")
         end = stored.end
@@ -249,7 +252,7 @@ def header(path: Path) -> dict[str, StoredTensor]:
         raise QuantuneError(
             f"{path.name}: is {state}: its header describes {end:,} bytes, the file has {size:,}; {AGAIN}"
         )
-    return found
+    return by_name
 
 
 def _stored(path: Path, name: str, entry: Any, start: int) -> StoredTensor:

@@ -128,7 +128,7 @@ def seconds(artefact: Artefact, times: dict[tuple, list[float]]) -> float | None
     Runs of the same artefact are preferred, then runs with the same last step or evaluation.
     """
     alike = (times.get(key) for key in _keys(artefact.path, artefact.stage, artefact.options["work"]))
-    return next((statistics.median(found) for found in alike if found), None)
+    return next((statistics.median(runs) for runs in alike if runs), None)
 
 
 def _keys(path: str, stage: str, work: str) -> list[tuple]:

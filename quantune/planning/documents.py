@@ -119,12 +119,12 @@ def _lone(text: str) -> bool:
 
 def _unique(pairs: list[tuple[str, Any]], path: str | Path) -> dict[str, Any]:
     """Return the object of JSON with these keys and values; raises ConfigError if a key is given twice."""
-    found: dict[str, Any] = {}
+    mapping: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in mapping:
             raise ConfigError(f"{path}: {key}: the key is given twice; take one out")
-        found[key] = value
-    return found
+        mapping[key] = value
+    return mapping
 
 
 def _require_unique(root: yaml.Node, path: str | Path) -> None:

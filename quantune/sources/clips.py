@@ -226,7 +226,7 @@ def _segment(path: Path, place: str, row: dict[str, Any]) -> tuple[float | None,
 
     A duration without an offset describes the whole file, in any notation; it is used if it is a number of seconds.
     """
-    found = []
+    times = []
     for name in ("offset", "duration"):
         value = row.get(name)
         try:
@@ -234,12 +234,12 @@ def _segment(path: Path, place: str, row: dict[str, Any]) -> tuple[float | None,
         except (TypeError, ValueError):
             seconds = math.nan
         if isinstance(value, bool) or (seconds is not None and not 0 <= seconds < math.inf):
-            if name == "duration" and found[0] is None:
+            if name == "duration" and times[0] is None:
                 return None, None
             what = "seconds, 0 or more, are expected"
             raise QuantuneError(f"'{path}', {place}, column '{name}': {what}, found {value!a:.40}; correct the row")
-        found.append(seconds)
-    return found[0], found[1] or None
+        times.append(seconds)
+    return times[0], times[1] or None
 
 
 def _ljspeech(root: Path, path: Path, held: Path) -> Iterator[Clip]:

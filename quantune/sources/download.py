@@ -156,11 +156,11 @@ def filled(url: str) -> str:
     user = credentials.USER.search(url)
 
     def value(match: re.Match) -> str:
-        found = os.environ.get(match[1])
-        if not found:
+        secret = os.environ.get(match[1])
+        if not secret:
             raise QuantuneError(f"environment variable '{match[1]}' in '{url}' is not set; export {match[1]}=...")
-        credentials.remember(found)
-        return quote(found, safe=":") if user and match.end() <= user.end() else found
+        credentials.remember(secret)
+        return quote(secret, safe=":") if user and match.end() <= user.end() else secret
 
     text = re.sub(credentials.VARIABLE, value, url)
     if not re.match(r"https?://[^/\s]", text):

@@ -113,23 +113,23 @@ def _kept(
     with ThreadPoolExecutor(THREADS) as pool:
         groups = (pool.map(check, listed[first : first + AHEAD]) for first in range(0, len(listed), AHEAD))
         checked = tqdm(chain.from_iterable(groups), desc=split, total=len(listed), unit="clip")
-        for clip, found in zip(listed, checked, strict=True):
-            if found.problem:
+        for clip, sound in zip(listed, checked, strict=True):
+            if sound.problem:
                 counts["broken"] += 1
-                broken.append(f"{clip.name}: {found.problem}")
-                tqdm.write(f"broken: {clip.name}: {found.problem}")
+                broken.append(f"{clip.name}: {sound.problem}")
+                tqdm.write(f"broken: {clip.name}: {sound.problem}")
             elif not clip.text.strip():
                 counts["without_transcript"] += 1
-            elif found.seconds < recipe["min_seconds"]:
+            elif sound.seconds < recipe["min_seconds"]:
                 counts["too_short"] += 1
-            elif found.seconds > recipe["max_seconds"]:
+            elif sound.seconds > recipe["max_seconds"]:
                 counts["too_long"] += 1
             else:
-                if found.cancelled:
+                if sound.cancelled:
                     counts[CANCELLED] += 1
                     tqdm.write(f"{clip.name}: the channels cancel each other; the louder one is used")
                 row = {"id": clip.name, "text": clip.text.strip(), "translation": clip.translation, "language": spoken}
-                yield row | {"seconds": found.seconds, "audio": found.data}
+                yield row | {"seconds": sound.seconds, "audio": sound.data}
 
 
 def _checked(clip: clips.Clip, longest: float) -> Checked:

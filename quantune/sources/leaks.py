@@ -133,12 +133,12 @@ def _near(held: Iterable[str], train: Iterable[str], total: int) -> numpy.ndarra
     likely = numpy.zeros(2**24, bool)  # by the first bits of a hash: most runs are excluded by one look
     likely[looked_up >> numpy.uint64(40)] = True
     for _, every in _runs(train):
-        found = every[likely[every >> numpy.uint64(40)]]
-        begin = numpy.searchsorted(looked_up, found)
-        hit = looked_up[numpy.minimum(begin, len(looked_up) - 1)] == found
+        matches = every[likely[every >> numpy.uint64(40)]]
+        begin = numpy.searchsorted(looked_up, matches)
+        hit = looked_up[numpy.minimum(begin, len(looked_up) - 1)] == matches
         if not hit.any():
             continue
-        begin, end = begin[hit], numpy.searchsorted(looked_up, found[hit], "right")
+        begin, end = begin[hit], numpy.searchsorted(looked_up, matches[hit], "right")
         candidates, shared = numpy.unique(owners[_ranges(begin, end - begin)], return_counts=True)
         enough = shared >= needed[candidates] - needed[candidates] // 2
         for document in candidates[enough & ~leaks[candidates]]:

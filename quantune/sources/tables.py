@@ -93,7 +93,7 @@ def _json(path: Path, needed: list[str]) -> Iterator[tuple[str, dict[str, Any]]]
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield line and value of each JSON object; only the present one and about a megabyte are in memory."""
     decode = json.JSONDecoder().raw_decode
-    buffer, position, line, found, ended = "", 0, 1, 0, False
+    buffer, position, line, objects, ended = "", 0, 1, 0, False
     opened = closed = comma = False  # whether the array has begun, has ended, and whether a comma is due
 
     def fail(reason: str, at: int) -> QuantuneError:
@@ -112,13 +112,13 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if start == len(buffer):
                 if opened and not closed:
                     raise fail("the array is not closed; the file is cut off", start)
-                if not found:
+                if not objects:
                     raise QuantuneError(f"'{path}' cannot be read as json: it is empty")
                 return
             letter = buffer[start]
             if closed:
                 raise fail(f"unexpected {letter!a} after the end of the array", start)
-            if letter == "[" and not opened and not found:
+            if letter == "[" and not opened and not objects:
                 line, position, opened = line + buffer.count("\n", position, start), start + 1, True
                 continue
             if (opened and letter == "]") or (comma and letter == ","):
@@ -145,7 +145,7 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 buffer, position, ended = buffer[start:] + more, 0, not more
                 continue
             line += buffer.count("\n", position, start)
-            found += 1
+            objects += 1
             yield line, value
             line += buffer.count("\n", start, end)
             position, comma = end, opened
