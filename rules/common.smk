@@ -35,10 +35,8 @@ def call_or_stop(function, *arguments):
         raise WorkflowError(str(error)) from None
 
 
-BRACES = {
-    "{",
-    "}",
-}  # Snakemake takes them for wildcards: files from outside with them are read, but no inputs of a rule
+# Snakemake takes them for wildcards: files from outside with them are read, but no inputs of a rule.
+BRACES = frozenset("{}")
 if BRACES.intersection(str(workflow.basedir)):
     raise WorkflowError(f"Snakemake reads the braces in '{workflow.basedir}' as wildcards; rename this folder")
 job.announce(workflow.basedir, sys.argv)

@@ -38,17 +38,18 @@ class Generation(Evaluation):
         from quantune.models import finite, loading
 
         tokenizer, loaded = loading.tokenizer(variant.base), variant.model(self.dtype)
-        longest = max(len(text.prompt(prompt, tokenizer)) for prompt in self.prompts)
+        encoded = [text.prompt(prompt, tokenizer) for prompt in self.prompts]
+        longest = max(map(len, encoded))
         limit = getattr(loaded.config, "max_position_embeddings", None)
         if limit and longest + self.max_new_tokens > limit:
             reason = (
                 f"{self.max_new_tokens} new tokens after a prompt of {longest} exceed the model's {limit} positions"
             )
             raise QuantuneError(f"{reason}; lower 'max_new_tokens' or shorten the prompt")
-        watch = finite.Watch()
         with (folder / "items.jsonl").open("w", encoding="utf-8") as file:
-            for prompt in tqdm(self.prompts, desc="generating", unit="prompt"):
-                inputs = torch.tensor([text.prompt(prompt, tokenizer)], device=loaded.device)
+            for prompt, ids in zip(tqdm(self.prompts, desc="generating", unit="prompt"), encoded, strict=True):
+                watch = finite.Watch()
+                inputs = torch.tensor([ids], device=loaded.device)
                 options = {"max_new_tokens": self.max_new_tokens, "do_sample": False, "logits_processor": [watch]}
                 with torch.no_grad():
                     output = loaded.generate(inputs, attention_mask=torch.ones_like(inputs), **options)

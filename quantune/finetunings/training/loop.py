@@ -91,9 +91,10 @@ def train(
     while progress.step < steps:
         loss = torch.zeros((), device=model.device)
         examples = [order.example(progress.step * per_step + place) for place in range(per_step)]
+        labels = data.labels(examples)
         for first in range(0, per_step, recipe.batch_size):
             chosen = examples[first : first + recipe.batch_size]
-            parts = data.labels(examples) / data.labels(chosen)  # so that each label of the step weighs the same
+            parts = labels / data.labels(chosen)  # so that each label of the step weighs the same
             value = model(**_placed(data.batch(chosen), model)).loss
             (value / parts).backward()
             loss += value.detach() / parts
