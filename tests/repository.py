@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow import CONFIG, ROOT, Folder, _outputs
+from tests.workflow import CONFIG, ROOT, Folder, _outputs, made_once
 
 LEFT_OUT = ("tests/", "docs/", "benchmarks/", "experiments/", "assets/speech/", "assets/models/whisper")
 BIN = Path(sys.executable).parent
@@ -99,7 +99,11 @@ def made(printed: str) -> set[str]:
 @pytest.fixture(scope="session")
 def origin(finished, tmp_path_factory) -> Repository:
     """A repository with a finished run that DVC keeps, pushed to a remote that is a folder."""
-    place = tmp_path_factory.mktemp("story")
+    place = made_once(tmp_path_factory, "story", lambda path: _make_origin(path, finished))
+    return Repository(place / "origin", relative(CONFIG))
+
+
+def _make_origin(place: Path, finished: Folder) -> None:
     names = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, text=True)
     for name in names.split("\0"):
         if name and not name.startswith(LEFT_OUT) and name != "dvc.lock" and (ROOT / name).is_file():
@@ -115,7 +119,6 @@ def origin(finished, tmp_path_factory) -> Repository:
     repository.make("commit")
     repository.commit("A finished run")
     repository.make("push")
-    return repository
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from tests.workflow import Folder, weights
 RTN_A = {"checkpoints/opt+rtn-a", "evaluations/opt+rtn-a/log", "evaluations/opt+rtn-a/general", "report"}
 
 
-def test_a_second_run_has_nothing_to_do(finished):
-    assert "Nothing to be done" in finished.run("--cores", "2")
+def test_a_second_run_has_nothing_to_do(project):
+    assert "Nothing to be done" in project.run("--cores", "2")
 
 
 def test_changed_bits_plan_exactly_that_branch_and_the_log_says_why(project):

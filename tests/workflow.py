@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
 CONFIG = {
@@ -104,9 +106,14 @@ class Folder:
     def copy(self, path: Path) -> "Folder":
         """Return a copy, with the dates of its files."""
         shutil.copytree(self.path, path, symlinks=True)
-        twin = Folder.__new__(Folder)
-        twin.path, twin.work, twin.config = path, path / "work", copy.deepcopy(self.config)
-        return twin
+        return Folder.existing(path, self.config)
+
+    @classmethod
+    def existing(cls, path: Path, config: dict) -> "Folder":
+        """Return a folder whose files are there, and its configuration."""
+        folder = cls.__new__(cls)
+        folder.path, folder.work, folder.config = path, path / "work", copy.deepcopy(config)
+        return folder
 
 
 MESSAGES = {
@@ -168,12 +175,23 @@ def kill(process: int) -> None:
         pass
 
 
+def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that `make` fills once; tests of processes that run side by side share it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    whole = folder.parent / f"{name}-made"
+    with FileLock(folder.parent / f"{name}.lock"):
+        if not whole.exists():
+            make(folder)
+            whole.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Folder:
     """A folder in which everything has been made. Tests that change something take a copy."""
-    folder = Folder(tmp_path_factory.mktemp("finished") / "project", CONFIG)
-    folder.run("--cores", "2")
-    return folder
+    folder = made_once(tmp_path_factory, "finished", lambda path: Folder(path / "project", CONFIG).run("--cores", "2"))
+    return Folder.existing(folder / "project", CONFIG)
 
 
 @pytest.fixture
