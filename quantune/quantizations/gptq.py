@@ -25,6 +25,14 @@ class GPTQ(Calibrated):
     activation_order: bool = True
     """Round the columns by falling magnitude of their inputs (`desc_act`, with grids of the original groups): better
     where few inputs are much larger than the others, as in Llama-like models; false: in their original order."""
+    true_sequential: bool = False
+    """Within a layer, calibrate each group of linear layers on inputs that passed through the rounded ones before it
+    (`true_sequential` of AutoGPTQ); about twice the time. false: on the inputs of the original layer."""
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the linear layers of a layer are calibrated one after another."""
+        return self.true_sequential
 
     def solver_bytes(self, rows: int, columns: int) -> int:
         """Return the larger number of bytes: of four matrices of the Hessian's shape (while it is inverted)
