@@ -32,7 +32,7 @@ def fused(model: torch.nn.Module) -> Iterator[None]:
         return
     own = model.loss_function
     head.forward = lambda states: states
-    model.loss_function = lambda logits, labels, **more: causal(logits, labels, head)
+    model.loss_function = lambda logits, labels, *_, **more: causal(logits, labels, head)
     try:
         yield
     finally:
