@@ -6,7 +6,7 @@ of logits in 16 bits, and four copies of it in float32.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -26,12 +26,13 @@ def fused(model: torch.nn.Module) -> Iterator[None]:
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     head, config = model.get_output_embeddings(), model.config.get_text_config()
     scaled = any(getattr(config, key, None) for key in SCALED)
-    if model.config.is_encoder_decoder or type(head) is not torch.nn.Linear or head.weight.requires_grad or scaled:
+    plain = type(head) is torch.nn.Linear and not any(value.requires_grad for value in head.parameters())
+    if model.config.is_encoder_decoder or not plain or scaled:
         yield
         return
     own = model.loss_function
     head.forward = lambda states: states
-    model.loss_function = lambda logits, labels, **more: causal(logits, labels, head)
+    model.loss_function = lambda logits, labels, *_, **more: causal(logits, labels, head)
     try:
         yield
     finally:
@@ -47,8 +48,15 @@ def causal(states: torch.Tensor, labels: torch.Tensor, head: torch.nn.Linear) ->
         labels: token ids, shape (batch, length); position i predicts label i + 1; `IGNORED` is not counted.
         head: the output embedding, which is not trained.
     """
-    targets = torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:].reshape(-1)
-    return _CrossEntropy.apply(states.reshape(-1, states.shape[-1]), head.weight, head.bias, targets.to(states.device))
+    targets = torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:].reshape(-1).to(states.device)
+    states, weight, bias, context = states.reshape(-1, states.shape[-1]), head.weight, head.bias, nullcontext()
+    if states.dtype == torch.float16:
+        states = states.float()  # the gradient is scaled later; until then float16 would lose small values
+    if states.device.type == "cpu" and torch.is_autocast_enabled("cpu"):  # a CPU is slow in 16 bits
+        context = torch.autocast("cpu", enabled=False)
+        states, weight, bias = (None if value is None else value.float() for value in (states, weight, bias))
+    with context:
+        return _CrossEntropy.apply(states, weight, bias, targets)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -65,7 +73,7 @@ class _CrossEntropy(torch.autograd.Function):
             loss, slope = _rows(states[rows], weight, bias, targets[rows], kept[rows], states.requires_grad)
             total += loss
             if gradient is not None:
-                gradient[rows] = (slope / count).to(gradient.dtype)
+                gradient[rows] = slope.to(gradient.dtype) / count
         ctx.save_for_backward(gradient)
         return total / count
 

@@ -1,6 +1,19 @@
-"""Half-precision training: the model computes in its own dtype, and trained weights are float32."""
+"""Half-precision training: the model computes in 16 bits, and trained weights are float32.
+
+In bfloat16 the whole model computes in its own dtype, unless biases are trained. float16 has a smaller range, so
+training in it is mixed precision (Micikevicius et al., 2018, arXiv:1710.03740): matrix products in float16; norms,
+softmax and loss in float32 (torch.autocast); the loss is multiplied by a scale, and a step whose gradients overflow is
+skipped and halves the scale (torch.amp.GradScaler).
+"""
+
+from contextlib import AbstractContextManager
 
 import torch
+
+from quantune.core.errors import QuantuneError
+from quantune.finetunings import Finetuning
+
+SMALLEST = 2.0**-13  # scale of the loss below which no gradient is small enough for float16
 
 
 class _Master(torch.nn.Linear):
@@ -9,6 +22,68 @@ class _Master(torch.nn.Linear):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         bias = None if self.bias is None else self.bias.to(states.dtype)
         return torch.nn.functional.linear(states, self.weight.to(states.dtype), bias)
+
+
+def loaded_dtype(recipe: Finetuning, quantized: bool) -> str:
+    """Return the dtype in which a checkpoint is loaded for training: of all its weights that are not packed."""
+    return "float32" if quantized and recipe.mixed else recipe.precision
+
+
+def prepare(model: torch.nn.Module, recipe: Finetuning) -> None:
+    """Let trained weights, and in mixed precision all norms, be float32 in a model that computes in 16 bits."""
+    if recipe.precision == "float32":
+        return
+    keep_masters(model)
+    for module in model.modules() if recipe.mixed else ():
+        if "norm" in type(module).__name__.lower():
+            module.float()
+        weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
+        trained = bias is not None and bias.requires_grad
+        if trained:
+            bias.data = bias.data.float()
+        int8 = hasattr(weight, "SCB")
+        if (int8 and weight.device.type == "cpu") or (trained and (int8 or hasattr(weight, "quant_state"))):
+            module.__class__ = _reading_float32(type(module))
+
+
+def _reading_float32(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
+    """Return a layer of bitsandbytes that computes from float32, whatever it reads.
+
+    It would cast its bias to the dtype of its input, and on a CPU its sums of int8 products overflow under autocast.
+    """
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(states.device.type, enabled=False):
+            return kind.forward(self, states.float()).to(states.dtype)
+
+    return type(kind.__name__, (kind,), {"forward": forward})
+
+
+def computing(model: torch.nn.Module, recipe: Finetuning) -> AbstractContextManager:
+    """Return the context of a forward pass."""
+    dtype = torch.float16 if recipe.precision == "float16" else torch.bfloat16
+    return torch.autocast(model.device.type, dtype, enabled=recipe.mixed)
+
+
+def scaler(model: torch.nn.Module, recipe: Finetuning) -> torch.amp.GradScaler:
+    """Return the scaler of the loss; it changes nothing unless the recipe computes in float16."""
+    return torch.amp.GradScaler(model.device.type, enabled=recipe.precision == "float16")
+
+
+def step(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> bool:
+    """Take an optimizer step; return False if it was skipped because a gradient was not finite.
+
+    Raises:
+        QuantuneError: if gradients overflow whatever the scale of the loss.
+    """
+    before = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    if scaler.get_scale() >= before:
+        return True
+    if scaler.get_scale() < SMALLEST:
+        raise QuantuneError("the gradients overflow float16; lower 'learning_rate', or take 'precision: bfloat16'")
+    return False
 
 
 def keep_masters(model: torch.nn.Module) -> None:
