@@ -51,40 +51,44 @@ def make(order: dict[str, Any], body: Callable, started: float, kept: bool = Fal
     """
     target, place = Path(order["path"]), build_folder_of(order)
     with record.locked(layout.lock(place)):
-        if not kept and _is_complete(target, order):
-            print("made by another process while this one waited")
-            return
-        parents = _parents(order)
-        folder, scratch, finished = place / "output", place / "scratch", place / "finished"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if kept and _is_complete(finished, order, parents):
-            _replace(target, finished, place)
-            print(f"finished by a job that was interrupted later: {target}")
-            return
-        digests = {role: [item["digest"] for item in items] for role, items in parents.items()}
-        digest = record.recipe_digest(*(order[key] for key in ("stage", "version", "recipe", "sources")), digests)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        scratch.mkdir(exist_ok=True)
-        facts = body(folder, scratch) or {}
-        _require_same_sources(order)
-        run = {"digest": digest, "predicted": order.get("predicted")} | facts.pop("run", {})
-        sealed.write(folder / record.RUN, _run_facts(started, order["options"]) | run)
-        provenance = _provenance(order, digest, parents, without_addresses(facts), folder)
-        sealed.write(folder / record.PROVENANCE, provenance)
-        if broken := record.problem(folder):  # else every run would make it again
-            raise TypeError(f"the stage {order['stage']} records other types than it should: {broken}")
-        _flush(folder)
-        _replace(target, folder, place)
-        for item in provenance["files"]:
-            hashes.work_hashes(order["options"]["work"]).remember(target / item["path"], item["sha256"])
-        if kept:
-            shutil.rmtree(finished, ignore_errors=True)
-            shutil.copytree(target, finished, copy_function=os.link)
-        else:
-            shutil.rmtree(place, ignore_errors=True)
+        done = _make(order, target, place, body, started, kept)
     layout.lock(place).unlink(missing_ok=True)
-    print(f"done in {time.time() - started:.1f} s: {target}")
+    print(done)
+
+
+def _make(order: dict[str, Any], target: Path, place: Path, body: Callable, started: float, kept: bool) -> str:
+    """Build an artefact unless it is complete, while no other process does; return what was done."""
+    if not kept and _is_complete(target, order):
+        return f"made by another process while this one waited: {target}"
+    parents = _parents(order)
+    folder, scratch, finished = place / "output", place / "scratch", place / "finished"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if kept and _is_complete(finished, order, parents):
+        _replace(target, finished, place)
+        return f"finished by a job that was interrupted later: {target}"
+    digests = {role: [item["digest"] for item in items] for role, items in parents.items()}
+    digest = record.recipe_digest(*(order[key] for key in ("stage", "version", "recipe", "sources")), digests)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    scratch.mkdir(exist_ok=True)
+    facts = body(folder, scratch) or {}
+    _require_same_sources(order)
+    run = {"digest": digest, "predicted": order.get("predicted")} | facts.pop("run", {})
+    sealed.write(folder / record.RUN, _run_facts(started, order["options"]) | run)
+    provenance = _provenance(order, digest, parents, without_addresses(facts), folder)
+    sealed.write(folder / record.PROVENANCE, provenance)
+    if broken := record.problem(folder):  # else every run would make it again
+        raise TypeError(f"the stage {order['stage']} records other types than it should: {broken}")
+    _flush(folder)
+    _replace(target, folder, place)
+    for item in provenance["files"]:
+        hashes.work_hashes(order["options"]["work"]).remember(target / item["path"], item["sha256"])
+    if kept:
+        shutil.rmtree(finished, ignore_errors=True)
+        shutil.copytree(target, finished, copy_function=os.link)
+    else:
+        shutil.rmtree(place, ignore_errors=True)
+    return f"done in {time.time() - started:.1f} s: {target}"
 
 
 def build_folder_of(order: dict[str, Any]) -> Path:
