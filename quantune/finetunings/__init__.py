@@ -26,6 +26,10 @@ class Finetuning(Recipe):
     version: ClassVar[int] = 3
     seeded: ClassVar[bool] = True
     settings: ClassVar[frozenset[str]] = frozenset({"save_every"})
+    numbers: ClassVar[tuple[str, ...]] = (
+        *("parameters", "trainable_parameters", "total_parameters", "steps", "examples", "steps_per_second"),
+        *("train_loss", "mean_train_loss", "validation_loss", "train_loss.step*", "validation_loss.step*"),
+    )
 
     dataset: str
     """Name of the dataset to train on."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantune.core.errors import ConfigError, listed, nearest
-from quantune.planning import chains
+from quantune.planning import chains, expected
 from quantune.sources import origins, selection
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def problems(config: Config) -> list[str]:
     lines += unusable.values()
     good_models = {name for name in config.models if f"models.{name}" not in unusable and config.config_available(name)}
     lines += [*_chains(config, good_models), *_evaluations(config, good_models), *_recordings(config, good_models)]
-    lines += [*_benchmark(config, good_models), *_expected(config)]
+    lines += [*_benchmark(config, good_models), *expected.problems(config, good_models)]
     return list(dict.fromkeys(lines))
 
 
@@ -236,21 +236,3 @@ def _benchmark(config: Config, good_models: set[str]) -> Iterator[str]:
         else:
             reason = f"{longest} tokens with 'new_tokens', and {limit}"
             yield f"benchmark.prompt_lengths: the longest makes {reason}; lower one of the two"
-
-
-def _expected(config: Config) -> Iterator[str]:
-    """Yield the problems with the evaluations and variants of the published values."""
-    try:
-        variants = [chains.parse(text, config) for text in chains.expand(config.variants)]
-    except ConfigError:
-        return  # `_chains` yields this error
-    evaluated = {str(item) for variant in variants for item in (*variant.ancestors, variant)}
-    known = [name for name, entry in config.evaluations.items() if entry.kind == "perplexity"]
-    for number, entry in enumerate(config.expected):
-        if entry.evaluation not in known:
-            hint = f"allowed: {listed(known)}{nearest(entry.evaluation, known)}"
-            yield f"expected.{number}.evaluation: '{entry.evaluation}' is not a perplexity evaluation; {hint}"
-        for name in entry.values:
-            if name not in evaluated:
-                hint = f"add it to 'variants' or leave it out{nearest(name, evaluated)}"
-                yield f"expected.{number}.values: '{name}' is not one of the variants or their ancestors; {hint}"

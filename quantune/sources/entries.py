@@ -73,6 +73,7 @@ class Model(External):
     """Where a model comes from."""
 
     settings: ClassVar[frozenset[str]] = frozenset({"path", "hub", "revision"})
+    numbers: ClassVar[tuple[str, ...]] = ("parameters",)
 
     path: str | None = None
     """Folder in Hugging Face layout (config.json, tokenizer, safetensors or pytorch_model.bin); may hold environment

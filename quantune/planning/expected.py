@@ -1,0 +1,79 @@
+"""The published numbers of a configuration: whether the report will have a measured number beside each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from quantune.artefacts.record import RUN_NUMBERS
+from quantune.core.errors import ConfigError, listed, nearest
+from quantune.planning import chains
+
+if TYPE_CHECKING:
+    from quantune.planning.config import Config, Expected
+
+MERGED = ("parameters", "relative_distance_from_unmerged")
+"""Numbers that the stage `merge` records."""
+
+
+def problems(config: Config, good_models: set[str]) -> Iterator[str]:
+    """Yield the problems with the evaluations, numbers and variants of the published values."""
+    try:
+        variants = [chains.parse(text, config) for text in chains.expand(config.variants)]
+    except ConfigError:
+        return  # `checks` yields this error
+    listed_names = {str(variant) for variant in variants}
+    evaluated = {str(item): item for variant in variants for item in (*variant.ancestors, variant)}
+    for number, entry in enumerate(config.expected):
+        where = f"expected.{number}"
+        if entry.evaluation:
+            yield from _evaluation(config, entry, where)
+        for name in entry.values:
+            if name not in evaluated:
+                hint = f"add it to 'variants' or leave it out{nearest(name, evaluated)}"
+                yield f"{where}.values: '{name}' is not one of the variants or their ancestors; {hint}"
+            elif evaluated[name].model not in good_models:
+                continue
+            elif entry.evaluation in config.evaluations:
+                if entry.evaluation not in config.evaluations_of(evaluated[name].model):
+                    track = config.track(evaluated[name].model)
+                    yield f"{where}.values: '{name}' is a {track} model, which '{entry.evaluation}' does not evaluate"
+            elif not entry.evaluation:
+                known = of_variant(config, evaluated[name], benchmarked=name in listed_names | set(config.models))
+                if not _known(entry.number, known):
+                    yield f"{where}.number: '{entry.number}' is not a number of '{name}'; {_allowed(entry, known)}"
+
+
+def of_variant(config: Config, variant: chains.Variant, benchmarked: bool) -> list[str]:
+    """Return the names of a variant's own numbers; `*` stands for any text."""
+    step = variant.steps[-1] if variant.steps else None
+    recipe = getattr(config, f"{step.kind}s", {}).get(step.name) if step else config.models[variant.model]
+    names = ["size_bytes", *(recipe.numbers if recipe else MERGED), *RUN_NUMBERS]
+    if variant.quantized:
+        names.append("bits_per_weight")
+    if config.benchmark and benchmarked:
+        names += config.benchmark.names(config.track(variant.model))
+    return list(dict.fromkeys(names))
+
+
+def _evaluation(config: Config, entry: Expected, where: str) -> Iterator[str]:
+    """Yield the problem with the evaluation of an entry, or with the name of its number."""
+    known = [name for name, item in config.evaluations.items() if entry.number or item.numbers]
+    if entry.evaluation not in known:
+        what = "an evaluation" if entry.number else "an evaluation with a leading number"
+        hint = f"allowed: {listed(known)}{nearest(entry.evaluation, known)}"
+        yield f"{where}.evaluation: '{entry.evaluation}' is not {what}; {hint}"
+    elif entry.number:
+        names = [*config.evaluations[entry.evaluation].numbers, *RUN_NUMBERS]
+        if entry.number not in names:
+            what = f"a number of the evaluation '{entry.evaluation}'"
+            yield f"{where}.number: '{entry.number}' is not {what}; {_allowed(entry, names)}"
+
+
+def _known(number: str, names: list[str]) -> bool:
+    return "*" not in number and any(fnmatchcase(number, name) for name in names)
+
+
+def _allowed(entry: Expected, names: list[str]) -> str:
+    return f"allowed: {listed(names)}{nearest(entry.number, names)}"
