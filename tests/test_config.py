@@ -125,7 +125,7 @@ SINGLE = [
     ("models.opt.path", DROP, "models.opt", ["give exactly one of path, hub; found none"]),
     ("models.opt.hub", "a/b", "models.opt", ["give exactly one of path, hub; found path and hub"]),
     ("models.opt.revision", "v1", "models.opt", ["'revision' belongs to 'hub'; leave it out"]),
-    ("datasets.news.path", DROP, "datasets.news", ["give exactly one of path, hub, urls; found none"]),
+    ("datasets.news.path", DROP, "datasets.news", ["give exactly one of path, hub, urls, texts; found none"]),
     ("datasets.web", {"urls": {"a/b.txt": FILE}}, "datasets.web.urls.a/b.txt", ["is not a file name; give one"]),
     ("datasets.web", {"urls": {"b.txt": "https://x.org/b"}}, "datasets.web.urls.b.txt", ["keys and values expected"]),
     ("datasets.web", {"urls": {"b.txt": FILE | {"url": "x.org"}}}, "datasets.web.urls.b.txt.url", ["is not a URL"]),

@@ -21,7 +21,7 @@ SPECIAL = 8
 
 def problems(config: Config) -> list[str]:
     """Return every problem, each once."""
-    lines = [*_work(config), *_names(config), *_references(config), *_translations(config), *_splits(config)]
+    lines = [*_work(config), *_names(config), *_references(config), *_unread(config), *_splits(config)]
     unusable = dict(_paths(config))
     lines += unusable.values()
     good_models = {name for name in config.models if f"models.{name}" not in unusable and config.config_available(name)}
@@ -70,14 +70,19 @@ def _references(config: Config) -> Iterator[str]:
                     yield f"{section}.{name}.{field}: '{value}' is not a {noun}; {hint}"
 
 
-def _translations(config: Config) -> Iterator[str]:
-    """Yield the recipes that translate although their dataset has no translations."""
+def _unread(config: Config) -> Iterator[str]:
+    """Yield the recipes that read their dataset in a way that it does not allow: translations, draws of text."""
     for section in ("finetunings", "evaluations"):
         for name, entry in getattr(config, section).items():
             dataset = config.datasets.get(getattr(entry, "dataset", None))
             if getattr(entry, "task", None) == "translate" and not getattr(dataset, "translation", True):
                 reason = f"needs 'translation' of the dataset '{entry.dataset}': the column to write"
                 yield f"{section}.{name}.task: 'translate' {reason}"
+    for name, entry in config.quantizations.items():
+        dataset = config.datasets.get(getattr(entry, "dataset", None))
+        if dataset and dataset.track == "speech" and entry.draw != "blocks":
+            problem = f"'{entry.draw}' is for text, and '{entry.dataset}' is speech"
+            yield f"quantizations.{name}.draw: {problem}; leave it out"
 
 
 def _splits(config: Config) -> Iterator[str]:
@@ -88,6 +93,10 @@ def _splits(config: Config) -> Iterator[str]:
             yield f"datasets.{name}.splits: give all splits as files, or all as shares"
         if shares and sum(shares.values()) > 1 + 1e-9:
             yield f"datasets.{name}.splits: the shares add up to {sum(shares.values()):g}; at most 1 is allowed"
+        for split in dataset.sample:
+            if split not in dataset.split_names():
+                hint = f"allowed: {listed(dataset.split_names())}{nearest(split, dataset.split_names())}"
+                yield f"datasets.{name}.sample: '{split}' is not one of its splits; {hint}"
         if leaks != "none" and "train" not in dataset.split_names():
             yield f"datasets.{name}.remove_leaks: needs a split named 'train' to compare with"
 
