@@ -1,5 +1,7 @@
 """Fine-tune a checkpoint: load it, add the trainable weights, run the training loop, save the trained weights."""
 
+from functools import partial
+
 from quantune.artefacts import job
 from quantune.planning import config
 
@@ -8,16 +10,18 @@ def train(order, inputs, folder, scratch):
     import peft  # noqa: F401 (this takes seconds; do it before the job takes the GPU)
 
     from quantune.data import examples
-    from quantune.finetunings.training import loop, loss
+    from quantune.finetunings.training import loop, loss, precision
     from quantune.models import adapters, loading
 
     (parent,), (prepared,) = inputs["parent"], inputs["data"]
     recipe, seed = config.recipe_and_seed(config.AnyFinetuning, order)
     splits = (recipe.train_split, recipe.validation_split)
+    form = {"task": recipe.task, "packing": recipe.packing, "end_of_text": recipe.end_of_text}
     data, validation = (
-        examples.read(prepared, split, parent, recipe.length, recipe.task) if split else None for split in splits
+        examples.read(prepared, split, parent, recipe.length, **form) if split else None for split in splits
     )
-    model = loading.model([parent], recipe.precision)
+    quantized = loading.quantization_method(parent) is not None
+    model = loading.model([parent], precision.loaded_dtype(recipe, quantized))
     model.config.use_cache = False
     model = recipe.prepare(model, seed)
     if recipe.gradient_checkpointing:
@@ -26,9 +30,11 @@ def train(order, inputs, folder, scratch):
     print(f"training {trainable:,} of {total:,} parameters ({trainable / total:.4%}) on {len(data)} examples")
 
     with loss.fused(model):
-        facts = loop.train(model, recipe, seed, data, validation, folder, scratch)
+        store = partial(recipe.save, model, parent)
+        facts = loop.train(model, recipe, seed, data, validation, folder, scratch, store)
     recipe.save(model, parent, folder)
     predicted = sum((order["predicted"] or {}).values()) or None
+    facts |= {} if recipe.packing or not hasattr(data, "cut") else {"documents_cut": data.cut}
     return facts | {"trainable_parameters": trainable, "total_parameters": total, "estimated_bytes": predicted}
 
 

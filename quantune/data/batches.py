@@ -24,8 +24,8 @@ class Data(Protocol):
     def batch(self, examples: list[int]) -> "dict[str, torch.Tensor]":
         """Return the arguments of the model's forward pass for some examples, `labels` among them."""
 
-    def batches(self, size: int) -> "Iterator[dict[str, torch.Tensor]]":
-        """Yield all examples with labels, `size` in each batch."""
+    def batches(self, size: int, most: int | None = None) -> "Iterator[dict[str, torch.Tensor]]":
+        """Yield the first `most` examples, or all, with labels, `size` in each batch."""
 
     def inputs(self, chosen: list[int]) -> "Iterator[dict[str, torch.Tensor]]":
         """Yield some examples as a model's inputs, without labels and without padding."""

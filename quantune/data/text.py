@@ -11,7 +11,7 @@ import numpy
 import pyarrow
 
 from quantune.core.errors import QuantuneError, listed, nearest
-from quantune.data.batches import BATCH_TOKENS
+from quantune.data.batches import BATCH_TOKENS, IGNORED
 
 
 @dataclass
@@ -163,10 +163,101 @@ class Blocks:
         tokens = torch.from_numpy(self.blocks[examples])
         return {"input_ids": tokens, "labels": tokens}
 
-    def batches(self, size: int) -> Iterator[dict[str, Any]]:
-        """Yield all blocks with labels, `size` in each batch."""
-        for first in range(0, len(self), size):
-            yield self.batch(list(range(first, min(first + size, len(self)))))
+    def batches(self, size: int, most: int | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the first `most` blocks, or all, with labels, `size` in each batch."""
+        count = min(len(self), most or len(self))
+        for first in range(0, count, size):
+            yield self.batch(list(range(first, min(first + size, count))))
+
+
+class Documents:
+    """Documents of a split as examples, one by one: each is a text of its own. A batch is padded on the right to its
+    longest document; see `batches.Data`.
+    """
+
+    unit = "documents"
+
+    def __init__(self, prepared: Path, split: str, tokenizer, length: int, end_of_text: bool):
+        """Read a split.
+
+        Args:
+            prepared: the folder of the prepared dataset.
+            split: its split.
+            tokenizer: of the model; its tokens that begin a text, such as `<s>`, begin each document.
+            length: the most tokens of an example; the rest of a longer document is left out.
+            end_of_text: whether the end-of-text token follows each document.
+
+        Raises:
+            QuantuneError: if no document has two tokens, or the tokenizer lacks the end-of-text token.
+        """
+        end = tokenizer.eos_token_id
+        if end_of_text and end is None:
+            raise QuantuneError("the tokenizer has no end-of-text token; take 'end_of_text: false'")
+        self.before, self.length = numpy.array(beginning(tokenizer), "int64"), length
+        self.after = numpy.array([end] if end_of_text else [], "int64")
+        self.padding = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.ids, self.starts = column(prepared, split, "ids")
+        whole = numpy.diff(self.starts)
+        sizes = numpy.minimum(whole + len(self.before) + len(self.after), length)
+        self.numbers = numpy.flatnonzero((whole > 0) & (sizes > 1))
+        self.sizes = sizes[self.numbers]
+        self.cut = int((whole + len(self.before) + len(self.after) > length).sum())
+        if not len(self):
+            raise QuantuneError(f"split '{split}': no document has two tokens; there is nothing to predict")
+        if self.cut:
+            print(f"{split}: {self.cut} of {len(self)} documents are longer than {length} tokens and were cut")
+        if short := len(whole) - len(self):
+            print(f"{split}: left out {short} documents of fewer than two tokens")
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def example(self, number: int) -> numpy.ndarray:
+        """Return the token ids of a document, int64."""
+        begin, end = self.starts[self.numbers[number] :][:2]
+        return numpy.concatenate([self.before, self.ids[begin:end], self.after])[: self.length]
+
+    def content(self, number: int) -> bytes:
+        """Return the bytes that identify a document."""
+        return self.example(number).astype("<i8").tobytes()
+
+    def lengths(self) -> list[int]:
+        """Return the tokens in each document."""
+        return self.sizes.tolist()
+
+    def tokens(self, chosen: list[int]) -> int:
+        """Return the tokens in some of the documents."""
+        return int(self.sizes[chosen].sum())
+
+    def labels(self, chosen: list[int]) -> int:
+        """Return the labels of some of the documents: each token but the first is predicted."""
+        return self.tokens(chosen) - len(chosen)
+
+    def inputs(self, chosen: list[int]) -> Iterator[dict[str, Any]]:
+        """Yield some of the documents as a model's inputs, one in each batch."""
+        import torch
+
+        for number in chosen:
+            yield {"input_ids": torch.from_numpy(self.example(number))[None]}
+
+    def batch(self, examples: list[int]) -> dict[str, Any]:
+        """Return input_ids, attention_mask (0: padding) and labels, each of shape (examples, longest), int64."""
+        import torch
+
+        shape = len(examples), int(self.sizes[examples].max())
+        tokens, labels = torch.full(shape, self.padding), torch.full(shape, IGNORED)
+        mask = torch.zeros(shape, dtype=torch.int64)
+        for row, number in enumerate(examples):
+            ids = torch.from_numpy(self.example(number))
+            tokens[row, : len(ids)], mask[row, : len(ids)] = ids, 1
+            labels[row, 1 : len(ids)] = ids[1:]  # nothing predicts the first token
+        return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+
+    def batches(self, size: int, most: int | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the first `most` documents, or all, with labels, in batches of similar length."""
+        order = sorted(range(min(len(self), most or len(self))), key=self.sizes.__getitem__)
+        for first in range(0, len(order), size):
+            yield self.batch(order[first : first + size])
 
 
 def require_length(config, length: int) -> None:

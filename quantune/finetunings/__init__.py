@@ -4,8 +4,9 @@ A method module defines one or more `Finetuning` recipes. To add a method, add a
 itself (`quantune.finetunings.training.loop`) is the same for all.
 """
 
+from math import ceil
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -37,6 +38,8 @@ class Finetuning(Recipe):
     """Split of the dataset to train on."""
     validation_split: str | None = "validation"
     """Split of the dataset for the validation loss during training; null: no validation loss."""
+    max_validation: int | None = Field(default=None, gt=0, le=MANY)
+    """Number of validation examples, from the first; null: all."""
     steps: int | None = Field(default=None, gt=0, le=MANY)
     """Optimizer steps; give either this or `epochs`."""
     epochs: float | None = Field(default=None, gt=0, le=1_000_000)
@@ -48,6 +51,14 @@ class Finetuning(Recipe):
     length: int = Field(default=512, gt=1, le=LONGEST)
     """Tokens in one training sequence; documents are joined by the end-of-text token and cut at this length. Speech has
     the length of its transcripts."""
+    packing: bool = True
+    """For text: join documents and cut them into sequences of `length` tokens. false: each document is one example of
+    at most `length` tokens (the rest is left out); a batch is padded to its longest, and the loss ignores the padding.
+    Memory is estimated for `length`."""
+    end_of_text: bool = True
+    """With `packing: false`: append the end-of-text token to each document, so that the model learns to end."""
+    group_by_length: bool = True
+    """Put examples of similar length into a batch, so that there is little padding; false: in random order."""
     task: Literal["transcribe", "translate"] = "transcribe"
     """For speech models: write a transcript, or an English translation if the data has one."""
     learning_rate: float = Field(default=2e-4, gt=0, le=1)
@@ -56,18 +67,31 @@ class Finetuning(Recipe):
     """How the learning rate falls to zero after the warm-up."""
     warmup_steps: int = Field(default=0, ge=0, le=MANY)
     """Optimizer steps over which the learning rate rises from zero."""
+    warmup_ratio: float | None = Field(default=None, ge=0, le=1)
+    """The same as a share of all steps, rounded up; give either this or `warmup_steps`."""
     weight_decay: float = Field(default=0.0, ge=0, le=100)
     """Decoupled weight decay of AdamW."""
     max_gradient_norm: float = Field(default=1.0, gt=0, le=1e9)
     """Gradients are scaled down to at most this L2 norm."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the frozen weights and the computation; adapters are always trained in float32."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Dtype of the frozen weights and the computation; adapters are always trained in float32. float16 is mixed
+    precision: norms, and all weights of a quantized model that are not packed, stay float32; the loss is scaled so that
+    small gradients do not vanish, and steps whose gradients overflow are skipped and counted."""
     compile: bool = False
     """Compile the layers (torch.compile): faster on a GPU, after about a minute."""
-    evaluate_every: int = Field(default=50, gt=0, le=MANY)
-    """Optimizer steps between two points of the loss curves."""
+    evaluate_every: Annotated[int, Field(gt=0, le=MANY, strict=True)] | Literal["epoch"] = 50
+    """Optimizer steps between two points of the loss curves, or epoch: a point at the end of each epoch. The last step
+    has one always."""
+    log_every: int | None = Field(default=None, gt=0, le=MANY)
+    """Optimizer steps between two points of the training loss; null: those of `evaluate_every`."""
+    keep: Literal["last", "best"] = "last"
+    """Which trained weights are the result: those of the last step, or those of the point with the lowest validation
+    loss."""
+    keep_checkpoints: int = Field(default=0, ge=0, le=1000)
+    """Trained weights of so many points of the validation loss stay in folders `checkpoint-STEP` of the result, the
+    newest; the last step is the result itself."""
     save_every: int = Field(default=50, gt=0, le=MANY)
     """Optimizer steps between two saved states; a killed job loses at most this many steps."""
 
@@ -76,6 +100,25 @@ class Finetuning(Recipe):
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either 'steps' or 'epochs', not both and not neither")
         return self
+
+    @model_validator(mode="after")
+    def _keys_fit(self):
+        if self.warmup_ratio is not None and self.warmup_steps:
+            raise ValueError("give either 'warmup_steps' or 'warmup_ratio', not both")
+        if self.keep == "best" and self.validation_split is None:
+            raise ValueError("'keep: best' needs a validation loss; give 'validation_split', or take 'keep: last'")
+        if self.packing and not self.end_of_text:
+            raise ValueError("'end_of_text: false' needs 'packing: false'; joined documents are divided by this token")
+        return self
+
+    def total_steps(self, examples: int) -> int:
+        """Return the optimizer steps of a training on this number of examples."""
+        per_step = self.batch_size * self.gradient_accumulation
+        return self.steps or max(1, ceil(self.epochs * examples / per_step))
+
+    def warmup(self, steps: int) -> int:
+        """Return the optimizer steps of the warm-up, of all steps."""
+        return self.warmup_steps if self.warmup_ratio is None else ceil(self.warmup_ratio * steps)
 
     def unsuitable(self, config: dict[str, Any]) -> str | None:
         """Return why this recipe cannot train a model with this config.json (".key: why", or ": why"), or None."""

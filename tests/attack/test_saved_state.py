@@ -22,6 +22,10 @@ class Setting:
         self.schedule.step()
         self.optimizer.zero_grad()
 
+    def parts(self) -> dict:
+        """Return what has a state beside the weights."""
+        return {"optimizer": self.optimizer, "schedule": self.schedule}
+
     def values(self) -> list:
         """Return the weights as plain numbers."""
         return [value.tolist() for value in self.trained.values()]
@@ -30,19 +34,19 @@ class Setting:
 @pytest.fixture
 def saved(tmp_path):
     """A state in the folder, saved by the recipe A."""
-    from quantune.finetunings.training import loop
+    from quantune.finetunings.training import state
 
     setting = Setting()
     setting.step()
-    loop.save(tmp_path, loop.Progress(step=1), *vars(setting).values(), "A")
+    state.save(tmp_path, state.Progress(step=1), setting.trained, setting.parts(), "A")
     return setting
 
 
 def restore(folder, setting, made_by="A"):
     """Restore the state of a folder."""
-    from quantune.finetunings.training import loop
+    from quantune.finetunings.training import state
 
-    return loop.restore(folder, *vars(setting).values(), made_by)
+    return state.restore(folder, setting.trained, setting.parts(), made_by)
 
 
 def other_torch_file(path) -> None:

@@ -7,11 +7,10 @@ bits as an uninterrupted one. The data order follows from seed and epoch alone.
 """
 
 import csv
-import hashlib
+import itertools
 import math
-import os
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +21,12 @@ from transformers import get_scheduler
 from quantune.core.errors import QuantuneError
 from quantune.data.batches import IGNORED, Data
 from quantune.finetunings import Finetuning
-from quantune.finetunings.training.precision import compile_layers, keep_masters
+from quantune.finetunings.training import precision
+from quantune.finetunings.training.kept import Checkpoints
+from quantune.finetunings.training.state import Progress, copied, restore, save, take
 
 GROUPED = 16  # batches whose examples are sorted by length together: little padding, but a random order
-CHECKSUM = 32  # bytes of the SHA-256 before a saved state
 COLUMNS = ("step", "examples", "learning_rate", "train_loss", "validation_loss")
-
-
-@dataclass
-class Progress:
-    """The part of a saved state that is neither weights nor optimizer."""
-
-    step: int = 0
-    curves: list[dict[str, float | int | None]] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    """Training losses since the last point of the curves."""
 
 
 def train(
@@ -47,8 +37,9 @@ def train(
     validation: Data | None,
     folder: Path,
     scratch: Path,
+    store: Callable[[Path], None] | None = None,
 ) -> dict[str, Any]:
-    """Train the model in place; write `curves.csv`.
+    """Train the model in place; write `curves.csv`, and checkpoints if the recipe keeps them.
 
     Args:
         model: only its parameters that require gradients are trained.
@@ -58,31 +49,34 @@ def train(
         validation: the examples of the validation loss; None: no validation loss.
         folder: where `curves.csv` is written.
         scratch: where the state is saved; if it holds one, training resumes from it.
+        store: saves the trained weights into a folder; needed if the recipe keeps checkpoints.
 
     Returns:
-        Steps, trainable and total parameters, losses; under "run" the numbers that vary from run to run.
+        Steps, epochs and losses, in float16 the skipped steps; under "run" the numbers that vary from run to run.
 
     Raises:
         QuantuneError: if the loss is no longer finite.
     """
-    if recipe.precision != "float32":
-        keep_masters(model)
+    precision.prepare(model, recipe)
     if recipe.compile:
-        compile_layers(model)
+        precision.compile_layers(model)
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     per_step = recipe.batch_size * recipe.gradient_accumulation
-    steps = recipe.steps or max(1, math.ceil(recipe.epochs * len(data) / per_step))
-    order = Order(len(data), seed, data.lengths(), recipe.batch_size)
+    steps = recipe.total_steps(len(data))
+    order = Order(len(data), seed, data.lengths() if recipe.group_by_length else None, recipe.batch_size)
     options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     optimizer = torch.optim.AdamW(trained.values(), **options, fused=next(iter(trained.values())).is_cuda)
     shape = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
-    schedule = get_scheduler(shape, optimizer, recipe.warmup_steps, steps)
+    schedule = get_scheduler(shape, optimizer, recipe.warmup(steps), steps)
+    scaler = precision.scaler(model, recipe)
+    parts = {"optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     made_by = f"{recipe.identity()}, seed {seed}, {steps} steps, {len(data)} examples"
-    progress = restore(scratch, trained, optimizer, schedule, made_by) or Progress()
-    resumed, started = progress.step, time.time()
+    progress = restore(scratch, trained, parts, made_by) or Progress()
+    resumed, started, checkpoints = progress.step, time.time(), Checkpoints(scratch, recipe.keep_checkpoints)
     if resumed:
         print(f"resuming from step {resumed} of {steps}")
     else:
+        checkpoints.clear()
         progress.curves.append(_point(0, 0, schedule, None, mean_loss(model, validation, recipe)))
         torch.manual_seed(seed)
     model.train()
@@ -94,42 +88,69 @@ def train(
         labels = data.labels(examples)
         for first in range(0, per_step, recipe.batch_size):
             chosen = examples[first : first + recipe.batch_size]
-            parts = labels / data.labels(chosen)  # so that each label of the step weighs the same
-            value = model(**_placed(data.batch(chosen), model)).loss
-            (value / parts).backward()
-            loss += value.detach() / parts
+            share = labels / data.labels(chosen)  # so that each label of the step weighs the same
+            value = _loss(model, data.batch(chosen), recipe)
+            scaler.scale(value / share).backward()
+            loss += value.detach() / share
+        scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(trained.values(), recipe.max_gradient_norm)
-        optimizer.step()
-        schedule.step()
+        if precision.step(scaler, optimizer):
+            schedule.step()
+        else:
+            progress.skipped += 1
         optimizer.zero_grad(set_to_none=True)
         progress.step += 1
         losses.append(loss)
         last = progress.step == steps
-        measured = last or progress.step % recipe.evaluate_every == 0
+        measured = last or _due(recipe.evaluate_every, progress.step, per_step, len(data))
+        logged = measured or (recipe.log_every and progress.step % recipe.log_every == 0)
         saved = not last and progress.step % recipe.save_every == 0
-        _collect(losses, progress, wait=measured or saved)
+        _collect(losses, progress, wait=logged or saved)
         bar.update()
         if progress.losses:
             bar.set_postfix(loss=f"{progress.losses[-1]:.3f}", refresh=False)
-        if measured:
-            held_out = mean_loss(model, validation, recipe)
+        if logged:
+            held_out = mean_loss(model, validation, recipe) if measured else None
             mean = sum(progress.losses) / len(progress.losses)
             progress.curves.append(_point(progress.step, progress.step * per_step, schedule, mean, held_out))
             progress.losses.clear()
             shown = "" if held_out is None else f", validation {held_out:.4f}"
+            shown += f", {progress.skipped} steps skipped so far" if progress.skipped else ""
             tqdm.write(f"step {progress.step}: training loss {mean:.4f}{shown}")
+            if recipe.keep == "best" and measured and held_out < progress.best.get("validation_loss", math.inf):
+                progress.best = {"step": progress.step, "validation_loss": held_out, "trained": copied(trained)}
+            if recipe.keep_checkpoints and measured and not last:
+                checkpoints.add(progress.step, store)
         if saved:
-            save(scratch, progress, trained, optimizer, schedule, made_by)
+            save(scratch, progress, trained, parts, made_by)
     bar.close()
-    write_curves(folder / "curves.csv", progress.curves)
     seconds = max(time.time() - started, 1e-9)
-    return {
+    write_curves(folder / "curves.csv", progress.curves)
+    facts = {"checkpoints": checkpoints.move(folder)} if recipe.keep_checkpoints else {}
+    if progress.best:
+        take(trained, progress.best.pop("trained"))
+        print(f"the weights of step {progress.best['step']} are kept: their validation loss is the lowest")
+        facts["best"] = progress.best
+    if recipe.precision == "float16":
+        print(f"{progress.skipped} of {steps} steps were skipped: a gradient was not finite in float16")
+        facts |= {"skipped_steps": progress.skipped, "loss_scale": scaler.get_scale()}
+    spans = itertools.pairwise(progress.curves)
+    return facts | {
         "steps": steps,
+        "epochs": round(steps * per_step / len(data), 4),
         "examples": steps * per_step,
+        "mean_train_loss": sum((end["step"] - begin["step"]) * end["train_loss"] for begin, end in spans) / steps,
         "train_loss": progress.curves[-1]["train_loss"],
         "validation_loss": progress.curves[-1]["validation_loss"],
         "run": {"steps_per_second": round((steps - resumed) / seconds, 3), "resumed_from_step": resumed},
     }
+
+
+def _due(every: int | str, step: int, per_step: int, examples: int) -> bool:
+    """Return whether a point is due after a step: at each multiple of `every`, or at the end of each epoch."""
+    if every == "epoch":
+        return step * per_step // examples > (step - 1) * per_step // examples
+    return step % every == 0
 
 
 def _collect(losses: list[torch.Tensor], progress: Progress, wait: bool) -> None:
@@ -153,12 +174,18 @@ def mean_loss(model: torch.nn.Module, data: Data | None, recipe: Finetuning) -> 
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
-    for batch in data.batches(recipe.batch_size):
+    for batch in data.batches(recipe.batch_size, recipe.max_validation):
         labels = int((batch["labels"] != IGNORED).sum())
-        total += labels * model(**_placed(batch, model)).loss.item()
+        total += labels * _loss(model, batch, recipe).item()
         count += labels
     model.train(was_training)
     return total / count
+
+
+def _loss(model: torch.nn.Module, batch: dict[str, torch.Tensor], recipe: Finetuning) -> torch.Tensor:
+    """Return the mean loss of the labels of a batch, in nats: a scalar."""
+    with precision.computing(model, recipe):
+        return model(**_placed(batch, model)).loss
 
 
 def _placed(batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -168,74 +195,6 @@ def _placed(batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str,
         name: value.to(first.device, first.dtype if value.is_floating_point() else value.dtype)
         for name, value in batch.items()
     }
-
-
-def save(
-    scratch: Path, progress: Progress, trained: dict[str, torch.Tensor], optimizer, schedule, made_by: str
-) -> None:
-    """Save all that the next step depends on, after its SHA-256; the state on disk is always complete.
-
-    Args:
-        scratch: where the state is saved.
-        progress: steps, curves and losses.
-        trained: name -> trained weights.
-        optimizer: of `torch.optim`.
-        schedule: of the learning rate.
-        made_by: recipe, seed and data as text; `restore` takes only a state of the same ones.
-    """
-    state = {
-        "made_by": made_by,
-        "progress": vars(progress),
-        "trained": {name: value.detach().cpu() for name, value in trained.items()},
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-    partial = scratch / "state.partial"
-    with partial.open("wb+") as file:
-        file.write(bytes(CHECKSUM))
-        torch.save(state, file)
-        file.seek(CHECKSUM)
-        checksum = hashlib.file_digest(file, "sha256").digest()
-        file.seek(0)
-        file.write(checksum)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(scratch / "state.pt")
-
-
-def restore(scratch: Path, trained: dict[str, torch.Tensor], optimizer, schedule, made_by: str = "") -> Progress | None:
-    """Restore the last saved state, and return its progress; None if none is saved, or the saved one cannot be used."""
-    try:
-        state = _read_state(scratch / "state.pt", made_by)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        print(f"the saved state of the training cannot be used ({error}); it begins at step 0")
-        return None
-    with torch.no_grad():
-        for name, value in trained.items():
-            value.copy_(state["trained"][name])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    torch.set_rng_state(state["random"])
-    if state["random_cuda"]:
-        torch.cuda.set_rng_state_all(state["random_cuda"])
-    return Progress(**state["progress"])
-
-
-def _read_state(path: Path, made_by: str) -> dict[str, Any]:
-    """Return a saved state; raises ValueError if it is damaged, or was saved by another recipe."""
-    with path.open("rb") as file:
-        checksum = file.read(CHECKSUM)
-        if checksum != hashlib.file_digest(file, "sha256").digest():
-            raise ValueError("it does not match its checksum")
-        file.seek(CHECKSUM)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    if state["made_by"] != made_by:
-        raise ValueError("another recipe saved it")
-    return state
 
 
 def write_curves(path: Path, curves: list[dict[str, Any]]) -> None:

@@ -26,7 +26,8 @@ def fused(model: torch.nn.Module) -> Iterator[None]:
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     head, config = model.get_output_embeddings(), model.config.get_text_config()
     scaled = any(getattr(config, key, None) for key in SCALED)
-    if model.config.is_encoder_decoder or type(head) is not torch.nn.Linear or head.weight.requires_grad or scaled:
+    plain = type(head) is torch.nn.Linear and not any(value.requires_grad for value in head.parameters())
+    if model.config.is_encoder_decoder or not plain or scaled:
         yield
         return
     own = model.loss_function
@@ -58,7 +59,8 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx, states, weight, bias, targets):
         kept = targets != IGNORED
         count, total = kept.sum(), torch.zeros((), device=states.device)
-        gradient = torch.empty_like(states) if states.requires_grad else None
+        kind = torch.float32 if states.dtype == torch.float16 else states.dtype  # the loss is not scaled yet
+        gradient = torch.empty_like(states, dtype=kind) if states.requires_grad else None
         size = max(1, LOSS_CHUNK // len(weight))
         for first in range(0, len(states), size):
             rows = slice(first, first + size)
@@ -67,11 +69,12 @@ class _CrossEntropy(torch.autograd.Function):
             if gradient is not None:
                 gradient[rows] = (slope / count).to(gradient.dtype)
         ctx.save_for_backward(gradient)
+        ctx.dtype = states.dtype
         return total / count
 
     @staticmethod
     def backward(ctx, slope):
-        return ctx.saved_tensors[0] * slope, None, None, None
+        return (ctx.saved_tensors[0] * slope).to(ctx.dtype), None, None, None
 
 
 def _rows(states, weight, bias, targets, kept, with_slope: bool) -> tuple[torch.Tensor, torch.Tensor | None]:

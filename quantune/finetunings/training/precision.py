@@ -1,6 +1,19 @@
-"""Half-precision training: the model computes in its own dtype, and trained weights are float32."""
+"""Half-precision training: the model computes in 16 bits, and trained weights are float32.
+
+In bfloat16 the whole model computes in its own dtype. float16 has a smaller range, so training in it is mixed
+precision (Micikevicius et al., 2018, arXiv:1710.03740): matrix products in float16; norms, softmax and loss in float32
+(torch.autocast); the loss is multiplied by a scale, and a step whose gradients overflow is skipped and halves the scale
+(torch.amp.GradScaler).
+"""
+
+from contextlib import AbstractContextManager
 
 import torch
+
+from quantune.core.errors import QuantuneError
+from quantune.finetunings import Finetuning
+
+SMALLEST = 2.0**-13  # scale of the loss below which no gradient is small enough for float16
 
 
 class _Master(torch.nn.Linear):
@@ -9,6 +22,48 @@ class _Master(torch.nn.Linear):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         bias = None if self.bias is None else self.bias.to(states.dtype)
         return torch.nn.functional.linear(states, self.weight.to(states.dtype), bias)
+
+
+def loaded_dtype(recipe: Finetuning, quantized: bool) -> str:
+    """Return the dtype in which a checkpoint is loaded for training: of all its weights that are not packed."""
+    return "float32" if quantized and recipe.precision == "float16" else recipe.precision
+
+
+def prepare(model: torch.nn.Module, recipe: Finetuning) -> None:
+    """Let trained layers and norms keep float32 weights in a model that computes in 16 bits."""
+    if recipe.precision == "float32":
+        return
+    keep_masters(model)
+    if recipe.precision == "float16":
+        for module in model.modules():
+            if "norm" in type(module).__name__.lower():
+                module.float()
+
+
+def computing(model: torch.nn.Module, recipe: Finetuning) -> AbstractContextManager:
+    """Return the context of a forward pass."""
+    return torch.autocast(model.device.type, torch.float16, enabled=recipe.precision == "float16")
+
+
+def scaler(model: torch.nn.Module, recipe: Finetuning) -> torch.amp.GradScaler:
+    """Return the scaler of the loss; it changes nothing unless the recipe computes in float16."""
+    return torch.amp.GradScaler(model.device.type, enabled=recipe.precision == "float16")
+
+
+def step(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> bool:
+    """Take an optimizer step; return False if it was skipped because a gradient was not finite.
+
+    Raises:
+        QuantuneError: if gradients overflow whatever the scale of the loss.
+    """
+    before = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    if scaler.get_scale() >= before:
+        return True
+    if scaler.get_scale() < SMALLEST:
+        raise QuantuneError("the gradients overflow float16; lower 'learning_rate', or take 'precision: bfloat16'")
+    return False
 
 
 def keep_masters(model: torch.nn.Module) -> None:
