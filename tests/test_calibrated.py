@@ -354,7 +354,7 @@ def test_too_little_calibration_is_said(data, capsys):
     assert "WARNING: calibrated on 16 samples" in capsys.readouterr().out
 
 
-LENGTHS = {"long-documents": 210, "short-documents": 200, "documents": 204}
+LENGTHS = {"windows": 300, "long-documents": 210, "short-documents": 200, "documents": 204}
 
 
 def documents_of(prepared: Path) -> list[list[int]]:
@@ -377,7 +377,10 @@ def test_samples_of_documents(data, how):
     batches, facts = calibration.draw(recipe, data, 0, PARENT)
     rows = [row for batch in batches for row in batch["input_ids"].tolist()]
     documents = documents_of(data)
-    if how == "long-documents":
+    if how == "windows":
+        stream = text.stream(data, "calibration", loading.tokenizer(PARENT)).ids.tolist()
+        assert len(rows) == 6 == len({place(stream, row) for row in rows} - {None})
+    elif how == "long-documents":
         homes = [[item for item in documents if place(item, row) is not None] for row in rows]
         assert [len(row) for row in rows] == [length] * 6
         assert all(len(home) == 1 for home in homes) and len({str(home) for home in homes}) == 6, "one of each document"
@@ -418,6 +421,8 @@ def test_one_sentence_is_one_sample(tmp_path, tokenizer):
     assert batch["input_ids"].tolist() == [tokenizer(sentence)["input_ids"]]
     assert facts["warnings"] == ["calibrated on 1 sample; fewer than 128 can harm the model"]
     assert len(recipe.probe(PARENT, tmp_path, 0)[1]) == 1
+    with pytest.raises(QuantuneError, match="fewer than one window of 512; lower 'length'"):
+        calibration.draw(calibrated(GPTQ, split="train", length=512, draw="windows"), tmp_path, 0, PARENT)
 
 
 def test_the_draw_is_part_of_the_identity_only_where_it_is_given():

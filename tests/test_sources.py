@@ -82,6 +82,29 @@ def test_a_column_of_rows(write, name, content):
     assert documents(write(name, content), column="quote") == TEXTS
 
 
+def zstandard(content: bytes) -> bytes:
+    """Return a content compressed as two frames, which a file may have."""
+    frames = []
+    for part in (content[:7], content[7:]):
+        sink = pyarrow.BufferOutputStream()
+        with pyarrow.CompressedOutputStream(sink, "zstd") as file:
+            file.write(part)
+        frames.append(sink.getvalue().to_pybytes())
+    return b"".join(frames)
+
+
+def test_rows_and_text_compressed_with_zstandard(write):
+    content = "\n".join(map(json.dumps, ROWS)).encode()
+    assert documents(write("a.jsonl.zst", zstandard(content)), column="quote") == TEXTS
+    assert documents(write("a.txt.zst", zstandard(TEXT.encode()))) == documents(write("a.txt", TEXT))
+    for name, packed, problem in (
+        ("cut.txt.zst", zstandard(TEXT.encode())[:-6], r"cut.txt.zst' is damaged \(Truncated"),
+        ("bad.txt.zst", b"not compressed", r"bad.txt.zst' is not compressed with zstd .*rename it if it is no zstd"),
+    ):
+        with pytest.raises(QuantuneError, match=problem):
+            documents(write(name, packed))
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz"])
 def test_rows_compressed_with_gzip(write, name):
     content = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS)

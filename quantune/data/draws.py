@@ -1,6 +1,6 @@
-"""Draws of calibration samples from single documents, as AutoGPTQ and AutoAWQ make them.
+"""Draws of calibration samples as AutoGPTQ, optimum and AutoAWQ make them: from single documents, or at random places.
 
-Every document begins with the tokens that the tokenizer puts before a text. No document is drawn twice.
+A document begins with the tokens that the tokenizer puts before a text. No document is drawn twice.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ def draw(prepared: Path, split: str, tokenizer, how: str, samples: int, length: 
         prepared: the folder of the prepared dataset.
         split: its split.
         tokenizer: of the model.
-        how: `draw` of the quantization, which describes each: long-documents, short-documents or documents.
+        how: `draw` of the quantization, which describes each, but for blocks.
         samples: the number of documents.
         length: tokens in a sample.
         seed: of the order of the documents, and of the windows' places.
@@ -65,6 +65,8 @@ def draw(prepared: Path, split: str, tokenizer, how: str, samples: int, length: 
     Raises:
         QuantuneError: if no document, or too little text, is fit for the draw.
     """
+    if how == "windows":
+        return _windows(text.stream(prepared, split, tokenizer).ids, split, samples, length, seed)
     values, starts = text.column(prepared, split, "ids")
     begin = text.beginning(tokenizer)
     sizes = numpy.diff(starts) + len(begin)
@@ -92,6 +94,17 @@ def draw(prepared: Path, split: str, tokenizer, how: str, samples: int, length: 
     return Sequences(blocks, len(whole), f"documents of at most {length} tokens")
 
 
-def _place(seed: int, document: int, places: int) -> int:
-    """Return the begin of a document's window, drawn with the seed from so many places."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{document}:window".encode()).digest()) % places
+def _windows(joined: numpy.ndarray, split: str, samples: int, length: int, seed: int) -> Sequences:
+    """Return windows at random places of the joined text, which may overlap."""
+    places = len(joined) - length + 1
+    if places < 1:
+        raise QuantuneError(
+            f"split '{split}' has {len(joined)} tokens, fewer than one window of {length}; lower 'length'"
+        )
+    begins = [_place(seed, number, places) for number in range(samples)]
+    return Sequences([joined[at : at + length].astype("int64") for at in begins], samples, "windows")
+
+
+def _place(seed: int, number: int, places: int) -> int:
+    """Return the begin of a window, drawn with the seed from so many places; `number` is the window's or document's."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{number}:window".encode()).digest()) % places

@@ -28,8 +28,18 @@ class Finetuning(Recipe):
     seeded: ClassVar[bool] = True
     settings: ClassVar[frozenset[str]] = frozenset({"save_every"})
     numbers: ClassVar[tuple[str, ...]] = (
-        *("parameters", "trainable_parameters", "total_parameters", "steps", "examples", "steps_per_second"),
-        *("train_loss", "mean_train_loss", "validation_loss", "train_loss.step*", "validation_loss.step*"),
+        *("parameters", "trainable_parameters", "total_parameters", "base_footprint_bytes"),
+        *(
+            "steps",
+            "epochs",
+            "examples",
+            "steps_per_second",
+            "train_loss",
+            "mean_train_loss",
+            "validation_loss",
+            "train_loss.step*",
+            "validation_loss.step*",
+        ),
     )
 
     dataset: str

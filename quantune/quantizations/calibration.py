@@ -33,11 +33,12 @@ class Calibrated(Packed):
     """Blocks of tokens, or clips; fewer than 128 give a warning."""
     length: int = Field(default=512, gt=1, le=LONGEST)
     """Tokens in one block (2048 in the GPTQ paper). Speech has the length of its transcripts."""
-    draw: Literal["blocks", "long-documents", "short-documents", "documents"] = "blocks"
-    """How samples of text are drawn. blocks: documents are joined by the end-of-text token and cut. long-documents: one
-    random window from each of `samples` documents of at least `length` tokens (GPTQ and AutoGPTQ on C4).
-    short-documents: `samples` documents of at most `length` tokens are joined and cut (AutoAWQ). documents: each
-    document is a sample, its rest after `length` tokens left out (a list of texts in AutoGPTQ)."""
+    draw: Literal["blocks", "windows", "long-documents", "short-documents", "documents"] = "blocks"
+    """How samples of text are drawn. blocks: documents are joined by the end-of-text token and cut. windows: they are
+    joined, and taken at random places, so that samples may overlap (optimum on WikiText-2). long-documents: one random
+    window from each of `samples` documents of at least `length` tokens (GPTQ and AutoGPTQ on C4). short-documents:
+    `samples` documents of at most `length` tokens are joined and cut (AutoAWQ). documents: each document is a sample,
+    its rest after `length` tokens left out (a list of texts in AutoGPTQ)."""
 
     def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
         """Quantize layer by layer; the facts hold the relative output error of each linear layer, from rounding."""

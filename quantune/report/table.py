@@ -49,9 +49,6 @@ def of_variant(report: Report, variant: VariantResult) -> dict[str, float]:
     numbers = {"size_bytes": variant.size_bytes, "bits_per_weight": variant.bits_per_weight}
     numbers |= variant.facts | _of_run(report, variant.path) | {"parameters": variant.parameters}
     numbers |= variant.performance.columns() if variant.performance else {}
-    if variant.curves is not None:
-        steps = variant.curves.step.diff()
-        numbers["mean_train_loss"] = float((variant.curves.train_loss * steps).sum() / steps.sum())
     return {name: value for name, value in numbers.items() if _is_number(value)}
 
 

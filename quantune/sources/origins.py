@@ -13,6 +13,7 @@ from quantune.artefacts.hashes import Hashes
 from quantune.core.errors import ConfigError, QuantuneError
 from quantune.sources import clips, download, selection
 from quantune.sources.lock import Lock
+from quantune.sources.text_files import COMPRESSED
 
 if TYPE_CHECKING:
     from quantune.sources.entries import Dataset, Model
@@ -95,7 +96,7 @@ def dataset_sizes(entry: Dataset, key: str, lock: Lock) -> list[tuple[int, bool]
         sizes = [files[name]["size"] for name in names]
     else:
         sizes = [path.stat().st_size for path in names]
-    return [(size, str(name).endswith((".gz", ".parquet"))) for name, size in zip(names, sizes, strict=True)]
+    return [(size, str(name).endswith((*COMPRESSED, ".parquet"))) for name, size in zip(names, sizes, strict=True)]
 
 
 def dataset(entry: Dataset, key: str, lock: Lock, hashes: Hashes) -> Origin:
