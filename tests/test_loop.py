@@ -1,6 +1,7 @@
 """The training loop: one example a document, float16, points of the curves, which weights are kept."""
 
 import csv
+import json
 import math
 
 import numpy
@@ -14,9 +15,9 @@ from quantune.data import examples, text, tokens
 from quantune.data.batches import IGNORED
 from quantune.finetunings.lora import LoRA
 from quantune.finetunings.training import loop, loss, precision
-from quantune.models import adapters, loading
+from quantune.models import adapters, architecture, loading
 from tests.conftest import OPT
-from tests.test_memory import METHODS
+from tests.test_memory import METHODS, SMALL, built
 
 KEYS = {"method": "lora", "dataset": "any", "rank": 4, "learning_rate": 6e-3, "batch_size": 2}
 SIZES = [9, 30, 5, 17, 2, 24]
@@ -266,3 +267,49 @@ def test_keys_that_do_not_fit_together_are_refused(keys, problem):
 def test_the_warm_up_is_a_number_of_steps_or_a_share_of_them():
     assert LoRA(**KEYS, steps=100, warmup_steps=7).warmup(100) == 7
     assert LoRA(**KEYS, epochs=1, warmup_ratio=0.101).warmup(100) == 11
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype", "bias"),
+    [
+        (None, "float32", "lora_only"),
+        (None, "bfloat16", "all"),
+        ("int8", "float16", "all"),
+        ("nf4", "float16", "lora_only"),
+        ("rtn", "float16", "all"),
+    ],
+)
+def test_biases_are_trained_in_float32_saved_loaded_and_merged(prepared, tmp_path, method, dtype, bias):
+    (base := tmp_path / "base").mkdir()
+    if method:
+        METHODS[method](method=method).quantize(OPT, base)
+    parent = base if method else OPT
+    recipe = LoRA(**KEYS, steps=3, precision=dtype, bias=bias, packing=False)
+    loaded = precision.loaded_dtype(recipe, bool(method))
+    before = dict(loading.model([parent], loaded).state_dict())
+    model, weights, _ = trained(prepared, tmp_path / "out", recipe, dtype=loaded, parent=parent)
+    shape = architecture.read(json.loads((OPT / "config.json").read_text()))
+    total = sum(shape.parameters().values()) + recipe.model_copy(update={"bias": "none"}).trained(shape)
+    assert adapters.parameters(model) == (recipe.trained(shape), total)
+    assert {value.dtype for value in weights} == {torch.float32}
+    adapters.save_adapter(model, tmp_path / "out")
+    again = loading.model([parent, tmp_path / "out"], "float32")
+    kept = dict(again.state_dict())
+    for name, value in model.state_dict().items():
+        if name.endswith(".bias"):
+            plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            changed = bias == "all" or ".base_layer" in name
+            assert torch.equal(kept[name].float(), value.float())
+            assert torch.equal(value.float(), before[plain].float()) is not changed, name
+    whole = loading.model([OPT, tmp_path / "out"], "float32")
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        expected = whole(input_ids=ids).logits
+        merged = adapters.merged(whole)
+        assert (merged(input_ids=ids).logits - expected).norm() / expected.norm() < 1e-5
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_number_of_biases_is_that_of_the_model(name):
+    counted = sum(value.numel() for key, value in built(SMALL[name]).named_parameters() if key.endswith(".bias"))
+    assert architecture.read(SMALL[name]).biases() == counted

@@ -149,6 +149,11 @@ class Finetuning(Recipe):
         """Return the number of parameters that are trained in a model of this shape."""
         raise NotImplementedError
 
+    @property
+    def mixed(self) -> bool:
+        """Whether the model computes in mixed precision: matrix products in 16 bits, weights of norms in float32."""
+        return self.precision == "float16"
+
     def adapts(self, layer: str) -> bool:
         """Return whether a linear layer with this name (`q_proj`) gets trained matrices beside the frozen ones."""
         return False

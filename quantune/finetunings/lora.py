@@ -26,6 +26,9 @@ class LoRA(Finetuning):
     """Dropout on the adapter's input."""
     target_modules: Annotated[list[NonEmpty], Field(min_length=1)] | Literal["all-linear"] = ["q_proj", "v_proj"]
     """Names of the linear layers that get an adapter, or all-linear."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases are trained too: of all the model's layers, or of those with an adapter. They are saved with the
+    adapter, and replace those of the base."""
 
     def unsuitable(self, config: dict[str, Any]) -> str | None:
         """Return why the target modules or the rank do not fit a model with this config.json, or None.
@@ -60,6 +63,10 @@ class LoRA(Finetuning):
         import torch
         from peft import LoraConfig, get_peft_model
 
+        from quantune.models import packed_linear
+
+        if self.bias != "none":
+            packed_linear.train_biases(model)
         torch.manual_seed(seed)
         config = LoraConfig(
             task_type=None if model.config.is_encoder_decoder else "CAUSAL_LM",
@@ -67,19 +74,27 @@ class LoRA(Finetuning):
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=self.target_modules,
+            bias=self.bias,
         )
         return get_peft_model(model, config)
 
     def trained(self, shape: Architecture) -> int:
-        """Return the parameters of two matrices beside each adapted layer: (rank, inputs) and (outputs, rank)."""
-        sizes = (
-            (count, linear.inputs + linear.outputs) for count, linear in shape.linears() if self.adapts(linear.name)
-        )
-        return sum(count * self.rank * size for count, size in sizes)
+        """Return the parameters of two matrices beside each adapted layer, (rank, inputs) and (outputs, rank), and of
+        the trained biases.
+        """
+        adapted = [(count, linear) for count, linear in shape.linears() if self.adapts(linear.name)]
+        own = sum(count * linear.outputs for count, linear in adapted if linear.bias)
+        biases = {"none": 0, "lora_only": own, "all": shape.biases()}[self.bias]
+        return sum(count * self.rank * (linear.inputs + linear.outputs) for count, linear in adapted) + biases
 
     def adapts(self, layer: str) -> bool:
         """Return whether a linear layer with this name gets an adapter."""
         return self.target_modules == "all-linear" or layer in self.target_modules
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the model computes in mixed precision: in float16, or in 16 bits with trained biases."""
+        return super().mixed or (self.precision != "float32" and self.bias != "none")
 
     @property
     def bottleneck(self) -> int:

@@ -113,6 +113,13 @@ class Architecture:
             "head": 0 if self.tied else self.head.inputs * self.head.outputs,
         }
 
+    def biases(self) -> int:
+        """Return the number of biases, those of norms and convolutions included."""
+        norms = sum(layers.count * layers.norm_parameters for layers in self.layers if not layers.rms) // 2
+        final = 0 if self.decoder.rms else self.final_norms // 2
+        convolutions = 2 * self.encoder.width if self.convolutions else 0
+        return self.parameters()["biases"] + norms + final + convolutions
+
 
 def read(config: dict[str, Any]) -> Architecture:
     """Return the shape of a model.

@@ -51,7 +51,7 @@ class PackedLinear(torch.nn.Linear):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Return states @ weightᵀ + bias."""
         if torch.is_grad_enabled():
-            return _Product.apply(states, self)
+            return _Product.apply(states, self, self.bias)
         return self.product(states)
 
     def product(self, states: torch.Tensor) -> torch.Tensor:
@@ -68,13 +68,14 @@ class _Product(torch.autograd.Function):
     """states @ weightᵀ + bias; the layer is kept for the backward pass, and not its dense weights."""
 
     @staticmethod
-    def forward(ctx, states, layer):
+    def forward(ctx, states, layer, bias):
         ctx.layer = layer
         return layer.product(states)
 
     @staticmethod
     def backward(ctx, gradient):
-        return gradient @ ctx.layer.dense(gradient.dtype), None
+        of_bias = gradient.flatten(0, -2).sum(0, dtype=ctx.layer.bias.dtype) if ctx.needs_input_grad[2] else None
+        return gradient @ ctx.layer.dense(gradient.dtype), None, of_bias
 
 
 def _bits_of_unit(bits: int) -> int:
@@ -106,8 +107,15 @@ def keep_packed(model: torch.nn.Module) -> int:
     return len(packed)
 
 
+def train_biases(model: torch.nn.Module) -> None:
+    """Make the biases of packed layers parameters, so that they can be trained."""
+    for layer in model.modules():
+        if isinstance(layer, PackedLinear) and "bias" in layer._buffers and layer.bias is not None:
+            layer.bias = torch.nn.Parameter(layer._buffers.pop("bias"), requires_grad=False)
+
+
 def dense_parameters(model: torch.nn.Module) -> int:
     """Return the number of weights and biases in the packed layers of a model."""
     layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
-    biases = sum(layer.out_features for layer in layers if layer.bias is not None)
+    biases = sum(layer.out_features for layer in layers if layer._buffers.get("bias") is not None)
     return sum(layer.in_features * layer.out_features for layer in layers) + biases

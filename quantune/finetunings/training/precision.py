@@ -1,9 +1,9 @@
 """Half-precision training: the model computes in 16 bits, and trained weights are float32.
 
-In bfloat16 the whole model computes in its own dtype. float16 has a smaller range, so training in it is mixed
-precision (Micikevicius et al., 2018, arXiv:1710.03740): matrix products in float16; norms, softmax and loss in float32
-(torch.autocast); the loss is multiplied by a scale, and a step whose gradients overflow is skipped and halves the scale
-(torch.amp.GradScaler).
+In bfloat16 the whole model computes in its own dtype, unless biases are trained. float16 has a smaller range, so
+training in it is mixed precision (Micikevicius et al., 2018, arXiv:1710.03740): matrix products in float16; norms,
+softmax and loss in float32 (torch.autocast); the loss is multiplied by a scale, and a step whose gradients overflow is
+skipped and halves the scale (torch.amp.GradScaler).
 """
 
 from contextlib import AbstractContextManager
@@ -26,23 +26,36 @@ class _Master(torch.nn.Linear):
 
 def loaded_dtype(recipe: Finetuning, quantized: bool) -> str:
     """Return the dtype in which a checkpoint is loaded for training: of all its weights that are not packed."""
-    return "float32" if quantized and recipe.precision == "float16" else recipe.precision
+    return "float32" if quantized and recipe.mixed else recipe.precision
 
 
 def prepare(model: torch.nn.Module, recipe: Finetuning) -> None:
-    """Let trained layers and norms keep float32 weights in a model that computes in 16 bits."""
+    """Let trained weights, and in mixed precision all norms, be float32 in a model that computes in 16 bits."""
     if recipe.precision == "float32":
         return
     keep_masters(model)
-    if recipe.precision == "float16":
-        for module in model.modules():
-            if "norm" in type(module).__name__.lower():
-                module.float()
+    for module in model.modules() if recipe.mixed else ():
+        if "norm" in type(module).__name__.lower():
+            module.float()
+        if (bias := module._parameters.get("bias")) is not None and bias.requires_grad:
+            bias.data = bias.data.float()
+            if hasattr(module.weight, "quant_state") or hasattr(module.weight, "SCB"):
+                module.__class__ = _keeping_bias(type(module))
+
+
+def _keeping_bias(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
+    """Return a layer of bitsandbytes whose bias stays float32: the layer casts it to the dtype of its input."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return kind.forward(self, states.to(self.bias.dtype)).to(states.dtype)
+
+    return type(kind.__name__, (kind,), {"forward": forward})
 
 
 def computing(model: torch.nn.Module, recipe: Finetuning) -> AbstractContextManager:
     """Return the context of a forward pass."""
-    return torch.autocast(model.device.type, torch.float16, enabled=recipe.precision == "float16")
+    dtype = torch.float16 if recipe.precision == "float16" else torch.bfloat16
+    return torch.autocast(model.device.type, dtype, enabled=recipe.mixed)
 
 
 def scaler(model: torch.nn.Module, recipe: Finetuning) -> torch.amp.GradScaler:
