@@ -12,6 +12,7 @@ from quantune.planning.plan import Plan
 from quantune.report import gather
 from quantune.report import published as report_published
 from tests.reports import write
+from tests.voices import WHISPER
 
 PAPER = "A paper, table 3"
 
@@ -89,6 +90,26 @@ def test_numbers_of_variants_follow_from_their_last_step(published, number, vari
     assert f"expected.0.number: '{number}' is not a number of '{variant}'; allowed: {allowed}" in str(caught.value)
 
 
+def test_an_evaluation_of_the_other_track_is_refused(published):
+    published["models"]["whisper"] = {"path": str(WHISPER)}
+    published["variants"].append("whisper+rtn-w4")
+    published["expected"][0]["values"] = {"whisper": 20.0}
+    with pytest.raises(ConfigError, match=r"0\.values: 'whisper' is a speech model, which 'news' does not eval"):
+        load.load(published)
+
+
+def test_names_are_checked_before_the_hub_is_asked(published):
+    published["models"]["opt"] = {"hub": "a/opt"}
+    published["benchmark"] = {}
+    published["expected"][0] = {"source": PAPER, "number": "footprint_byte", "values": {"opt": 20.0}}
+    with pytest.raises(
+        ConfigError, match=r"'footprint_byte' is not a number of 'opt'; .* did you mean 'footprint_bytes'"
+    ):
+        load.load(published)
+    published["expected"][0]["number"] = "footprint_bytes"
+    assert load.load(published)
+
+
 def test_only_the_report_depends_on_it(published):
     before = Plan(load.load(published))
     published["expected"][0]["values"]["opt"] = 21.0
@@ -158,7 +179,7 @@ def test_what_is_planned_is_in_the_report(finished):
     config = load.load(raw)
     metrics = json.loads((finished.work / "report/metrics.json").read_text())
     for variant in config.evaluated:
-        known = expected.of_variant(config, variant, benchmarked=False)
+        known = expected.of_variant(config, variant, benchmarked=[])
         curves = {name for name in known if "*" in name}
         absent = set(known) - curves - set(metrics[str(variant)])
         assert absent <= {"peak_device_bytes"}, variant

@@ -13,6 +13,7 @@ from quantune.planning import chains
 if TYPE_CHECKING:
     from quantune.planning.config import Config, Expected
 
+TRACKS = ["text", "speech"]
 MERGED = ("parameters", "relative_distance_from_unmerged")
 """Numbers that the stage `merge` records."""
 
@@ -33,27 +34,32 @@ def problems(config: Config, good_models: set[str]) -> Iterator[str]:
             if name not in evaluated:
                 hint = f"add it to 'variants' or leave it out{nearest(name, evaluated)}"
                 yield f"{where}.values: '{name}' is not one of the variants or their ancestors; {hint}"
-            elif evaluated[name].model not in good_models:
                 continue
-            elif entry.evaluation in config.evaluations:
-                if entry.evaluation not in config.evaluations_of(evaluated[name].model):
-                    track = config.track(evaluated[name].model)
-                    yield f"{where}.values: '{name}' is a {track} model, which '{entry.evaluation}' does not evaluate"
-            elif not entry.evaluation:
-                known = of_variant(config, evaluated[name], benchmarked=name in listed_names | set(config.models))
+            track = config.track(evaluated[name].model) if evaluated[name].model in good_models else None
+            if not entry.evaluation:
+                benchmarked = config.benchmark and name in listed_names | set(config.models)
+                known = of_variant(config, evaluated[name], ([track] if track else TRACKS) if benchmarked else [])
                 if not _known(entry.number, known):
                     yield f"{where}.number: '{entry.number}' is not a number of '{name}'; {_allowed(entry, known)}"
+            elif track and track != getattr(config.evaluations.get(entry.evaluation), "track", track):
+                yield f"{where}.values: '{name}' is a {track} model, which '{entry.evaluation}' does not evaluate"
 
 
-def of_variant(config: Config, variant: chains.Variant, benchmarked: bool) -> list[str]:
-    """Return the names of a variant's own numbers; `*` stands for any text."""
+def of_variant(config: Config, variant: chains.Variant, benchmarked: list[str]) -> list[str]:
+    """Return the names of a variant's own numbers; `*` stands for any text.
+
+    Args:
+        config: the configuration.
+        variant: one of its variants, or an ancestor of one.
+        benchmarked: the tracks whose benchmark the variant may have; none, if it is not benchmarked.
+    """
     step = variant.steps[-1] if variant.steps else None
     recipe = getattr(config, f"{step.kind}s", {}).get(step.name) if step else config.models[variant.model]
     names = ["size_bytes", *(recipe.numbers if recipe else MERGED), *RUN_NUMBERS]
     if variant.quantized:
         names.append("bits_per_weight")
-    if config.benchmark and benchmarked:
-        names += config.benchmark.names(config.track(variant.model))
+    for track in benchmarked:
+        names += config.benchmark.names(track)
     return list(dict.fromkeys(names))
 
 
