@@ -18,7 +18,7 @@ from quantune.core.errors import QuantuneError
 from quantune.core.workload import Inference
 from quantune.data.batches import BATCH_TOKENS
 from quantune.finetunings.lora import LoRA
-from quantune.finetunings.training import loss
+from quantune.finetunings.training import loss, precision
 from quantune.finetunings.training.precision import keep_masters
 from quantune.models import architecture, decoding, loading
 from quantune.planning import costs, memory, resources
@@ -161,24 +161,44 @@ def test_the_cache_has_the_bytes_that_are_predicted(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "keys",
     [{}, {"target_modules": "all-linear"}, {"gradient_checkpointing": True}],
     ids=str,
 )
-def test_training_keeps_the_tensors_that_are_predicted(name, precision, keys):
-    recipe = lora(precision=precision, **keys)
+def test_training_keeps_the_tensors_that_are_predicted(name, dtype, keys):
+    recipe = lora(precision=dtype, **keys)
     estimate = memory.training(SMALL[name], [], recipe)
-    states = Pass(architecture.read(SMALL[name]), 4, 128, precision).hidden(architecture.read(SMALL[name]).decoder)
+    states = Pass(architecture.read(SMALL[name]), 4, 128, dtype).hidden(architecture.read(SMALL[name]).decoder)
     predicted = estimate.terms["activations"] + states  # the loss keeps the gradient of the last hidden states
     assert predicted == pytest.approx(kept_for_backward(SMALL[name], recipe), rel=0.02)
 
 
-def kept_for_backward(config: dict, recipe: LoRA) -> int:
+@pytest.mark.parametrize("keys", [{}, {"target_modules": "all-linear"}], ids=str)
+@pytest.mark.parametrize("base", ["opt", "llama", "nf4", "rtn"])
+def test_training_in_float16_keeps_the_tensors_that_are_predicted(base, keys, tmp_path):
+    """The model is not quantized, or its weights that are not packed are float32."""
+    recipe, steps, model = lora(precision="float16", length=64, **keys), [], None
+    config = SMALL.get(base) or json.loads((OPT / "config.json").read_text())
+    if base in METHODS:
+        steps = [METHODS[base](method=base)]
+        steps[0].quantize(OPT, tmp_path)
+        model = loading.model([tmp_path], precision.loaded_dtype(recipe, quantized=True))
+    estimate, shape = memory.training(config, steps, recipe), architecture.read(config)
+    last = Pass(shape, 4, 64, "float32").hidden(shape.decoder)  # the last norm returns float32
+    predicted = estimate.terms["activations"] + last
+    assert predicted == pytest.approx(kept_for_backward(config, recipe, model), rel=0.01)
+
+
+def kept_for_backward(config: dict, recipe: LoRA, model=None) -> int:
     """Return the bytes of all that autograd keeps in one forward pass, the model's own tensors left out."""
-    model = recipe.prepare(built(config, dtype=getattr(torch, recipe.precision)), 0).train()
+    model = recipe.prepare(model or built(config, dtype=getattr(torch, recipe.precision)), 0).train()
     model.config.use_cache = False
+    precision.prepare(model, recipe)
+    for module in model.modules() if recipe.mixed else ():
+        if type(module) is torch.nn.LayerNorm:  # as torch.autocast does on a GPU
+            module.register_forward_pre_hook(lambda _, states: (states[0].float(),))
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
@@ -190,10 +210,9 @@ def kept_for_backward(config: dict, recipe: LoRA) -> int:
             kept[storage.data_ptr()] = storage
         return tensor
 
-    if recipe.precision != "float32":
-        keep_masters(model)
     tokens = torch.randint(config["vocab_size"], (recipe.batch_size, recipe.length))
-    with loss.fused(model), saved_tensors_hooks(pack, lambda tensor: tensor):
+    hooks = saved_tensors_hooks(pack, lambda tensor: tensor)
+    with loss.fused(model), hooks, precision.computing(model, recipe):
         model(input_ids=tokens, labels=tokens)
     return sum(storage.nbytes() for storage in kept.values())
 

@@ -39,6 +39,8 @@ class Training:
     """Tokens in each sequence."""
     recomputed: bool = False
     """Whether activations are recomputed in the backward pass (gradient checkpointing)."""
+    mixed: bool = False
+    """Mixed precision: matrix products compute in `dtype`; norms, and a quantized base's other weights, in float32."""
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ class Finetuning(Recipe):
 
     def workload(self) -> Training:
         """Return the workload of training, for estimates of memory."""
-        return Training(self.precision, self.batch_size, self.length, self.gradient_checkpointing)
+        return Training(self.precision, self.batch_size, self.length, self.gradient_checkpointing, self.mixed)
 
 
 def methods() -> list[type[Finetuning]]:

@@ -14,6 +14,10 @@ feed-forward size F and s bytes for a value of the dtype computed in, each layer
   of its own. Between A and B, N·rank·s. In 16 bits also A and B in this dtype.
 - dropout: a mask of one byte a value, after each part of the layer.
 
+In mixed precision (torch.autocast) norms keep a float32 input, attention computes in 16 bits, and each adapted layer
+that reads a float32 tensor, such as the output of a norm, keeps a 16-bit copy of its own. Layers of bitsandbytes return
+the dtype of their input, other linear layers 16 bits.
+
 Adapters are float32 whatever the base is (PEFT's `autocast_adapter_dtype`). In training they compute in the dtype of
 their input (`finetunings/training/precision.py`), in inference in float32.
 """
@@ -25,6 +29,7 @@ from quantune.core.workload import LOSS_CHUNK
 from quantune.finetunings import Finetuning
 from quantune.models.architecture import Architecture, Layers, Linear
 from quantune.quantizations import Quantization
+from quantune.quantizations.packed import Packed
 
 FLOAT = BYTES["float32"]
 
@@ -44,6 +49,8 @@ class Pass:
     """Recipe of the linear layers; None: not quantized."""
     finetuning: Finetuning | None = None
     """Recipe of the adapters; None: no adapters."""
+    mixed: bool = False
+    """Mixed precision: matrix products compute in 16 bits, and `dtype` is that of the hidden states."""
 
     @property
     def size(self) -> int:
@@ -70,16 +77,17 @@ class Pass:
 
     def norm(self, layers: Layers) -> int:
         """Return the bytes that a norm keeps for the backward pass."""
-        per_token = layers.width * FLOAT + FLOAT if layers.rms else layers.width * self.size + 2 * FLOAT
+        per_token = layers.width * (FLOAT if self.mixed else self.size) + 2 * FLOAT
+        per_token = layers.width * FLOAT + FLOAT if layers.rms else per_token
         return self.tokens(layers) * per_token
 
     def saved_for_backward(self, layers: Layers) -> int:
         """Return the bytes that one layer keeps for the backward pass; only adapters are trained."""
-        attention = 2 * (layers.queries + layers.keys) * self.size + layers.heads * FLOAT
-        cross = 2 * layers.queries * self.size + layers.heads * FLOAT if layers.cross else 0
-        feed_forward = (3 if layers.gated else 1) * layers.feed_forward * self.size
+        attention = 2 * (layers.queries + layers.keys) * self._factor + layers.heads * FLOAT
+        cross = 2 * layers.queries * self._factor + layers.heads * FLOAT if layers.cross else 0
+        feed_forward = (3 if layers.gated else 1) * layers.feed_forward * self._output
         masks = layers.norms * layers.width if layers.dropout else 0
-        encoded = 2 * self.batch * self.model.frames * layers.keys * self.size if layers.cross else 0
+        encoded = 2 * self.batch * self.model.frames * layers.keys * self._factor if layers.cross else 0
         per_token = attention + cross + feed_forward + masks
         norms = layers.norms * self.norm(layers)
         return norms + self.tokens(layers) * per_token + encoded + self._linear_inputs(layers)
@@ -98,11 +106,14 @@ class Pass:
             adapted = linear in self._adapted(layers)
             copied = adapted and dropout
             if adapted:
-                total += positions * rank * self.size
-                total += rank * (linear.inputs + linear.outputs) * self.size if self.size != FLOAT else 0
+                total += positions * rank * self._factor
+                total += rank * (linear.inputs + linear.outputs) * self._factor if self._factor != FLOAT else 0
             if copied:
-                total += positions * linear.inputs * (self.size + 1)
-            keeps = (adapted and not copied) or (self.quantization is not None and self.quantization.keeps_inputs)
+                total += positions * linear.inputs * (self._factor + 1)
+            elif adapted and self._float(linear):
+                total += positions * linear.inputs * self._factor
+            kept = adapted and not copied and not self._float(linear)
+            keeps = kept or (self.quantization is not None and self.quantization.keeps_inputs)
             if keeps and linear.reads not in saved:
                 total += positions * linear.inputs * self.size
                 saved.add(linear.reads)
@@ -134,19 +145,36 @@ class Pass:
 
         Those of the feed-forward part: input and output of the activation; for SwiGLU both factors and the product.
         """
-        feed_forward = (3 if layers.gated else 2) * layers.feed_forward * self.size
+        feed_forward = (3 if layers.gated else 2) * layers.feed_forward * self._output
         return self.tokens(layers) * feed_forward + self._unpacked(layers)
 
     def loss(self) -> int:
         """Return the bytes that the loss of training holds at its peak.
 
-        Text: some rows of logits, twice in float32, and the gradient of the hidden states. Speech:
+        Text: some rows of logits, twice in float32, and the gradient of the hidden states; in mixed precision also a
+        16-bit copy of a float32 output embedding. Speech:
         float32 log-probabilities, their gradient and that of the logits.
         """
         if self.model.frames:
             return 3 * self.logits("float32")
         rows = min(self.batch * self.length * self.model.vocabulary, LOSS_CHUNK)
-        return self.hidden(self.model.decoder) + rows * 2 * FLOAT
+        head = self.model.head.inputs * self.model.vocabulary * self._factor if self._factor != self.size else 0
+        return self.hidden(self.model.decoder) + rows * 2 * FLOAT + head
+
+    @property
+    def _factor(self) -> int:
+        """Bytes of one value of a factor of a matrix product."""
+        return 2 if self.mixed else self.size
+
+    @property
+    def _output(self) -> int:
+        """Bytes of one value that a linear layer returns after a norm."""
+        return self._factor if self.quantization is None or isinstance(self.quantization, Packed) else self.size
+
+    def _float(self, linear: Linear) -> bool:
+        """Return whether a linear layer reads a float32 tensor in mixed precision, and casts it."""
+        sizes = {"feed-forward": self._output, "encoder output": self.size}
+        return self.mixed and ("norm" in linear.reads or sizes.get(linear.reads) == FLOAT)
 
     @property
     def _copy(self) -> int:

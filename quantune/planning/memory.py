@@ -111,7 +111,8 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
     """
     model, quantization = read(config), _first(steps, Quantization)
     work = finetuning.workload()
-    step = Pass(model, work.batch, work.length, work.dtype, quantization, finetuning)
+    dtype = "float32" if work.mixed and quantization else work.dtype
+    step = Pass(model, work.batch, work.length, dtype, quantization, finetuning, work.mixed)
     parameters, loss = finetuning.trained(model), step.loss()
     if work.recomputed:
         activations = sum(layers.count * step.hidden(layers) + step.norm(layers) for layers in model.layers)
@@ -121,7 +122,7 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
         layer = max(step.gradients(layers) + step.hidden(layers) for layers in model.layers)
     return Estimate(
         {
-            "weights": weights(model, work.dtype, quantization),
+            "weights": weights(model, dtype, quantization),
             "adapter": parameters * FLOAT if finetuning.leaves == "adapter" else 0,
             "gradients": parameters * FLOAT,
             "optimizer": 2 * parameters * FLOAT,  # AdamW: the gradient's mean and mean square
