@@ -75,6 +75,7 @@ def test_what_is_wrong_is_named(published, key, value, message):
         ("trainable_parameters", "opt+rtn-w4", "size_bytes, layers_quantized, bits_per_weight, seconds, peak_mem"),
         ("bits_per_weight", "opt+lora", "size_bytes, parameters, trainable_parameters, total_parameters, base_footp"),
         ("train_loss.step*", "opt+nf4+lora", "size_bytes, parameters"),
+        ("train_loss.stepx", "opt+nf4+lora", "size_bytes, parameters"),
         ("decode.batch8.prompt17.tokens_per_second", "opt+rtn-w4", "size_bytes, layers_quantized"),
         ("footprint_bytes", "opt+nf4", "size_bytes, layers_quantized"),  # an ancestor, which is not benchmarked
     ],
@@ -88,6 +89,18 @@ def test_numbers_of_variants_follow_from_their_last_step(published, number, vari
     with pytest.raises(ConfigError) as caught:
         load.load(published)
     assert f"expected.0.number: '{number}' is not a number of '{variant}'; allowed: {allowed}" in str(caught.value)
+
+
+def test_one_wrong_name_is_one_line(published):
+    values = {"opt": 1.0, "opt+rtn-w4": 2.0, "opt+nf4+lora": 3.0}
+    published["expected"] = [{"source": PAPER, "number": "steps", "values": values}]
+    with pytest.raises(ConfigError) as caught:
+        load.load(published)
+    allowed = "size_bytes, seconds, peak_memory_bytes, peak_device_bytes; did you mean 'size_bytes'?"
+    assert (
+        str(caught.value)
+        == f"config: expected.0.number: 'steps' is not a number of 'opt', 'opt+rtn-w4'; allowed: {allowed}"
+    )
 
 
 def test_an_evaluation_of_the_other_track_is_refused(published):

@@ -23,7 +23,7 @@ class Sequences:
         self.sequences = sequences
         """Token ids, int64."""
         self.documents = documents
-        """The documents that they are from."""
+        """The number of documents that they are from, or of windows."""
         self.unit = unit
 
     def __len__(self) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from quantune.artefacts.record import RUN_NUMBERS
@@ -30,6 +30,7 @@ def problems(config: Config, good_models: set[str]) -> Iterator[str]:
         where = f"expected.{number}"
         if entry.evaluation:
             yield from _evaluation(config, entry, where)
+        lacking: dict[str, list[str]] = {}
         for name in entry.values:
             if name not in evaluated:
                 hint = f"add it to 'variants' or leave it out{nearest(name, evaluated)}"
@@ -39,14 +40,20 @@ def problems(config: Config, good_models: set[str]) -> Iterator[str]:
             if not entry.evaluation:
                 benchmarked = config.benchmark and name in listed_names | set(config.models)
                 known = of_variant(config, evaluated[name], ([track] if track else TRACKS) if benchmarked else [])
-                if not _known(entry.number, known):
-                    yield f"{where}.number: '{entry.number}' is not a number of '{name}'; {_allowed(entry, known)}"
+                if not any(re.fullmatch(re.escape(item).replace(r"\*", r"\d+"), entry.number) for item in known):
+                    lacking[name] = known
             elif track and track != getattr(config.evaluations.get(entry.evaluation), "track", track):
                 yield f"{where}.values: '{name}' is a {track} model, which '{entry.evaluation}' does not evaluate"
+        if lacking:
+            allowed = [
+                item for item in next(iter(lacking.values())) if all(item in known for known in lacking.values())
+            ]
+            what = f"a number of {listed(map(repr, lacking))}"
+            yield f"{where}.number: '{entry.number}' is not {what}; {_allowed(entry, allowed)}"
 
 
 def of_variant(config: Config, variant: chains.Variant, benchmarked: list[str]) -> list[str]:
-    """Return the names of a variant's own numbers; `*` stands for any text.
+    """Return the names of a variant's own numbers; `*` stands for digits.
 
     Args:
         config: the configuration.
@@ -75,10 +82,6 @@ def _evaluation(config: Config, entry: Expected, where: str) -> Iterator[str]:
         if entry.number not in names:
             what = f"a number of the evaluation '{entry.evaluation}'"
             yield f"{where}.number: '{entry.number}' is not {what}; {_allowed(entry, names)}"
-
-
-def _known(number: str, names: list[str]) -> bool:
-    return "*" not in number and any(fnmatchcase(number, name) for name in names)
 
 
 def _allowed(entry: Expected, names: list[str]) -> str:
