@@ -4,7 +4,11 @@ import pytest
 
 from quantune.core.errors import ConfigError
 from quantune.core.recipe import NAME
+from quantune.evaluations.generation import Generation
+from quantune.finetunings.lora import LoRA
 from quantune.planning import load
+from quantune.quantizations.gptq import GPTQ
+from quantune.sources.entries import Speech, Text
 
 DROP = object()  # the key is removed
 INTERNALS = (
@@ -298,6 +302,25 @@ def test_blocks_of_nf4_that_do_not_fit_name_no_key_that_nf4_lacks(raw, write_mod
     path = write_model("odd", {"model_type": "opt", "hidden_size": 96, "ffn_dim": 384})
     (found,) = problems(change(raw, {"models.opt.path": path, "variants": ["opt+nf4"]}))
     assert "quantizations.nf4: blocks of 64 weights do not fill the layers' input width 96" in found
+
+
+@pytest.mark.parametrize(
+    ("entry", "change"),
+    [
+        (GPTQ(method="gptq", dataset="d"), {"draw": "windows"}),
+        (LoRA(method="lora", dataset="d", steps=1), {"bias": "all", "packing": False}),
+        (Generation(kind="generation", prompts=["x"]), {"sampling": {}}),
+        (Text(path="x"), {"sample": {"train": 3}}),
+        (Speech(path="x", layout="common-voice"), {"sample": {"train": 3}}),
+    ],
+    ids=["gptq", "lora", "generation", "text", "speech"],
+)
+def test_keys_that_came_later_are_in_the_digest_only_where_they_are_given(entry, change):
+    """What was made before a key existed stays current."""
+    assert set(change) <= entry.neutral <= set(type(entry).model_fields)
+    assert not entry.neutral & set(entry.identity())
+    changed = type(entry).model_validate(entry.model_dump(exclude_unset=True) | change)
+    assert entry.neutral & set(changed.identity()) == set(change)
 
 
 def test_sequences_fit_the_models_positions(raw):

@@ -27,6 +27,10 @@ class Finetuning(Recipe):
     version: ClassVar[int] = 3
     seeded: ClassVar[bool] = True
     settings: ClassVar[frozenset[str]] = frozenset({"save_every"})
+    neutral: ClassVar[frozenset[str]] = frozenset(
+        {"max_validation", "packing", "end_of_text", "group_by_length", "warmup_ratio", "log_every"}
+        | {"keep", "keep_checkpoints"}
+    )
     numbers: ClassVar[tuple[str, ...]] = (
         *("parameters", "trainable_parameters", "total_parameters", "base_footprint_bytes"),
         *(
