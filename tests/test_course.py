@@ -24,12 +24,13 @@ from quantune.core.units import BYTES
 from quantune.data import text, tokens
 from quantune.evaluations.metrics import rates
 from quantune.finetunings.lora import LoRA
-from quantune.models import adapters, architecture
+from quantune.models import adapters, architecture, loading
 from quantune.planning import chains, costs, load, resources
 from quantune.planning.config import AnyQuantization
 from quantune.planning.plan import Plan
 from quantune.quantizations.arithmetic.gptq import gptq
 from quantune.quantizations.arithmetic.grids import Grid
+from tests.conftest import OPT
 from tests.course import GPTQ, MIB, PRINTED, QUOTES, SETTINGS, TUNED
 from tests.hub import opt_repository
 from tests.test_experiments import experiment, stand_ins  # noqa: F401 (fixture)
@@ -233,6 +234,14 @@ def test_check_6_and_9_the_int8_footprints(opt67, whisper):
     found = [footprint(model, 8, rest) for model in (opt67, whisper) for rest in (2, 4)]
     assert found == pytest.approx([6556.03, 6968.06, 1543.62, 1687.24], abs=0.005)
     assert footprint(opt67, 8, 4) * MIB / 2**30 == pytest.approx(6.80, abs=0.005)
+
+
+@pytest.mark.parametrize(("method", "bits"), [("fp4", 4), ("int8", 8)])
+def test_a_loaded_model_has_the_footprint_that_is_counted(tmp_path, method, bits):
+    whole = loading.model([OPT], "float32")
+    TypeAdapter(AnyQuantization).validate_python({"method": method}).quantize(OPT, tmp_path)
+    packed = loading.model([tmp_path], "float16")
+    assert packed.get_memory_footprint() / MIB == pytest.approx(footprint(whole, bits, 2))
 
 
 def adapted(config: dict, **keys) -> tuple[int, int, int]:
