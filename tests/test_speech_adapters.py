@@ -8,7 +8,7 @@ import torch
 from quantune.data.examples import read
 from quantune.evaluations.transcription import Transcription
 from quantune.finetunings.lora import LoRA
-from quantune.finetunings.training import loop
+from quantune.finetunings.training import loop, precision
 from quantune.models import adapters, checkpoints, loading
 from tests.test_speech import METHODS
 from tests.voices import WHISPER
@@ -44,3 +44,17 @@ def test_lora_on_quantized_whisper_learns_and_transcribes(tmp_path, prepared, me
     evaluation = Transcription(kind="transcription", dataset="talks", max_clips=4, max_new_tokens=30)
     found = evaluation.evaluate(loading.LoadedVariant([base, adapter]), prepared, made)
     assert found["clips"] == 4 and found["language"] == "en" and found["cer_raw"] < 0.5
+
+
+def test_whisper_in_int8_learns_in_float16_as_in_float32(tmp_path, prepared):
+    losses = {}
+    (base := tmp_path / "base").mkdir()
+    METHODS["int8"](method="int8").quantize(WHISPER, base)
+    for dtype in ("float32", "float16"):
+        keys = {"dataset": "talks", "rank": 4, "learning_rate": 3e-3, "batch_size": 4, "evaluate_every": 4}
+        recipe = LoRA(method="lora", **keys, steps=4, precision=dtype, max_validation=8)
+        data = read(prepared, "train", base, recipe.length, recipe.task)
+        model = recipe.prepare(loading.model([base], precision.loaded_dtype(recipe, quantized=True)), 0)
+        losses[dtype] = loop.train(model, recipe, 0, data, data, tmp_path, tmp_path)
+    first, second = (losses[dtype]["validation_loss"] for dtype in ("float32", "float16"))
+    assert second == pytest.approx(first, abs=0.05) and losses["float16"]["skipped_steps"] <= 2

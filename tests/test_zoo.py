@@ -19,7 +19,7 @@ from quantune.data.examples import read
 from quantune.evaluations.perplexity import Perplexity
 from quantune.evaluations.transcription import Transcription
 from quantune.finetunings.lora import LoRA
-from quantune.finetunings.training import loop
+from quantune.finetunings.training import loop, loss
 from quantune.models import adapters, checkpoints, loading, probes
 from quantune.quantizations import calibration, methods
 from quantune.quantizations.arithmetic import awq, layerwise
@@ -187,7 +187,8 @@ def adapt(quantized: Path, data: Path, folder: Path) -> None:
     model = loading.model([quantized], recipe.precision)
     model.config.use_cache = False
     model = recipe.prepare(model, 0)
-    facts = loop.train(model, recipe, 0, examples, None, folder, folder)
+    with loss.fused(model):
+        facts = loop.train(model, recipe, 0, examples, None, folder, folder)
     assert math.isfinite(facts["train_loss"])
     updates = [value for name, value in model.named_parameters() if "lora_B" in name]
     assert updates and all(value.abs().sum() > 0 for value in updates)

@@ -168,7 +168,11 @@ def _collect(losses: list[torch.Tensor], progress: Progress, wait: bool) -> None
 
 @torch.no_grad()
 def mean_loss(model: torch.nn.Module, data: Data | None, recipe: Finetuning) -> float | None:
-    """Return the mean loss of a label, in nats, without dropout; None without data."""
+    """Return the mean loss of a label, in nats, without dropout; None without data.
+
+    Raises:
+        QuantuneError: if it is not finite.
+    """
     if data is None:
         return None
     was_training = model.training
@@ -179,6 +183,8 @@ def mean_loss(model: torch.nn.Module, data: Data | None, recipe: Finetuning) -> 
         total += labels * _loss(model, batch, recipe).item()
         count += labels
     model.train(was_training)
+    if not math.isfinite(total):
+        raise QuantuneError(f"the validation loss is {total / count}; lower 'learning_rate', or change 'precision'")
     return total / count
 
 

@@ -6,7 +6,7 @@ of logits in 16 bits, and four copies of it in float32.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -32,7 +32,7 @@ def fused(model: torch.nn.Module) -> Iterator[None]:
         return
     own = model.loss_function
     head.forward = lambda states: states
-    model.loss_function = lambda logits, labels, **more: causal(logits, labels, head)
+    model.loss_function = lambda logits, labels, *_, **more: causal(logits, labels, head)
     try:
         yield
     finally:
@@ -48,8 +48,15 @@ def causal(states: torch.Tensor, labels: torch.Tensor, head: torch.nn.Linear) ->
         labels: token ids, shape (batch, length); position i predicts label i + 1; `IGNORED` is not counted.
         head: the output embedding, which is not trained.
     """
-    targets = torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:].reshape(-1)
-    return _CrossEntropy.apply(states.reshape(-1, states.shape[-1]), head.weight, head.bias, targets.to(states.device))
+    targets = torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:].reshape(-1).to(states.device)
+    states, weight, bias, context = states.reshape(-1, states.shape[-1]), head.weight, head.bias, nullcontext()
+    if states.dtype == torch.float16:
+        states = states.float()  # the gradient is scaled later; until then float16 would lose small values
+    if states.device.type == "cpu" and torch.is_autocast_enabled("cpu"):  # a CPU is slow in 16 bits
+        context = torch.autocast("cpu", enabled=False)
+        states, weight, bias = (None if value is None else value.float() for value in (states, weight, bias))
+    with context:
+        return _CrossEntropy.apply(states, weight, bias, targets)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -59,8 +66,7 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx, states, weight, bias, targets):
         kept = targets != IGNORED
         count, total = kept.sum(), torch.zeros((), device=states.device)
-        kind = torch.float32 if states.dtype == torch.float16 else states.dtype  # the loss is not scaled yet
-        gradient = torch.empty_like(states, dtype=kind) if states.requires_grad else None
+        gradient = torch.empty_like(states) if states.requires_grad else None
         size = max(1, LOSS_CHUNK // len(weight))
         for first in range(0, len(states), size):
             rows = slice(first, first + size)
@@ -69,12 +75,11 @@ class _CrossEntropy(torch.autograd.Function):
             if gradient is not None:
                 gradient[rows] = (slope / count).to(gradient.dtype)
         ctx.save_for_backward(gradient)
-        ctx.dtype = states.dtype
         return total / count
 
     @staticmethod
     def backward(ctx, slope):
-        return (ctx.saved_tensors[0] * slope).to(ctx.dtype), None, None, None
+        return ctx.saved_tensors[0] * slope, None, None, None
 
 
 def _rows(states, weight, bias, targets, kept, with_slope: bool) -> tuple[torch.Tensor, torch.Tensor | None]:

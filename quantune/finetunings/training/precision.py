@@ -37,17 +37,24 @@ def prepare(model: torch.nn.Module, recipe: Finetuning) -> None:
     for module in model.modules() if recipe.mixed else ():
         if "norm" in type(module).__name__.lower():
             module.float()
-        if (bias := module._parameters.get("bias")) is not None and bias.requires_grad:
+        weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
+        trained = bias is not None and bias.requires_grad
+        if trained:
             bias.data = bias.data.float()
-            if hasattr(module.weight, "quant_state") or hasattr(module.weight, "SCB"):
-                module.__class__ = _keeping_bias(type(module))
+        int8 = hasattr(weight, "SCB")
+        if (int8 and weight.device.type == "cpu") or (trained and (int8 or hasattr(weight, "quant_state"))):
+            module.__class__ = _reading_float32(type(module))
 
 
-def _keeping_bias(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
-    """Return a layer of bitsandbytes whose bias stays float32: the layer casts it to the dtype of its input."""
+def _reading_float32(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
+    """Return a layer of bitsandbytes that computes from float32, whatever it reads.
+
+    It would cast its bias to the dtype of its input, and on a CPU its sums of int8 products overflow under autocast.
+    """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return kind.forward(self, states.to(self.bias.dtype)).to(states.dtype)
+        with torch.autocast(states.device.type, enabled=False):
+            return kind.forward(self, states.float()).to(states.dtype)
 
     return type(kind.__name__, (kind,), {"forward": forward})
 
