@@ -10,18 +10,17 @@ def merge(order, inputs, folder, scratch):
     from quantune.models import adapters, checkpoints, loading, probes
 
     (base,), (adapter,), (parent,) = inputs["base"], inputs["adapter"], inputs["parent"]
-    unmerged = probes.probe_logits(loading.model([parent, adapter], "float32"))
+    unmerged = probes.probe_logits(loading.streamed([parent, adapter], "float32"))
     if not unmerged.isfinite().all():
         reason = "has logits that are NaN or infinite, before merging: the training diverged"
         raise QuantuneError(f"the adapter '{adapter.name}' {reason}; lower its 'learning_rate'")
-    model = adapters.merged(loading.model([base, adapter], "float32"))
     stored = loading.stored_dtype(base)
-    checkpoints.cast_saved(model, stored)
+    model = adapters.merged(loading.streamed([base, adapter], "float32"), loading.device(), stored)
     checkpoints.save_model(model, base, folder)
     tensors = checkpoints.Tensors(folder)
     for bad in checkpoints.finite(tensors, tensors.names()):
         checkpoints.require(False, bad, f"holds NaN or infinity after merging into {stored}")
-    distance = probes.relative_distance(probes.probe_logits(loading.model([folder], "float32")), unmerged)
+    distance = probes.relative_distance(probes.probe_logits(loading.streamed([folder], "float32")), unmerged)
     if not isfinite(distance):
         raise QuantuneError(
             f"merging '{adapter.name}' into '{base.name}' made another model: its logits differ by {distance} from "

@@ -14,7 +14,7 @@ def transcribe(order, inputs, folder, scratch):
 
     recipe = entries.Recording(**order["recipe"], **order["options"]["settings"])
     (checkpoint,), (recording,) = inputs["checkpoint"], map(Path, order["options"]["files"])
-    model = loading.model([*inputs.get("base", []), checkpoint], recipe.dtype)
+    model = loading.fitting([*inputs.get("base", []), checkpoint], recipe.dtype)
     processor = loading.processor(checkpoint)
     rate = processor.feature_extractor.sampling_rate
     samples, started = longform.read(recording, rate), time.time()

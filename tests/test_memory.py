@@ -4,6 +4,7 @@ import gc
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy
 import pytest
@@ -20,13 +21,13 @@ from quantune.data.batches import BATCH_TOKENS
 from quantune.finetunings.lora import LoRA
 from quantune.finetunings.training import loss, precision
 from quantune.finetunings.training.precision import keep_masters
-from quantune.models import architecture, decoding, loading
+from quantune.models import architecture, decoding, loading, offloading
 from quantune.planning import costs, memory, resources
 from quantune.planning.activations import Pass
 from quantune.planning.config import AnyFinetuning, AnyQuantization, Config
 from quantune.planning.plan import Plan
 from quantune.quantizations import methods
-from quantune.quantizations.arithmetic import layerwise
+from quantune.quantizations.arithmetic import layerwise, quality
 from tests.conftest import OPT, ROOT
 
 METHODS = {recipe.model_fields["method"].annotation.__args__[0]: recipe for recipe in methods()}
@@ -69,6 +70,7 @@ MODELS = {
         **{f"{part}_ffn_dim": 5120 for part in ("encoder", "decoder")},
     },
 }
+CALIBRATED = {"dataset": "any", "samples": 128, "length": 2048}
 SMALL = {
     "opt": opt(256, 3, 4, vocab_size=512, max_position_embeddings=128, dropout=0.0),
     "llama": llama("llama", 512, 256, 704, 3, 4, max_position_embeddings=128),
@@ -410,17 +412,54 @@ def test_a_trained_checkpoint_records_its_estimate(finished, monkeypatch):
     assert facts["estimated_bytes"] == memory.training(config, [base], adapter).total
 
 
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory) -> Path:
+    """The small OPT in a folder, in float16."""
+    folder = tmp_path_factory.mktemp("opt")
+    built(SMALL["opt"]).half().save_pretrained(folder)
+    return folder
+
+
+def mapped(*folders: Path) -> int:
+    """Return the bytes that the profiler counts for the mapped files of models; on a GPU they are main memory."""
+    return sum(path.stat().st_size for folder in folders for path in folder.glob("*.safetensors"))
+
+
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 @pytest.mark.parametrize(("samples", "term"), [(2, "fitting"), (32, "one layer")])
-def test_the_peak_of_calibrating_is_predicted(method, samples, term):
+def test_the_peak_of_calibrating_is_predicted(on_disk, method, samples, term):
     recipe = METHODS[method](method=method, dataset="any", samples=samples, length=128)
     blocks = torch.from_numpy(numpy.random.default_rng(0).integers(3, 512, (samples, 128)))
     batches = [{"input_ids": part} for part in blocks.split(BATCH_TOKENS // 128)]
 
     def calibrate():
-        model = built(SMALL["opt"]).eval()
-        layerwise.stream(model, batches, recipe.visitor(model, {}, {}), recipe.requantized)
+        model, grids = loading.streamed([on_disk], "float32"), {}
+
+        def leave(name, layer):
+            grids.clear()
+            offloading.move(layer.modules(), "meta", torch.float16)
+
+        layerwise.stream(model, batches, recipe.visitor(model, grids, {}), recipe.requantized, leave)
 
     estimate = memory.calibration(SMALL["opt"], recipe.workload(), "float32")
     assert term in estimate.terms
-    assert estimate.total - estimate.terms["workspace"] == pytest.approx(peak(calibrate), rel=0.15)
+    expected = estimate.total - estimate.terms["workspace"]
+    assert peak(calibrate) - mapped(on_disk) == pytest.approx(expected, rel=0.15)
+
+
+def test_the_peak_of_comparing_two_models_is_predicted(on_disk, tmp_path):
+    """The layers of both are used one at a time."""
+    recipe = METHODS["rtn"](method="rtn")
+    recipe.quantize(on_disk, tmp_path)
+    inputs = [{"input_ids": torch.arange(3, 131)[None]}]
+    estimate = memory.comparison(SMALL["opt"], recipe, 1, 128)
+    measured = peak(lambda: quality.measure(on_disk, tmp_path, inputs)) - mapped(on_disk, tmp_path)
+    assert measured == pytest.approx(estimate.total - estimate.terms["workspace"], rel=0.15)
+
+
+def test_the_peak_of_quantizing_does_not_grow_with_the_layers():
+    few, many = ({**MODELS["opt-6.7b"], "num_hidden_layers": layers} for layers in (2, 80))
+    for name, keys in {"rtn": {}, "nf4": {}, "int8": {}, "gptq": CALIBRATED, "awq": CALIBRATED}.items():
+        recipe = METHODS[name](method=name, **keys)
+        peaks = [memory.quantizing(config, recipe, "float16").total for config in (few, many)]
+        assert peaks[0] == peaks[1] < (12e9 if keys else 8e9)

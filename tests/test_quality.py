@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from quantune.core.errors import QuantuneError
-from quantune.models import checkpoints, loading
+from quantune.models import checkpoints, loading, offloading
 from quantune.quantizations.arithmetic import quality
 from quantune.quantizations.rtn import RoundToNearest
 from tests.conftest import ROOT
@@ -116,6 +116,6 @@ def test_rounding_what_is_saved_leaves_what_is_not_saved():
     module.register_buffer("frequencies", torch.tensor([1 / 3]), persistent=False)
     module.register_buffer("mean", torch.tensor([1 / 3]))
     module.tied = module.weight
-    checkpoints.cast_saved(module, torch.float16)
+    offloading.move([module], "cpu", torch.float16)
     assert module.frequencies.dtype == torch.float32 and module.frequencies == torch.tensor([1 / 3])
     assert module.mean.dtype == module.weight.dtype == torch.float16 and module.tied is module.weight

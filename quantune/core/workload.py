@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 
 PROBE_TOKENS = 512
 """Tokens of the probe text that a quantized model and its parent read, at most."""
+PROBE_SAMPLES, PROBE_SAMPLE_TOKENS = 8, 4096
+"""Calibration samples, and their tokens, that they read instead where the method calibrates, at most."""
+PROBE_LOGITS = 2**28
+"""Float32 logits of one pass over them, at most: 1 GiB."""
 LOSS_CHUNK = 2**26
 """Logits that the training loss of a language model holds at once."""
 

@@ -126,7 +126,7 @@ class Benchmark(Recipe):
         device = loading.device()
         _warm(device)
         memory = Memory(device)
-        model = loading.model(folders, self.dtype)
+        model = loading.fitting(folders, self.dtype)
         result = {
             "dtype": self.dtype,
             "threads": torch.get_num_threads(),

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from tqdm import tqdm
+
 
 def save_adapter(model, folder: Path) -> None:
     """Save the adapter of a `PeftModel`; the same adapter gives the same bytes.
@@ -19,13 +21,18 @@ def save_adapter(model, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def merged(model):
-    """Return the whole model with the adapter of a `PeftModel` added to its weights.
+def merged(model, device, dtype):
+    """Return the whole model with the adapter of a `PeftModel` added to its weights, in main memory.
+
+    The weights are added in float32 on the device, one layer at a time, and then have the dtype.
 
     If the output embedding shares its weights with the token embeddings and one of them has an adapter, the two are
     separated first: an update of one would change the other, and the function of the model.
     """
     import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    from quantune.models import offloading
 
     whole = model.get_base_model()
     head, embeddings = whole.get_output_embeddings(), whole.get_input_embeddings()
@@ -34,7 +41,12 @@ def merged(model):
     separate = adapted and head is not None and head.weight is embeddings.weight
     if separate:
         head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-    whole = model.merge_and_unload()
+    for layer in tqdm([part for part in model.modules() if isinstance(part, BaseTunerLayer)], "merging", unit="layer"):
+        offloading.move(layer.modules(), device, torch.float32)
+        layer.merge()
+        offloading.move(layer.modules(), "cpu", dtype)
+    whole = model.unload()
+    offloading.move(whole.modules(), "cpu", dtype)
     if separate:
         whole.config.tie_word_embeddings = False
         print("the output embedding is stored apart from the token embeddings, because one of them has an adapter")

@@ -129,21 +129,3 @@ def save_model(model, parent: Path, folder: Path) -> None:
     model.generation_config = settings
     (Path(folder) / GENERATION).unlink(missing_ok=True)
     copy_tokenizer(parent, folder)
-
-
-def cast_saved(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Cast every floating-point tensor that is saved to a dtype; buffers that are not saved keep their dtype.
-
-    `model.to(dtype)` would also round those buffers, such as the frequencies of rotary embeddings. A reloaded model
-    computes them anew, so the two models would differ.
-    """
-    for module in model.modules():
-        saved = dict(module.named_parameters(recurse=False))
-        saved |= {
-            name: value
-            for name, value in module.named_buffers(recurse=False)
-            if name not in module._non_persistent_buffers_set
-        }
-        for value in saved.values():
-            if value.is_floating_point() and value.element_size() > 1:  # 8-bit floats are codes
-                value.data = value.data.to(dtype)

@@ -20,6 +20,8 @@ import torch
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel, StaticCache
 from transformers.masking_utils import create_masks_for_generate
 
+from quantune.models.offloading import is_away
+
 ALIGNMENT = 64  # tokens; the capacity of a static cache is a multiple of it, as attention kernels need
 AGREEMENT = 0.05  # largest relative distance of logits from the eager decoder's; half precision stays below 0.02
 PROBED = 4  # steps after which logits are compared
@@ -231,8 +233,8 @@ def choose(requested: str, model: PreTrainedModel, prompt: Prompt, steps: int):
     """Return a decoder that has read the prompt, and why faster decoders were rejected.
 
     Args:
-        requested: eager, static, compiled, or auto: compiled on a GPU, eager on a CPU. If this decoder fails, or its
-            logits differ from those of the eager decoder, the next slower one is used.
+        requested: eager, static, compiled, or auto: compiled if the whole model is on a GPU, else eager. If this
+            decoder fails, or its logits differ from those of the eager decoder, the next slower one is used.
         model: as for `Eager`.
         prompt: the prompt to continue.
         steps: the most steps that the decoder must support.
@@ -242,7 +244,8 @@ def choose(requested: str, model: PreTrainedModel, prompt: Prompt, steps: int):
     """
     tokens = tokens_of(prompt)
     if requested == "auto":
-        requested = "compiled" if tokens.device.type == "cuda" else "eager"
+        away = any(map(is_away, model.modules()))
+        requested = "compiled" if tokens.device.type == "cuda" and not away else "eager"
     forced = torch.randint(model.config.vocab_size, (min(PROBED, steps), len(tokens), 1), generator=_generator())
     forced = forced.to(tokens.device)
     expected = None if requested == "eager" else _forced_logits(Eager(model, prompt, steps), forced)

@@ -3,6 +3,7 @@ explicit: perplexities are not comparable if loaders choose the dtype.
 """
 
 import json
+from math import prod
 from pathlib import Path
 
 import torch
@@ -21,12 +22,19 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from quantune.core import gpu_turns
 from quantune.core.errors import QuantuneError, listed
-from quantune.models import stored
+from quantune.core.units import size
+from quantune.models import offloading, stored
 from quantune.models.architecture import SPEECH
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 CONSTANTS = (".masked_bias", ".inv_freq", ".position_ids")
 """Ends of the names of constants that older versions of transformers stored beside the weights."""
+
+
+FILLED = 0.9
+"""Share of a GPU's free memory that weights may take."""
+PLACED = 0.7
+"""Share of it that they take if they do not fit; the rest is for the layer that computes and for activations."""
 
 
 def device() -> torch.device:
@@ -61,30 +69,88 @@ def model(folders: list[Path], dtype: str) -> PreTrainedModel:
     Returns:
         The model in evaluation mode, on `device()`; a `PeftModel` with an adapter.
     """
+    loaded = _assembled(folders, device(), getattr(torch, dtype))
+    _cast_head(loaded, getattr(torch, dtype))
+    return loaded
+
+
+def fitting(folders: list[Path], dtype: str) -> PreTrainedModel:
+    """Load a variant as `model` does; if its weights do not fit on the GPU, its last layers stay in main memory.
+
+    They are copied to the GPU whenever they compute. A warning gives the sizes. For inference only.
+    """
+    place, kind = device(), getattr(torch, dtype)
+    if place.type == "cpu":
+        return model(folders, dtype)
+    needed, free = sum(_bytes(folder, kind) for folder in folders), _free_bytes(place)
+    if needed <= FILLED * free:
+        return model(folders, dtype)
+    loaded = _assembled(folders, torch.device("cpu"), stored_dtype(folders[0]))
+    layers = [layer for _, stack in offloading.stacks(loaded) for layer in stack]
+    outside = needed - sum(offloading.size(layer, kind) for layer in layers)
+    offloading.stream(loaded, place, kind, max(0, int(PLACED * free) - outside))
+    away = sum(offloading.is_away(layer) for layer in layers)
+    print(
+        f"WARNING: the weights take {size(needed)} and the GPU has {size(free)} free, so {away} of {len(layers)} layers"
+        " stay in main memory and are copied whenever they compute: slower, with the same results",
+        flush=True,
+    )
+    return loaded
+
+
+def _free_bytes(place: torch.device) -> int:
+    """Return the bytes that this process may still allocate on a GPU."""
+    free, total = torch.cuda.mem_get_info(place)
+    return min(free, int(torch.cuda.get_per_process_memory_fraction(place) * total))
+
+
+def _bytes(folder: Path, dtype: torch.dtype) -> int:
+    """Return the bytes of the weights in a folder, floating-point ones in a dtype."""
+    tensors = [tensor for path in Path(folder).glob("*.safetensors") for tensor in stored.header(path).values()]
+    cast = ("F16", "BF16", "F32", "F64")
+    return sum(
+        prod(tensor.shape) * dtype.itemsize if tensor.dtype in cast else tensor.end - tensor.begin for tensor in tensors
+    )
+
+
+def streamed(folders: list[Path], dtype: str) -> PreTrainedModel:
+    """Load a variant as `model` does, but leave its layers in main memory; see `quantune.models.offloading`.
+
+    Main memory maps the files, in the stored dtype: nothing is copied before it is used.
+    """
+    loaded = _assembled(folders, torch.device("cpu"), stored_dtype(folders[0]))
+    return offloading.stream(loaded, device(), getattr(torch, dtype))
+
+
+def _assembled(folders: list[Path], place: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a base and its adapters on a device."""
     base, *adapters = map(Path, folders)
     import_libraries(base, bool(adapters))
-    loaded = whole(base, dtype=getattr(torch, dtype))
+    loaded = whole(base, place, dtype=dtype)
     if quantization_method(base) == "compressed-tensors":
         from quantune.models.packed_linear import keep_packed
 
         keep_packed(loaded)
     keep_cpu_kernels_exact(loaded)
-    _cast_head(loaded, getattr(torch, dtype))
     for adapter in adapters:
         from peft import PeftModel
+        from peft.tuners.tuners_utils import BaseTunerLayer
 
         loaded = PeftModel.from_pretrained(loaded, adapter, local_files_only=True)
         require_complete_adapter(loaded, adapter)
+        for layer in [part for part in loaded.modules() if isinstance(part, BaseTunerLayer)]:
+            for part in (part for name in layer.adapter_layer_names for part in getattr(layer, name).modules()):
+                part.keeps_dtype = True
     return loaded.eval()
 
 
-def whole(folder: Path, **options) -> PreTrainedModel:
-    """Load the whole model in a folder on `device()`; `options` are those of transformers' `from_pretrained`.
+def whole(folder: Path, place: torch.device, **options) -> PreTrainedModel:
+    """Load the whole model in a folder on a device; `options` are those of transformers' `from_pretrained`.
 
     Raises:
         QuantuneError: if a tensor is missing, unexpected or of another shape. transformers would draw it at random.
     """
-    place = {"device_map": {"": device()}, "local_files_only": True, "trust_remote_code": False}
+    place = {"device_map": {"": place}, "local_files_only": True, "trust_remote_code": False}
     strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     loaded, info = auto_class(folder).from_pretrained(folder, **place, **strict, **options)
     require_complete(info, loaded.config.model_type, f"'{folder}': ")
@@ -146,7 +212,7 @@ class LoadedVariant:
         """Return the model in evaluation mode; see `model`. Only one dtype is held at a time."""
         if self._loaded is None or self._loaded[0] != dtype:
             self._loaded = None
-            self._loaded = dtype, model(self.folders, dtype)
+            self._loaded = dtype, fitting(self.folders, dtype)
         return self._loaded[1]
 
 

@@ -25,7 +25,8 @@ class PackedLinear(torch.nn.Linear):
         self.bits = scheme.num_bits
         units = -(-self.in_features * self.bits // _bits_of_unit(self.bits))
         codes = source.weight_packed.data.view(torch.uint8)  # little-endian, as on every platform of PyTorch
-        codes = torch.nn.functional.pad(codes, (0, units * _bits_of_unit(self.bits) // 8 - codes.shape[1]))
+        if missing := units * _bits_of_unit(self.bits) // 8 - codes.shape[1]:
+            codes = torch.nn.functional.pad(codes, (0, missing))
         self.register_buffer("packed", codes.view(self.out_features, units, -1))
         self.register_buffer("scale", source.weight_scale.data)
         zero = None

@@ -36,14 +36,14 @@ def relative_distance(logits: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def require_identical_reload(expected: torch.Tensor, folder: Path, dtype: str) -> None:
-    """Load the checkpoint from disk and compare its probe logits with those of the saved model.
+    """Load the checkpoint from disk, layer by layer, and compare its probe logits with those of the saved model.
 
     Raises:
         QuantuneError: if they differ in a single bit.
     """
     from quantune.models import loading
 
-    reloaded = probe_logits(loading.model([folder], dtype))
+    reloaded = probe_logits(loading.streamed([folder], dtype))
     if not torch.equal(reloaded, expected):
         worst = float((reloaded - expected).abs().max())
         raise QuantuneError(f"the saved checkpoint does not reload to the same model: logits differ by up to {worst:g}")

@@ -14,15 +14,24 @@ from typing import Any
 
 from quantune.core.recipe import Recipe
 from quantune.core.units import BYTES
-from quantune.core.workload import Calibration, Inference
+from quantune.core.workload import (
+    PROBE_LOGITS,
+    PROBE_SAMPLE_TOKENS,
+    PROBE_SAMPLES,
+    PROBE_TOKENS,
+    Calibration,
+    Inference,
+)
 from quantune.data.batches import BATCH_TOKENS
 from quantune.finetunings import Finetuning
-from quantune.models.architecture import Architecture, Linear, read
+from quantune.models.architecture import Architecture, Layers, Linear, read
 from quantune.planning.activations import FLOAT, Pass
 from quantune.quantizations import Quantization
 
 WORKSPACE = 32 * 2**20
 """Bytes that PyTorch allocates for cuBLAS on a data-centre GPU, with the setting that deterministic runs need."""
+ROUNDING = 6
+"""Float32 matrices of a linear layer's shape while it is rounded and packed."""
 
 
 @dataclass(frozen=True)
@@ -133,14 +142,81 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
     )
 
 
+def quantizing(config: dict[str, Any], recipe: Quantization, dtype: str) -> Estimate:
+    """Estimate the peak of quantizing a model: while it is calibrated or rounded, or compared with its parent.
+
+    Args:
+        config: the model's config.json.
+        recipe: the quantization.
+        dtype: dtype of the model during calibration (see `layerwise.load`).
+
+    Raises:
+        QuantuneError: if the model's architecture is not known.
+    """
+    model, work = read(config), recipe.workload()
+    length, samples = PROBE_TOKENS, 1
+    if work:
+        length = work.length
+        samples = min(work.samples, PROBE_SAMPLES, max(1, PROBE_SAMPLE_TOKENS // length))
+        samples = max(1, min(samples, PROBE_LOGITS // (length * model.vocabulary)))
+        rounding = calibration(config, work, dtype)
+    else:
+        largest = max(linear.inputs * linear.outputs for _, linear in model.linears())
+        terms = {"embeddings": outside(model, "float32"), "rounding": ROUNDING * largest * FLOAT}
+        rounding = Estimate(terms | {"workspace": WORKSPACE})
+    return max(rounding, comparison(config, recipe, samples, length), key=lambda estimate: estimate.total)
+
+
+def comparison(config: dict[str, Any], quantization: Quantization | None, batch: int, length: int) -> Estimate:
+    """Estimate the peak of comparing two models in float32, with one layer of each on the device.
+
+    Args:
+        config: their config.json.
+        quantization: the recipe of one of them, if it is quantized.
+        batch: sequences that they read at once.
+        length: tokens of each sequence.
+
+    Raises:
+        QuantuneError: if the model's architecture is not known.
+    """
+    model = read(config)
+    step = Pass(model, batch, length, "float32", quantization)
+    layers = max(model.layers, key=lambda layers: one_layer(layers, "float32"))
+    widest = max(linear.outputs for linear in layers.linears)
+    # an error needs the other layer's outputs, the change, and the outputs without bias
+    errors = 3 * step.tokens(layers) * widest * FLOAT if quantization else 0
+    head = step.logits("float32") + 2 * step.hidden(model.decoder)
+    return Estimate(
+        {
+            "embeddings": (2 if quantization else 1) * outside(model, "float32"),
+            "workspace": WORKSPACE,
+            **_largest(logits=head, one_layer=one_layer(layers, "float32") + step.forward_peak(layers) + errors),
+        }
+    )
+
+
+def outside(model: Architecture, dtype: str) -> int:
+    """Return the bytes of the weights outside the layers."""
+    parameters = model.parameters()
+    projected = sum(linear.inputs * linear.outputs + linear.outputs * linear.bias for linear in model.projections)
+    kept = parameters["embeddings"] + parameters["head"] + parameters["convolutions"] + model.final_norms + projected
+    return kept * BYTES[dtype]
+
+
+def one_layer(layers: Layers, dtype: str) -> int:
+    """Return the bytes of the dense weights of one layer."""
+    linears = sum(linear.inputs * linear.outputs + linear.outputs * linear.bias for linear in layers.linears)
+    return (linears + layers.norm_parameters) * BYTES[dtype]
+
+
 def calibration(config: dict[str, Any], work: Calibration, dtype: str) -> Estimate:
-    """Estimate the peak of `quantizations.arithmetic.layerwise.stream`: in the last layer, with all other grids.
+    """Estimate the peak of `quantizations.arithmetic.layerwise.stream`, which holds one layer at a time.
 
     With N calibration tokens, width H and s bytes a value: memory holds the hidden states N·H·s and the keyword
     arguments of each batch (token positions, 8·N; with RoPE the tables of cosines and sines), and the larger of
     - a layer that computes one batch, the Gram matrices (float32, columns x columns, one for each input that linear
       layers read), and one product that is added to them;
-    - the Gram matrices, and the fit of the largest group of layers that share an input.
+    - the Gram matrices, the fit of a group of layers that share an input, and the rounded layers of earlier groups.
 
     Args:
         config: the model's config.json.
@@ -151,7 +227,7 @@ def calibration(config: dict[str, Any], work: Calibration, dtype: str) -> Estima
         QuantuneError: if the model's architecture is not known.
     """
     model = read(config)
-    layers, parameters = model.decoder, model.parameters()
+    layers = model.decoder
     in_batch = min(work.samples, max(1, BATCH_TOKENS // work.length))
     whole = Pass(model, work.samples, work.length, dtype)
     step = Pass(model, in_batch, work.length, dtype)
@@ -165,16 +241,15 @@ def calibration(config: dict[str, Any], work: Calibration, dtype: str) -> Estima
     copied = step.tokens(layers) * widest * FLOAT if dtype != "float32" else 0
     # the hidden states include the layer's input, and the embeddings are freed
     computing = step.forward_peak(layers) - (1 + model.embedded) * step.hidden(layers) + widest**2 * FLOAT + copied
-    solving = max(work.solver_bytes(*shape) for shape in shapes)
-    dense = 0 if work.requantized and dtype == "float32" else parameters["linears"] * FLOAT  # else the model's own
-    grids = 2 * sum(
-        count * linear.outputs * (linear.inputs // work.group_size if work.group_size else 1) * FLOAT
-        for count, linear in model.linears()
-    )
+    fitted, solving = 0, 0
+    for rows, columns in shapes:
+        solving = max(solving, fitted + work.solver_bytes(rows, columns))
+        fitted += 0 if work.requantized and dtype == "float32" else rows * columns * FLOAT  # else the layer's own
+        fitted += 2 * rows * (columns // work.group_size if work.group_size else 1) * FLOAT
     return Estimate(
         {
-            "weights": weights(model, dtype),
-            "grids": grids + dense,
+            "embeddings": outside(model, dtype),
+            "weights of a layer": one_layer(layers, dtype),
             "hidden states": whole.hidden(layers),
             "keywords": 8 * whole.tokens(layers) + -(-work.samples // in_batch) * tables,
             "workspace": WORKSPACE,

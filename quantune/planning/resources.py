@@ -7,7 +7,6 @@ from quantune.core import hardware
 from quantune.core.errors import QuantuneError
 from quantune.core.recipe import Recipe
 from quantune.core.units import BYTES
-from quantune.core.workload import PROBE_TOKENS, Inference
 from quantune.models import architecture, stored
 from quantune.planning import memory
 from quantune.planning.chains import Variant
@@ -43,7 +42,7 @@ def _estimate(plan: Plan, artefact: Artefact, variant: Variant) -> Estimate | No
     place = artefact.place
     config, after = plan.config.config_of(variant.model), effective_recipes(plan, variant)
     try:
-        shape = architecture.read(config)
+        architecture.read(config)  # raises for an unknown one
         if artefact.stage == "benchmark":
             return memory.inference(config, after, plan.config.benchmark.workload(plan.config.track(variant.model)))
         if artefact.stage == "transcribe":
@@ -53,15 +52,9 @@ def _estimate(plan: Plan, artefact: Artefact, variant: Variant) -> Estimate | No
         if variant.kind == "finetuning":
             recipe = plan.config.finetunings[variant.steps[-1].name]
             return memory.training(config, effective_recipes(plan, variant.parent), recipe)
-        # a check holds two models, the new one and its reference; calibration holds dense weights and their grids
-        steps = effective_recipes(plan, variant.parent) if variant.kind == "quantization" else after
-        batch, length = (2, 64) if variant.kind == "merge" else (1, PROBE_TOKENS)
-        made = memory.inference(config, steps, Inference("float32", batch, length))
-        dtype = stored_dtype(config) if variant.kind == "merge" else "float32"
-        compared = Estimate(made.terms | {"reloaded": memory.weights(shape, dtype, *steps)})
-        work = after[-1].workload() if variant.kind == "quantization" else None
-        streamed = [memory.calibration(config, work, calibration_dtype(config))] if work else []
-        return max([compared, *streamed], key=lambda estimate: estimate.total)
+        if variant.kind == "quantization":
+            return memory.quantizing(config, after[-1], calibration_dtype(config))
+        return memory.comparison(config, None, 2, 64)  # of a merged model; a model is only copied
     except (QuantuneError, NotImplementedError):
         return None
 
@@ -76,17 +69,19 @@ def host_bytes(plan: Plan, artefact: Artefact) -> int | None:
     """Return the bytes of main memory of a job that loads a model or handles data, with libraries; None for others.
 
     With a GPU, main memory holds one copy of the weights while they are loaded. Without one, it holds the tensors of
-    `estimate` or, if that is None, an assumed five times the weights.
+    `estimate` or, if that is None, an assumed five times the weights. Jobs that quantize or merge also
+    hold what they make.
     """
     if artefact.stage in DATA:
         return data_bytes(plan, artefact)
     if not loads_model(artefact):
         return None
     weights = weight_bytes(plan, plan.config.parse(artefact.place.variant).model)
+    made = disk_bytes(plan, artefact) or 0 if artefact.stage.startswith(("quantize", "merge")) else 0
     if hardware.gpus():
-        return hardware.LIBRARY_BYTES + hardware.DRIVER_BYTES + weights
+        return hardware.LIBRARY_BYTES + hardware.DRIVER_BYTES + (made or weights)
     predicted = estimate(plan, artefact)
-    return hardware.LIBRARY_BYTES + (predicted.total if predicted else 5 * weights)
+    return hardware.LIBRARY_BYTES + (predicted.total + made if predicted else 5 * weights)
 
 
 def data_bytes(plan: Plan, artefact: Artefact) -> int:

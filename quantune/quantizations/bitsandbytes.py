@@ -22,23 +22,37 @@ class BitsAndBytes(Quantization):
         raise NotImplementedError
 
     def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
-        """Quantize while loading; other weights keep the parent's dtype.
+        """Quantize one layer at a time, as transformers does while it loads; other weights keep the parent's dtype.
 
         The model is saved before its first forward pass, which may repack the weights for its device.
         """
         import torch
+        from tqdm import tqdm
         from transformers import BitsAndBytesConfig
+        from transformers.quantizers import AutoHfQuantizer
 
-        from quantune.models import loading
-        from quantune.models.checkpoints import save_model
+        from quantune.models import loading, offloading
+        from quantune.models.checkpoints import quantizable, save_model
         from quantune.models.probes import probe_logits, require_identical_reload
 
         options = {key: getattr(torch, value) if "dtype" in key else value for key, value in self.arguments().items()}
-        stored = loading.stored_dtype(parent)
-        model = loading.whole(parent, dtype=stored, quantization_config=BitsAndBytesConfig(**options)).eval()
+        stored, device = loading.stored_dtype(parent), loading.device()
+        model = loading.streamed([parent], str(stored).removeprefix("torch."))
+        dense = quantizable(model)
+        quantizer = AutoHfQuantizer.from_config(BitsAndBytesConfig(**options), pre_quantized=False)
+        quantizer.preprocess_model(model, dtype=stored, device_map={"": device})
+        for name, layer in tqdm(dense.items(), desc="quantizing", unit="layer"):
+            packed = model.get_submodule(name)
+            empty, packed.bias = packed.weight, layer.bias
+            packed.weight = type(empty)(layer.weight.data, requires_grad=False, **vars(empty)).to(device)
+            offloading.move([packed], "cpu", stored)
+        quantizer.postprocess_model(model)
+        model.hf_quantizer = quantizer
+        offloading.move(model.modules(), "cpu", stored)
         save_model(model, parent, folder)
         loading.keep_cpu_kernels_exact(model)
-        require_identical_reload(probe_logits(model), folder, str(stored).removeprefix("torch."))
+        logits = probe_logits(offloading.stream(model.eval(), device, stored))
+        require_identical_reload(logits, folder, str(stored).removeprefix("torch."))
         return {}
 
 

@@ -42,14 +42,22 @@ class Calibrated(Packed):
 
     def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
         """Quantize layer by layer; the facts hold the relative output error of each linear layer, from rounding."""
+        from quantune.models import loading, offloading
         from quantune.quantizations.arithmetic import layerwise
         from quantune.quantizations.formats import pack_quantized
 
         batches, facts = draw(self, data, seed, parent)
         model = layerwise.load(parent)
-        grids, errors = {}, {}
-        layerwise.stream(model, batches, self.visitor(model, grids, errors), self.requantized)
-        pack_quantized.save(model, grids, self.grid, parent, folder)
+        grids, errors, stored = {}, {}, loading.stored_dtype(parent)
+
+        def pack(name, layer):
+            for part in [part for part in grids if part.startswith(f"{name}.")]:
+                linear = layer.get_submodule(part.removeprefix(f"{name}."))
+                pack_quantized.pack(linear, grids.pop(part), self.grid, stored)
+            offloading.move(layer.modules(), "cpu", stored)
+
+        layerwise.stream(model, batches, self.visitor(model, grids, errors), self.requantized, pack)
+        pack_quantized.save(model, self.grid, parent, folder)
         return {"calibration": facts, "output_errors": errors}
 
     def probe(self, parent: Path, data: Path | None, seed: int) -> tuple[str, list[dict[str, Any]]]:

@@ -27,12 +27,12 @@ class GPTQ(Calibrated):
     where few inputs are much larger than the others, as in Llama-like models; false: in their original order."""
 
     def solver_bytes(self, rows: int, columns: int) -> int:
-        """Return the larger number of bytes: of the Hessian, damped, its factor, its inverse and the inverse's factor,
-        with two copies of the weights; or of the Hessian and one factor, with nine matrices of the weights' shape.
+        """Return the larger number of bytes: of three matrices of the Hessian's shape (while its inverse is factored)
+        with two copies of the weights; or of one factor, with nine matrices of the weights' shape.
         """
-        fitted_before = 3 if self.activation_order or not self.group_size else 0
+        fitted_before = 2 if self.activation_order or not self.group_size else 0
         square, weight = columns * columns, rows * columns
-        return 4 * max(5 * square + (2 + fitted_before) * weight, 2 * square + (9 + fitted_before) * weight)
+        return 4 * max(3 * square + (2 + fitted_before) * weight, square + (9 + fitted_before) * weight)
 
     def fit(self, layers: dict[str, Any], gram) -> dict[str, Any]:
         """Round the matrices as one matrix, stacked by rows."""

@@ -16,13 +16,9 @@ class RoundToNearest(Packed):
     """Round to nearest."""
 
     def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
-        """Round in float32; scales and the other layers are stored in the parent's dtype."""
+        """Round in float32, one layer at a time; scales and the other layers are stored in the parent's dtype."""
         from quantune.models import loading
-        from quantune.models.checkpoints import quantizable
-        from quantune.quantizations.arithmetic.grids import fit
         from quantune.quantizations.formats import pack_quantized
 
-        model = loading.model([parent], "float32")
-        grids = {name: fit(layer.weight.data, self.grid) for name, layer in quantizable(model).items()}
-        pack_quantized.save(model, grids, self.grid, parent, folder)
+        pack_quantized.save(loading.streamed([parent], "float32"), self.grid, parent, folder)
         return {}

@@ -30,12 +30,14 @@ def gptq(weight: torch.Tensor, gram: torch.Tensor, grid: Grid, damping: float, a
     if activation_order or not grid.group_size:
         fitted = fit(weight, grid)
         scale, zero = (item.repeat_interleave(size, 1) for item in (fitted.scale, fitted.zero))
+        del fitted
     order = torch.arange(weight.shape[1], device=weight.device)
     if activation_order:
         order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
         weight, hessian = weight[:, order], hessian[order][:, order]
         scale, zero = scale[:, order], zero[:, order]
     upper = _inverse_cholesky(hessian, damping)
+    del hessian
     scales, zeros = torch.empty_like(weight), torch.empty_like(weight)
     step = size * max(1, BLOCK // size) if scale is None else BLOCK  # no group is cut in two
     for first in range(0, weight.shape[1], step):
@@ -51,15 +53,19 @@ def gptq(weight: torch.Tensor, gram: torch.Tensor, grid: Grid, damping: float, a
 
 
 def _inverse_cholesky(hessian: torch.Tensor, damping: float) -> torch.Tensor:
-    """Return the upper Cholesky factor of the damped Hessian's inverse; damping grows tenfold while it fails."""
+    """Return the upper Cholesky factor of the damped Hessian's inverse; damping grows tenfold while it fails.
+
+    The Hessian's diagonal is damped in place.
+    """
+    diagonal, mean = hessian.diagonal().clone(), hessian.diagonal().mean()
     for _ in range(5):
-        damped = hessian.clone()
-        damped.diagonal().add_(damping * hessian.diagonal().mean())
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        hessian.diagonal().copy_(diagonal + damping * mean)
+        factor, failed = torch.linalg.cholesky_ex(hessian)
         if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            factor = torch.cholesky_inverse(factor)
+            factor, failed = torch.linalg.cholesky_ex(factor, upper=True)
         if not failed:
-            return upper
+            return factor
         damping *= 10
     raise QuantuneError("the Hessian has no Cholesky factor, even strongly damped: use other or more calibration data")
 

@@ -2,12 +2,13 @@
 
 For each layer the Gram matrices of its linear layers' inputs are collected in one pass; linear layers that read
 the same input (query, key and value) share one. The visitor then changes the layer's weights, and the layer's outputs
-become the next layer's inputs. The scheme of GPTQ's reference code (github.com/IST-DASLab/gptq).
+become the next layer's inputs. The scheme of GPTQ's reference code (github.com/IST-DASLab/gptq). Only one layer is on
+the device at a time.
 """
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from quantune.core.errors import QuantuneError
+from quantune.models.offloading import move, stacks
 
 
 @dataclass
@@ -32,33 +34,11 @@ class Inputs:
 
 
 def load(parent: Path):
-    """Load a model for calibration: float32 on a CPU, the stored dtype on a GPU."""
+    """Load a model for calibration, layers in main memory: float32 on a CPU, the stored dtype on a GPU."""
     from quantune.models import loading
 
     on_gpu = loading.device().type == "cuda"
-    return loading.model([parent], str(loading.stored_dtype(parent)).removeprefix("torch.") if on_gpu else "float32")
-
-
-def stacks(model) -> list[tuple[str, torch.nn.ModuleList]]:
-    """Return name and list of the layers of a model's decoder, or of its encoder and then its decoder.
-
-    Raises:
-        QuantuneError: if a part has no list with as many modules as the configuration has layers.
-    """
-    parts = [model.get_encoder(), model.get_decoder()] if model.config.is_encoder_decoder else [model.get_decoder()]
-    names = {module: name for name, module in model.named_modules()}
-    lists = [_layers(part) for part in parts]
-    if None in lists:
-        raise QuantuneError(f"calibration knows no layers in the architecture '{model.config.model_type}'")
-    return [(names[layers], layers) for layers in lists]
-
-
-def _layers(part: torch.nn.Module) -> torch.nn.ModuleList | None:
-    """Return the outermost list with as many modules as the configuration has layers, or None."""
-    keys = ("num_hidden_layers", "encoder_layers", "decoder_layers")
-    counts = {getattr(part.config, key, None) for key in keys}
-    lists = (module for module in part.modules() if isinstance(module, torch.nn.ModuleList))
-    return next((item for item in lists if len(item) and len(item) in counts), None)
+    return loading.streamed([parent], str(loading.stored_dtype(parent)).removeprefix("torch.") if on_gpu else "float32")
 
 
 @dataclass
@@ -87,12 +67,31 @@ class _CaughtError(Exception):
     """Raised to stop a forward pass once the inputs of all layers are known."""
 
 
+@dataclass
+class Finished:
+    """The layers of an encoder that have been visited, and what they give."""
+
+    layers: torch.nn.ModuleList
+    states: list[torch.Tensor]
+    """For each batch: hidden states after the last layer, (batch, length, width)."""
+    others: tuple | None
+    """What a layer returns after the states; None: it returns no tuple."""
+
+
 @torch.no_grad()
-def first_inputs(model, layers: torch.nn.ModuleList, batches: list[dict[str, torch.Tensor]]) -> list[Arguments]:
+def first_inputs(
+    model, layers: torch.nn.ModuleList, batches: list[dict[str, torch.Tensor]], encoder: Finished | None = None
+) -> tuple[list[Arguments], tuple | None]:
     """Return, for each batch of the model's inputs, the first layer's hidden states and each layer's other arguments.
 
     The model's own forward pass calls stand-ins for the layers, which return the states unchanged. Only the first layer
-    is computed, once, to see whether layers return more than states.
+    is computed, once, to see whether layers return more than states; what they return is the second result.
+
+    Args:
+        model: the model.
+        layers: the layers of its decoder, or of its encoder.
+        batches: its inputs.
+        encoder: the encoder's layers, if they have been visited; they are not computed again.
     """
     inputs: list[Arguments] = []
     seen: list[tuple | None] = []  # Nones in place of the first layer's further outputs; None: no tuple
@@ -112,15 +111,20 @@ def first_inputs(model, layers: torch.nn.ModuleList, batches: list[dict[str, tor
 
         return forward
 
-    with _replaced(layers, stand_in):
+    def known(index: int, real: Callable):
+        return lambda *args, **kwargs: (
+            encoder.states[len(inputs)] if encoder.others is None else (encoder.states[len(inputs)], *encoder.others)
+        )
+
+    with _replaced(layers, stand_in), _replaced(encoder.layers if encoder else [], known):
         for batch in batches:
             with suppress(_CaughtError):
                 model(**{name: _placed(value, model) for name, value in batch.items()}, use_cache=False)
-    return inputs
+    return inputs, seen[0] if seen else None
 
 
 @contextmanager
-def _replaced(layers: torch.nn.ModuleList, stand_in: Callable[[int, Callable], Callable]) -> Iterator[None]:
+def _replaced(layers: Iterable[torch.nn.Module], stand_in: Callable[[int, Callable], Callable]) -> Iterator[None]:
     """Replace each layer's forward function by `stand_in(index, forward)` inside the context."""
     before = [vars(layer).get("forward") for layer in layers]
     for index, layer in enumerate(layers):
@@ -140,22 +144,29 @@ def stream(
     batches: list[dict[str, torch.Tensor]],
     visit: Callable[[str, torch.nn.Module, list[Inputs]], None],
     requantized: bool,
+    finish: Callable[[str, torch.nn.Module], None] = lambda name, layer: None,
 ) -> None:
     """Visit every layer with the statistics of its inputs.
 
     Args:
-        model: a model in evaluation mode.
+        model: a model in evaluation mode; its layers may be in main memory.
         batches: its inputs. Padding would bias the statistics, so none is used.
         visit: called with the layer's name, the layer, and its linear layers grouped by input; changes the weights.
         requantized: whether the next layer reads the outputs of the changed layer (GPTQ) or the original outputs (AWQ),
             which the changed layer must preserve.
+        finish: called with the layer's name and the layer, after its last use; may pack it, and move it away.
 
     Raises:
-        QuantuneError: if the changed layer does not preserve them.
+        QuantuneError: if the model's layers are not known, or if the changed layer does not preserve the outputs.
     """
-    for root, layers in stacks(model):
-        hidden = first_inputs(model, layers, batches)
+    roots, encoder = stacks(model), None
+    if len(roots) < 1 + model.config.is_encoder_decoder:
+        raise QuantuneError(f"calibration knows no layers in the architecture '{model.config.model_type}'")
+    place = model.get_input_embeddings().weight
+    for root, layers in roots:
+        hidden, others = first_inputs(model, layers, batches, encoder)
         for index, layer in enumerate(tqdm(layers, desc=f"quantizing {root}", unit="layer")):
+            move(layer.modules(), place.device, place.dtype)
             collector = _Collector(f"{root}.{index}", layer)
             first = copy(hidden[0])
             _advance(layer, index, hidden, keep=not requantized)
@@ -166,6 +177,8 @@ def stream(
                 _advance(layer, index, hidden, keep=True)
             else:
                 _require_unchanged(f"{root}.{index}", first.states, hidden[0].states, first(layer, index))
+            finish(f"{root}.{index}", layer)
+        encoder = Finished(layers, [arguments.states for arguments in hidden], others)
 
 
 def _advance(layer: torch.nn.Module, index: int, hidden: list[Arguments], keep: bool) -> None:
@@ -178,7 +191,8 @@ def _advance(layer: torch.nn.Module, index: int, hidden: list[Arguments], keep: 
 
 def _placed(value: torch.Tensor, model) -> torch.Tensor:
     """Return a tensor on the model's device, in its dtype where it is floating-point."""
-    return value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+    weight = model.get_input_embeddings().weight
+    return value.to(weight.device, weight.dtype if value.is_floating_point() else value.dtype)
 
 
 def _require_unchanged(name: str, states: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:

@@ -1,9 +1,10 @@
 """How much a quantization changed a model, measured on real input.
 
 The input is the calibration set where the method has one, else a short text or clip that comes with quantune. Both
-models read it in float32. Each linear layer gets the inputs that it has in the original model: the relative error of
-its outputs is ‖(Ŵ-W)X‖ / ‖WX‖, as in the papers of GPTQ and AWQ. A method that rescales the inputs of layers (AWQ)
-measures these errors itself, while it rounds. The loss is the mean negative log-likelihood of a token.
+models read it in float32, with one layer of each on the device at a time. Each linear layer gets the inputs that it has
+in the original model: the relative error of its outputs is ‖(Ŵ-W)X‖ / ‖WX‖, as in the papers of GPTQ and AWQ. A method
+that rescales the inputs of layers (AWQ) measures these errors itself, while it rounds. The loss is the mean negative
+log-likelihood of a token.
 """
 
 from collections import Counter
@@ -17,17 +18,15 @@ from tqdm import tqdm
 
 from quantune.core.errors import QuantuneError
 from quantune.core.recipe import Recipe
-from quantune.core.workload import PROBE_TOKENS
+from quantune.core.workload import PROBE_LOGITS, PROBE_SAMPLE_TOKENS, PROBE_SAMPLES, PROBE_TOKENS
 from quantune.data import speech, text
 from quantune.data.batches import Data
 from quantune.data.draws import Sequences
-from quantune.models import loading
+from quantune.models import loading, offloading
 from quantune.models.checkpoints import quantizable
 from quantune.sources import audio
 
 PROBE = Path(__file__).parents[3] / "assets/probe"
-SAMPLES = 8  # samples of the calibration set, at most
-TOKENS = 4096  # tokens of the calibration set, at most
 DESTROYED_ERROR = 0.98
 """Output error from which a layer is destroyed: a layer that gives only zeros has an error of 1."""
 LOSS_RISE = 0.25
@@ -66,10 +65,11 @@ def measure(
         errors: the layers' errors, where the method measured them itself.
     """
     prompt = 1 if not loading.is_speech(parent) else 4 if speech.knows_languages(parent) else 2
-    original, changed = loading.model([parent], "float32"), loading.model([folder], "float32")
-    after = [_losses(changed, batch, prompt) for batch in inputs]  # first: some formats unpack in their first pass
+    original, changed = loading.streamed([parent], "float32"), loading.streamed([folder], "float32")
+    batches = joined(inputs, original.config.get_text_config().vocab_size)
+    after = [_losses(changed, batch, prompt) for batch in batches]
     hooks = None if errors else _Errors(original, changed)
-    before = [_losses(original, batch, prompt) for batch in tqdm(inputs, desc="output errors", unit="sample")]
+    before = [_losses(original, batch, prompt) for batch in tqdm(batches, desc="output errors", unit="batch")]
     if hooks:
         hooks.remove()
     tokens = [int(token) for batch in inputs for token in _tokens(batch)[0, prompt:]]
@@ -162,8 +162,9 @@ def quality_warnings(result: Comparison, usual: float) -> list[str]:
 
 def calibration_inputs(drawn: Data | Sequences, chosen: list[int]) -> tuple[str, list[dict[str, torch.Tensor]]]:
     """Return a name and the first samples of a calibration set, one in each batch."""
-    most = max(1, TOKENS // max(1, drawn.tokens(chosen[:1])))
-    return "calibration samples", [batch for number in chosen[: min(most, SAMPLES)] for batch in drawn.inputs([number])]
+    most = max(1, PROBE_SAMPLE_TOKENS // max(1, drawn.tokens(chosen[:1])))
+    first = chosen[: min(most, PROBE_SAMPLES)]
+    return "calibration samples", [batch for number in first for batch in drawn.inputs([number])]
 
 
 def probe_inputs(parent: Path) -> tuple[str, list[dict[str, torch.Tensor]]]:
@@ -194,9 +195,10 @@ class _Errors:
 
     def _hook(self, name: str, other: torch.nn.Module):
         def compare(layer, args, output):
-            change = other(*args).float() - output.float()
+            with offloading.resident(other, output.device, torch.float32):
+                change = other(*args).float() - output.float()
             right = output.float() if layer.bias is None else output.float() - layer.bias.float()
-            sums = torch.stack([change.double().square().sum(), right.double().square().sum()])
+            sums = torch.stack([_squares(change), _squares(right)])
             self.sums[name] = self.sums[name] + sums if name in self.sums else sums
 
         return compare
@@ -215,9 +217,28 @@ class _Errors:
         }
 
 
+def _squares(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum of squares, summed in float64."""
+    return torch.linalg.vector_norm(values, dtype=torch.float64).square()
+
+
 def _finite_or_text(value: float) -> float | str:
     """Return a finite number unchanged, and any other as text, since JSON has no infinity."""
     return value if isfinite(value) else str(value)
+
+
+def joined(inputs: list[dict[str, torch.Tensor]], vocabulary: int) -> list[dict[str, torch.Tensor]]:
+    """Return batches of one sample as larger batches: neighbours of the same shape, up to `PROBE_LOGITS` logits."""
+    batches: list[dict[str, torch.Tensor]] = []
+    for batch in inputs:
+        shapes = [value.shape[1:] for value in batch.values()]
+        last = batches[-1] if batches else {}
+        alike = shapes == [value.shape[1:] for value in last.values()]
+        if alike and (_tokens(last).numel() + _tokens(batch).numel()) * vocabulary <= PROBE_LOGITS:
+            batches[-1] = {name: torch.cat([last[name], value]) for name, value in batch.items()}
+        else:
+            batches.append(batch)
+    return batches
 
 
 def _tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -226,13 +247,18 @@ def _tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 @torch.no_grad()
 def _losses(model, batch: dict[str, torch.Tensor], prompt: int) -> torch.Tensor:
-    """Return the negative log-likelihood of each token after the prompt, in nats, shape (tokens - prompt,)."""
+    """Return the negative log-likelihood of each token after the prompt, in nats: (samples * (tokens - prompt),)."""
+    device = model.get_input_embeddings().weight.device
     placed = {
-        name: value.to(model.device, torch.float32 if value.is_floating_point() else value.dtype)
+        name: value.to(device, torch.float32 if value.is_floating_point() else value.dtype)
         for name, value in batch.items()
     }
-    logits = model(**placed, use_cache=False).logits[0, prompt - 1 : -1].float()
-    return torch.nn.functional.cross_entropy(logits, _tokens(placed)[0, prompt:], reduction="none").double().cpu()
+    logits = model(**placed, use_cache=False).logits
+    losses = [
+        torch.nn.functional.cross_entropy(row[prompt - 1 : -1].float(), tokens[prompt:], reduction="none")
+        for row, tokens in zip(logits, _tokens(placed), strict=True)
+    ]
+    return torch.cat(losses).double().cpu()
 
 
 def _mean(losses: list[torch.Tensor]) -> float:

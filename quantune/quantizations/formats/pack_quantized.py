@@ -1,53 +1,66 @@
 """Save a model in the `pack-quantized` format of compressed-tensors, which transformers and vLLM load."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from compressed_tensors import ModelCompressor
+from compressed_tensors.compressors import compress_module
 from compressed_tensors.quantization import (
     QuantizationArgs,
-    QuantizationConfig,
     QuantizationScheme,
-    QuantizationStatus,
-    apply_quantization_config,
+    initialize_module_for_quantization,
 )
+from tqdm import tqdm
 
 from quantune.models import loading
-from quantune.models.checkpoints import cast_saved, quantizable, save_model
+from quantune.models.checkpoints import quantizable, save_model
+from quantune.models.offloading import move, stream
+from quantune.models.packed_linear import keep_packed
 from quantune.models.probes import probe_logits, require_identical_reload
-from quantune.quantizations.arithmetic.grids import Grid, fit
+from quantune.quantizations.arithmetic.grids import Fitted, Grid, fit
 
 
-def save(model, grids: dict[str, Any], grid: Grid, parent: Path, folder: Path) -> None:
-    """Pack a model and save it, then check that it reloads to identical logits.
+def pack(layer: torch.nn.Linear, fitted: Fitted, grid: Grid, dtype: torch.dtype) -> None:
+    """Replace a linear layer's weights by codes, scales and zero points, in main memory.
 
     Args:
-        model: the model; layers that are not packed keep their weights, stored in the parent's dtype.
-        grids: layer name -> `grids.Fitted`; emptied, so that no weights are in memory twice.
+        layer: the layer, changed in place.
+        fitted: its grids and the weights on them.
+        grid: bits, groups and symmetry.
+        dtype: of the scales and of the bias.
+    """
+    layer.weight.data = fitted.weight
+    initialize_module_for_quantization(layer, scheme(grid))
+    layer.weight_scale.data = fitted.scale
+    if not grid.symmetric:
+        layer.weight_zero_point.data = fitted.zero.to(layer.weight_zero_point.dtype)
+    compress_module(layer)
+    move([layer], "cpu", dtype)
+
+
+def save(model, grid: Grid, parent: Path, folder: Path) -> None:
+    """Pack the layers of a model that are not packed yet, to nearest, one at a time; save it and check the saved model.
+
+    Args:
+        model: the model, in main memory but for its embeddings; weights that are not packed are stored in the parent's
+            dtype.
         grid: bits, groups and symmetry.
         parent: the checkpoint that was quantized.
         folder: the folder to save into.
     """
     stored = loading.stored_dtype(parent)
-    head = model.get_output_embeddings()
-    kept = [name for name, module in model.named_modules() if module is head]
-    apply_quantization_config(model, QuantizationConfig(config_groups={"group_0": scheme(grid)}, ignore=kept))
-    for name, layer in quantizable(model).items():
-        fitted = grids.pop(name, None) or fit(layer.weight.data, grid)  # layers outside the stack: to nearest
-        layer.weight.data = fitted.weight.to(layer.weight.device)
-        layer.weight_scale.data = fitted.scale.to(layer.weight.device)
-        if not grid.symmetric:
-            layer.weight_zero_point.data = fitted.zero.to(layer.weight.device, layer.weight_zero_point.dtype)
-        layer.quantization_status = QuantizationStatus.FROZEN
-    compressor = ModelCompressor.from_pretrained_model(model)
-    compressor.compress_model(model)
-    cast_saved(model, stored)
+    layers = {name: layer for name, layer in quantizable(model).items() if not hasattr(layer, "weight_packed")}
+    for layer in tqdm(layers.values(), desc="rounding", unit="layer", disable=len(layers) < 2):
+        move([layer], loading.device(), torch.float32)
+        pack(layer, fit(layer.weight.data, grid), grid, stored)
+    move(model.modules(), "cpu", stored)
     model.config.dtype = stored
+    compressor = ModelCompressor.from_pretrained_model(model)
     save_model(model, parent, folder)
     compressor.update_config(folder)
-    cast_saved(model, torch.float32)  # the first forward pass unpacks the weights
-    require_identical_reload(probe_logits(model), folder, "float32")
+    keep_packed(model)
+    logits = probe_logits(stream(model, loading.device(), torch.float32))
+    require_identical_reload(logits, folder, "float32")
 
 
 def scheme(grid: Grid) -> QuantizationScheme:
