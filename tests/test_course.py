@@ -119,17 +119,14 @@ def test_exercises_share_what_they_make_alike(root, stand_ins, monkeypatch):  # 
 
 
 def test_the_quotes_exercise_in_small(stand_ins, root, tmp_path):  # noqa: F811
-    """A tiny model in the place of OPT-6.7B, pickled in two shards; the bad calibration set of exercise 2 beside it."""
+    """A tiny model in the place of OPT-6.7B, pickled in two shards; few steps and quotes, all else as it is."""
     stand_ins.repositories["models/facebook/opt-6.7b"] = opt_repository(tmp_path / "opt", shards=2, prefix="")
-    tuned, bad = "opt-6.7b+int8+lora", "opt-6.7b+gptq-one-sentence"
+    tuned = "opt-6.7b+int8+lora"
 
     def cut_down(raw):
-        other = raw_of(root, "e2-gptq-one-sentence")
-        raw["datasets"]["one-sentence"] = other["datasets"]["one-sentence"]
         raw["datasets"]["quotes"]["sample"] = {"train": 40}
-        raw["quantizations"]["gptq-one-sentence"] = other["quantizations"]["gptq-one-sentence"] | {"length": 1024}
         raw["finetunings"]["lora"] |= {"steps": 4, "evaluate_every": 2, "length": 256}
-        raw["variants"] = [tuned, bad]
+        raw["variants"] = [tuned]
         del raw["benchmark"], raw["evaluations"]
         values = {"train_loss.step2": 5.0, "base_footprint_bytes": 1e7, "seconds": 250.0, "steps_per_second": 0.4}
         raw["expected"] = [
@@ -138,8 +135,6 @@ def test_the_quotes_exercise_in_small(stand_ins, root, tmp_path):  # noqa: F811
 
     folder = experiment(root, tmp_path, "course/e6-lora-int8-quotes.yaml", cut_down)
     folder.run("--cores", "2")
-    facts = json.loads((folder.work / "checkpoints" / bad / "provenance.json").read_text())["facts"]["calibration"]
-    assert facts["samples"] == 1 and 20 < facts["tokens"] < 80
     metrics = json.loads((folder.work / "report/metrics.json").read_text())[tuned]
     assert metrics["steps"] == 4 and metrics["trainable_parameters"] > 0 and metrics["seconds"] > 0
     html = (folder.work / "report/report.html").read_text()
