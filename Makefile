@@ -13,7 +13,7 @@ of_dvc  = @test '$(CONFIG)' = config.yaml || { echo "DVC keeps the results of co
 nothing_to_do = snakemake $(KEPT) --dry-run 2>&1 | tee -a /dev/stderr | grep -q "Nothing to be done"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan test test-kill test-real commit push pull check current verify clean-stale lint schema stages lock update-lock clean
+.PHONY: help setup demo plan test test-slow test-kill test-real commit push pull check current verify clean-stale lint schema stages lock update-lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ plan: $(VENV)/ready  ## print the artefacts to make for config.yaml, with their 
 
 test: $(VENV)/ready-to-test  ## set-up, then the tests
 	python -m pytest --numprocesses 2 --dist worksteal
+
+test-slow: $(VENV)/ready-to-test  ## the tests of whole workflows that `make test` leaves out: ten minutes
+	python -m pytest --numprocesses 2 --dist worksteal -m slow
 
 test-kill: $(VENV)/ready-to-test  ## kill a small run KILLS=20 times at random moments; its files must be those of an undisturbed run
 	HF_HUB_OFFLINE=1 PYTHONPATH=. python tests/attack/kill_loop.py

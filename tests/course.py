@@ -25,6 +25,7 @@ GPTQ = {
     "symmetric": True,
     "activation_order": False,
     "damping": 0.1,
+    "true_sequential": True,
     "dataset": "c4",
     "samples": 128,
     "length": 2048,

@@ -293,6 +293,25 @@ def test_layers_with_the_same_input_share_their_statistics(data):
     assert torch.allclose(seen[0][2].gram.double(), gram, atol=1e-4 * float(gram.abs().max()))
 
 
+@pytest.mark.parametrize("sequential", [False, True])
+def test_in_turn_layers_are_calibrated_on_what_earlier_ones_have_changed(data, sequential):
+    model, seen = loading.model([PARENT], "float32"), {}
+    batches = [{"input_ids": torch.from_numpy(text.blocks(data, "calibration", 2, 64)[:2])}]
+
+    def silence(name, layer, inputs):
+        for group in inputs:
+            seen.update(dict.fromkeys(group.layers, group.magnitude))
+            for linear in group.layers.values():
+                linear.weight.data.zero_()
+                linear.bias.data.zero_()
+
+    layerwise.stream(model, batches, silence, requantized=True, sequential=sequential)
+    assert len(seen) == len(checkpoints.quantizable(model))
+    for part in ("self_attn.out_proj", "fc2"):  # they read what the layers before them give
+        assert bool(seen[f"model.decoder.layers.0.{part}"].any()) is not sequential
+    assert seen["model.decoder.layers.0.fc1"].any(), "reads the residual too"
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, data):
     """The embedded model at three and four bits, by every method."""

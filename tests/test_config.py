@@ -307,7 +307,7 @@ def test_blocks_of_nf4_that_do_not_fit_name_no_key_that_nf4_lacks(raw, write_mod
 @pytest.mark.parametrize(
     ("entry", "change"),
     [
-        (GPTQ(method="gptq", dataset="d"), {"draw": "windows"}),
+        (GPTQ(method="gptq", dataset="d"), {"draw": "windows", "true_sequential": True}),
         (LoRA(method="lora", dataset="d", steps=1), {"bias": "all", "packing": False}),
         (Generation(kind="generation", prompts=["x"]), {"sampling": {}}),
         (Text(path="x"), {"sample": {"train": 3}}),

@@ -78,6 +78,7 @@ def offline(folder: Folder, *command: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_everything_is_made_again_with_the_network_off(pulled):
     """From the pulled sources and models alone; also what the hub and `datasets` would look up by themselves."""
     pulled.config["variants"] = ["opt+rtn-a", "opt+lora+merge"]
@@ -94,6 +95,7 @@ def test_everything_is_made_again_with_the_network_off(pulled):
     assert "Nothing was removed" in offline(pulled, *MAKE, "clean-stale")
 
 
+@pytest.mark.slow
 def test_transcripts_and_benchmarks_need_no_network(tmp_path, heard):
     models = {"opt": CONFIG["models"]["opt"], "whisper": {"path": str(WHISPER)}}
     sweep = {"prompt_lengths": [8], "batch_sizes": [1], "new_tokens": 4, "dtype": "float32"}
@@ -110,6 +112,7 @@ def test_transcripts_and_benchmarks_need_no_network(tmp_path, heard):
         assert point["fits"]
 
 
+@pytest.mark.slow
 def test_a_hub_model_that_was_pulled_needs_no_network(hub, root, tmp_path, monkeypatch):
     hub.repositories["models/a/opt"] = root / "assets/models/opt-2m"
     monkeypatch.setenv("HF_ENDPOINT", hub.url)

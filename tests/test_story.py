@@ -60,6 +60,7 @@ def test_one_changed_number_runs_its_branch_and_back_again(pulled):
     assert bits(pulled) == three and pulled.planned() == set()
 
 
+@pytest.mark.slow
 def test_two_branches(pulled):
     pulled.tell("git", "switch", "--quiet", "--create", "coarse")
     pulled.change(quantizations={"rtn-b": {"group_size": 32}})
@@ -76,7 +77,10 @@ def test_two_branches(pulled):
     assert pulled.planned() == set() and pulled.clean() and pulled.metrics() == coarse
 
 
-@pytest.mark.parametrize("where", ["in place", "--temp", "--queue"])
+SLOW = [pytest.param(where, marks=pytest.mark.slow) for where in ("--temp", "--queue")]
+
+
+@pytest.mark.parametrize("where", ["in place", *SLOW])
 def test_an_experiment_runs_its_branch_alone(pulled, where):
     before = bits(pulled)
     override = ["--set-param", "config.yaml:quantizations.rtn-a.bits=4", "--name", "four"]
@@ -145,6 +149,7 @@ def test_half_an_artefact_is_made_again(pulled):
     assert pulled.planned() == set()
 
 
+@pytest.mark.slow
 def test_dvc_repro_makes_a_clean_clone(origin, tmp_path):
     clone = origin.clone(tmp_path / "clone")
     clone.config["variants"] = ["opt+rtn-a"]

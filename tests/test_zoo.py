@@ -116,7 +116,7 @@ def test_layers_are_called_as_the_model_calls_them_and_keep_their_function(texts
             model(**batches[0], use_cache=False)
         for hook in hooks:
             hook.remove()
-        arguments = layerwise.first_inputs(model, layers, batches)[0]
+        (arguments, *_), _ = layerwise.first_inputs(model, layers, batches)
         assert len(arguments.others) == len(layers) == len(outputs)
         for index, (layer, output) in enumerate(zip(layers, outputs, strict=True)):
             with torch.no_grad():

@@ -10,8 +10,7 @@
 The graph is captured here, not by `mode="reduce-overhead"`: the cache keeps its address, no step copies data in or out,
 and token, position and cache length advance on the device, so that the host never waits.
 
-The prompt of a speech model is `Windows`. The keys and values of its cross-attention are computed with the prompt, and
-every decoder keeps them at their address.
+The prompt of a speech model is `Windows`. The keys and values of its cross-attention are computed with it, and kept.
 """
 
 from dataclasses import dataclass
@@ -234,7 +233,7 @@ def choose(requested: str, model: PreTrainedModel, prompt: Prompt, steps: int):
 
     Args:
         requested: eager, static, compiled, or auto: compiled if the whole model is on a GPU, else eager. If this
-            decoder fails, or its logits differ from those of the eager decoder, the next slower one is used.
+            decoder fails, or its logits differ from those of eager, the next slower one is used.
         model: as for `Eager`.
         prompt: the prompt to continue.
         steps: the most steps that the decoder must support.

@@ -101,7 +101,7 @@ def fitting(folders: list[Path], dtype: str) -> PreTrainedModel:
 def _free_bytes(place: torch.device) -> int:
     """Return the bytes that this process may still allocate on a GPU."""
     free, total = torch.cuda.mem_get_info(place)
-    return min(free, int(torch.cuda.get_per_process_memory_fraction(place) * total))
+    return min(free, int(torch.cuda.get_per_process_memory_fraction(torch.cuda.current_device()) * total))
 
 
 def _bytes(folder: Path, dtype: torch.dtype) -> int:

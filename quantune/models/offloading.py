@@ -66,8 +66,13 @@ def _placed(value: torch.Tensor, device: torch.device | str, dtype: torch.dtype 
         value = copy(value)
         value.quant_state = deepcopy(value.quant_state)
     if type(value) is not torch.nn.Parameter:
-        return value.to(device) if dtype is None else value.to(device, dtype)
-    return torch.nn.Parameter(value.data.to(device, dtype or value.dtype), requires_grad=value.requires_grad)
+        return value.to(device) if dtype is None else _cast(value, device, dtype)
+    return torch.nn.Parameter(_cast(value.data, device, dtype or value.dtype), requires_grad=value.requires_grad)
+
+
+def _cast(value: torch.Tensor, device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
+    """Return a tensor on a device in a dtype; the GPU casts, where `to(device, dtype)` would let the CPU cast."""
+    return value.to(dtype).to(device) if str(device) == "cpu" else value.to(device).to(dtype)
 
 
 @contextmanager

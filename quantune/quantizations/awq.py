@@ -80,10 +80,10 @@ class AWQ(Calibrated):
 
     def solver_bytes(self, rows: int, columns: int) -> int:
         """Return the bytes of the largest of: five matrices of the weights' shape (search of scales), two Gram matrices
-        (rescaling), one Gram matrix and four of the weights' shape (search of ranges); all float32.
+        (rescaling), one Gram matrix and seven of the weights' shape (search of ranges); all float32.
         """
         square, weight = columns * columns, rows * columns
-        return 4 * max(5 * weight, 2 * square, square + 4 * weight)
+        return 4 * max(5 * weight, 2 * square, square + 7 * weight)
 
     def unsuitable(self, config: dict[str, Any]) -> str | None:
         """Return why the architecture does not fit, or None; one without known mappings needs them in the recipe."""

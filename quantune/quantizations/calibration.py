@@ -25,6 +25,11 @@ class Calibrated(Packed):
     requantized: ClassVar[bool]
     """Whether each layer is calibrated on the outputs of the quantized layers before it, or on the original ones."""
 
+    @property
+    def sequential(self) -> bool:
+        """Whether the linear layers of a layer are calibrated one after another, on inputs that the others changed."""
+        return False
+
     dataset: str
     """Name of the dataset to calibrate on; best similar to the text or speech that the model will read."""
     split: str = "train"
@@ -56,7 +61,8 @@ class Calibrated(Packed):
                 pack_quantized.pack(linear, grids.pop(part), self.grid, stored)
             offloading.move(layer.modules(), "cpu", stored)
 
-        layerwise.stream(model, batches, self.visitor(model, grids, errors), self.requantized, pack)
+        visit = self.visitor(model, grids, errors)
+        layerwise.stream(model, batches, visit, self.requantized, pack, self.sequential)
         pack_quantized.save(model, self.grid, parent, folder)
         return {"calibration": facts, "output_errors": errors}
 

@@ -15,6 +15,7 @@ from quantune.quantizations.calibration import Calibrated
 class GPTQ(Calibrated):
     """Second-order rounding on calibration data."""
 
+    neutral: ClassVar[frozenset[str]] = Calibrated.neutral | {"true_sequential"}
     seeded: ClassVar[bool] = True
     requantized: ClassVar[bool] = True
 
@@ -25,14 +26,22 @@ class GPTQ(Calibrated):
     activation_order: bool = True
     """Round the columns by falling magnitude of their inputs (`desc_act`, with grids of the original groups): better
     where few inputs are much larger than the others, as in Llama-like models; false: in their original order."""
+    true_sequential: bool = False
+    """Within a layer, calibrate each group of linear layers on inputs that passed through the rounded ones before it
+    (`true_sequential` of AutoGPTQ); about twice the time. false: on the inputs of the original layer."""
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the linear layers of a layer are calibrated one after another."""
+        return self.true_sequential
 
     def solver_bytes(self, rows: int, columns: int) -> int:
-        """Return the larger number of bytes: of three matrices of the Hessian's shape (while its inverse is factored)
+        """Return the larger number of bytes: of four matrices of the Hessian's shape (while it is inverted)
         with two copies of the weights; or of one factor, with nine matrices of the weights' shape.
         """
         fitted_before = 2 if self.activation_order or not self.group_size else 0
         square, weight = columns * columns, rows * columns
-        return 4 * max(3 * square + (2 + fitted_before) * weight, square + (9 + fitted_before) * weight)
+        return 4 * max(4 * square + (2 + fitted_before) * weight, square + (9 + fitted_before) * weight)
 
     def fit(self, layers: dict[str, Any], gram) -> dict[str, Any]:
         """Round the matrices as one matrix, stacked by rows."""

@@ -73,7 +73,7 @@ class _CrossEntropy(torch.autograd.Function):
             loss, slope = _rows(states[rows], weight, bias, targets[rows], kept[rows], states.requires_grad)
             total += loss
             if gradient is not None:
-                gradient[rows] = (slope / count).to(gradient.dtype)
+                gradient[rows] = slope.to(gradient.dtype) / count
         ctx.save_for_backward(gradient)
         return total / count
 

@@ -145,6 +145,7 @@ def stream(
     visit: Callable[[str, torch.nn.Module, list[Inputs]], None],
     requantized: bool,
     finish: Callable[[str, torch.nn.Module], None] = lambda name, layer: None,
+    sequential: bool = False,
 ) -> None:
     """Visit every layer with the statistics of its inputs.
 
@@ -155,6 +156,8 @@ def stream(
         requantized: whether the next layer reads the outputs of the changed layer (GPTQ) or the original outputs (AWQ),
             which the changed layer must preserve.
         finish: called with the layer's name and the layer, after its last use; may pack it, and move it away.
+        sequential: visit a layer once for each of its inputs, with statistics that the linear layers visited before
+            have changed; needs one pass for each input.
 
     Raises:
         QuantuneError: if the model's layers are not known, or if the changed layer does not preserve the outputs.
@@ -171,7 +174,10 @@ def stream(
             first = copy(hidden[0])
             _advance(layer, index, hidden, keep=not requantized)
             groups = collector.finish()
-            visit(f"{root}.{index}", layer, groups)
+            if sequential:
+                _visit_in_turn(f"{root}.{index}", layer, index, hidden, groups, visit)
+            else:
+                visit(f"{root}.{index}", layer, groups)
             del groups
             if requantized:
                 _advance(layer, index, hidden, keep=True)
@@ -179,6 +185,18 @@ def stream(
                 _require_unchanged(f"{root}.{index}", first.states, hidden[0].states, first(layer, index))
             finish(f"{root}.{index}", layer)
         encoder = Finished(layers, [arguments.states for arguments in hidden], others)
+
+
+def _visit_in_turn(name: str, layer: torch.nn.Module, index: int, hidden: list[Arguments], groups: list, visit) -> None:
+    """Visit the linear layers of a layer, group by group in the order of their calls; collect anew for each group."""
+    turns = [set(group.layers) for group in groups]
+    visit(name, layer, groups[:1])
+    for turn in turns[1:]:
+        groups.clear()
+        collector = _Collector(name, layer, turn)
+        _advance(layer, index, hidden, keep=False)
+        groups += collector.finish()
+        visit(name, layer, groups)
 
 
 def _advance(layer: torch.nn.Module, index: int, hidden: list[Arguments], keep: bool) -> None:
@@ -211,10 +229,11 @@ def _require_unchanged(name: str, states: torch.Tensor, before: torch.Tensor, af
 
 
 class _Collector:
-    """Hooks that sum the statistics of the inputs of a layer's linear layers."""
+    """Hooks that sum the statistics of the inputs of a layer's linear layers, or of some of them by full name."""
 
-    def __init__(self, name: str, layer: torch.nn.Module):
-        self.linears = {f"{name}.{part}": item for part, item in layer.named_modules() if _is_linear(item)}
+    def __init__(self, name: str, layer: torch.nn.Module, chosen: set[str] | None = None):
+        linears = {f"{name}.{part}": item for part, item in layer.named_modules() if _is_linear(item)}
+        self.linears = {part: item for part, item in linears.items() if chosen is None or part in chosen}
         self.leader: dict[str, str] = {}
         self.sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.rows: dict[str, int] = defaultdict(int)
