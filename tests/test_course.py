@@ -103,6 +103,25 @@ def test_an_exercise_is_planned(stand_ins, root, files, name, monkeypatch):  # n
         assert plan.transcript(TUNED[1], recording).digest
 
 
+@pytest.mark.parametrize(
+    ("name", "targets", "made"),
+    [
+        ("e2-gptq-one-sentence", [], ["sources/one-sentence", "checkpoints/opt-2.7b+gptq-one-sentence", "report"]),
+        ("e9-own-recording", ["transcripts"], [f"transcripts/{variant}/test-zh" for variant in TUNED]),
+    ],
+)
+def test_snakemake_plans_an_exercise(stand_ins, root, tmp_path, monkeypatch, name, targets, made):  # noqa: F811
+    monkeypatch.setenv("COMMON_VOICE", str(root / "assets/speech/cv-corpus-saltmere-1.0"))
+    monkeypatch.setenv("TEST_ZH", str(root / "assets/probe/speech.flac"))
+
+    def in_english(raw):
+        for dataset in ("zh", "zh-small") if "zh" in raw["datasets"] else ():
+            raw["datasets"][dataset]["locale"] = "en"
+
+    folder = experiment(root, tmp_path, f"course/{name}.yaml", in_english)
+    assert set(made) <= folder.planned(*targets)
+
+
 def test_exercises_share_what_they_make_alike(root, stand_ins, monkeypatch):  # noqa: F811
     """Those with one work folder never make an artefact of the same path twice."""
     monkeypatch.setenv("COMMON_VOICE", str(root / "assets/speech/cv-corpus-saltmere-1.0"))
