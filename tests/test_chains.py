@@ -2,6 +2,7 @@
 
 import re
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -12,10 +13,16 @@ from quantune.planning.chains import Variant
 from quantune.planning.plan import Plan
 from quantune.quantizations import Quantization
 
-STEPS = "steps: rtn-w4, nf4, lora, lora-zh, merge"
+STEPS = "steps: rtn-w4, nf4, awq, lora, lora-zh, merge"
+
+
+class Rescaling(Quantization):
+    rescales: ClassVar[bool] = True
+
+
 NAMES = SimpleNamespace(
     models={"opt": None, "whisper-large-v2": None},
-    quantizations={"rtn-w4": Quantization(), "nf4": Quantization()},
+    quantizations={"rtn-w4": Quantization(), "nf4": Quantization(), "awq": Rescaling()},
     finetunings={
         "lora": Finetuning(dataset="quotes", steps=1),
         "lora-zh": Finetuning(dataset="zh", steps=1),
@@ -92,6 +99,11 @@ def test_a_step_holds_its_name_and_seed():
         ("opt+merge", "'opt' has no adapter to merge; '+merge' follows a fine-tuning"),
         ("opt+nf4+merge", "'opt+nf4' has no adapter to merge; '+merge' follows a fine-tuning"),
         ("opt+lora+merge+merge", "'opt+lora+merge' is already merged; one '+merge' is enough"),
+        (
+            "opt+lora+merge+awq+lora@2+merge",
+            "'lora@2' was trained on 'awq', which scales the inputs of layers, so on the original weights it would be "
+            "another function; evaluate 'opt+lora+merge+awq+lora@2' as it is, or make 'opt+lora+merge+lora@2+merge'",
+        ),
         ("opt+whisper-large-v2", "'whisper-large-v2' is a model; a model can only begin a chain"),
         ("opt+lora+opt", "'opt' is a model; a model can only begin a chain"),
         ("opt+rtn-w4@3", "'rtn-w4@3' gives a seed to a step that uses none; write 'rtn-w4'"),

@@ -14,7 +14,7 @@ from quantune.core.errors import QuantuneError
 from quantune.data import examples, text, tokens
 from quantune.data.batches import IGNORED
 from quantune.finetunings.lora import LoRA
-from quantune.finetunings.training import loop, loss, precision
+from quantune.finetunings.training import loop, loss, optimizers, precision
 from quantune.models import adapters, architecture, loading
 from tests.conftest import OPT
 from tests.test_memory import METHODS, SMALL, built
@@ -192,6 +192,34 @@ def test_skipped_steps_are_counted_and_a_killed_run_ends_with_the_same_bits(prep
     }
     assert all(torch.equal(one, other) for one, other in zip(whole, resumed, strict=True))
     assert (tmp_path / "whole/curves.csv").read_text() == (tmp_path / "cut/curves.csv").read_text()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw", "paged_adamw_8bit"])
+def test_other_optimizers_learn_alike_and_a_killed_run_ends_with_the_same_bits(prepared, tmp_path, optimizer):
+    keys = KEYS | {"rank": 32, "steps": 8, "save_every": 2, "evaluate_every": 4, "packing": False}
+    _, plain, _ = trained(prepared, tmp_path / "plain", LoRA(**keys))
+    recipe = LoRA(**keys, optimizer=optimizer)
+    _, whole, _ = trained(prepared, tmp_path / "whole", recipe)
+    change = [(one - other).norm() / other.norm() for one, other in zip(whole, plain, strict=True)]
+    assert max(change) < (0.25 if "8bit" in optimizer else 1e-5)
+    assert "8bit" not in optimizer or max(change) > 1e-6, "some means are in 8 bits"
+    with pytest.raises(InterruptedError):
+        trained(prepared, tmp_path / "cut", recipe, Killed(documents(prepared), 5))
+    _, resumed, again = trained(prepared, tmp_path / "cut", recipe)
+    assert again["run"]["resumed_from_step"] == 4
+    assert all(torch.equal(one, other) for one, other in zip(whole, resumed, strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+def test_the_memory_of_an_optimizer_is_predicted(optimizer):
+    recipe = LoRA(**KEYS, steps=1, optimizer=optimizer)
+    weights = [torch.nn.Parameter(torch.ones(64, 256)) for _ in range(4)]
+    made = optimizers.build(recipe, weights)
+    sum(weight.sum() for weight in weights).backward()
+    made.step()
+    tables = ("qmap1", "qmap2", "step")  # shared by all tensors
+    found = [value for state in made.state.values() for name, value in state.items() if name not in tables]
+    assert sum(value.nbytes for value in found) == recipe.optimizer_bytes(4 * 64 * 256)
 
 
 class Killed:

@@ -75,6 +75,9 @@ class Finetuning(Recipe):
     """Put examples of similar length into a batch, so that there is little padding; false: in random order."""
     task: Literal["transcribe", "translate"] = "transcribe"
     """For speech models: write a transcript, or an English translation if the data has one."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
+    """AdamW. 8bit: its two means have 8 bits, in blocks of 256 values (tensors below 4,096 values keep 32 bits). paged:
+    they move to main memory when the GPU is full. Both are those of bitsandbytes."""
     learning_rate: float = Field(default=2e-4, gt=0, le=1)
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -171,6 +174,10 @@ class Finetuning(Recipe):
     def adapter_dropout(self) -> float:
         """Dropout on the input of the matrices beside an adapted layer."""
         return 0.0
+
+    def optimizer_bytes(self, parameters: int) -> int:
+        """Return the bytes of device memory of AdamW's two means; paged ones need none, they can leave the device."""
+        return int(2 * parameters * {"adamw": 4, "adamw_8bit": 1 + 4 / 256}.get(self.optimizer, 0))
 
     def workload(self) -> Training:
         """Return the workload of training, for estimates of memory."""

@@ -184,4 +184,12 @@ def _unmergeable(parent: Variant, names: Names) -> str | None:
         return f"'{parent}' has no adapter to merge; '+merge' follows a fine-tuning"
     if not names.finetunings[parent.steps[-1].name].mergeable:
         return f"'{parent.steps[-1]}' adds no weights that could be merged; evaluate '{parent}' as it is"
+    quantizations = [step for step in parent.effective_steps if step.kind == "quantization"]
+    for step in quantizations:
+        if names.quantizations[step.name].rescales:
+            other = Variant(parent.model, tuple(kept for kept in parent.steps if kept != step))
+            return (
+                f"'{parent.steps[-1]}' was trained on '{step}', which scales the inputs of layers, so on the original "
+                f"weights it would be another function; evaluate '{parent}' as it is, or make '{other}+{MERGE}'"
+            )
     return None

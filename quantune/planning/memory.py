@@ -134,7 +134,7 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
             "weights": weights(model, dtype, quantization),
             "adapter": parameters * FLOAT if finetuning.leaves == "adapter" else 0,
             "gradients": parameters * FLOAT,
-            "optimizer": 2 * parameters * FLOAT,  # AdamW: the gradient's mean and mean square
+            "optimizer": finetuning.optimizer_bytes(parameters),
             "workspace": WORKSPACE,
             "activations": activations,
             **({"loss": loss} if loss > layer else {"one layer": layer}),
