@@ -51,6 +51,7 @@ TRAINER = {  # what neither notebook says: the defaults of transformers' Trainer
     "bias": "none",
     "group_by_length": False,
     "gradient_accumulation": 1,
+    "optimizer": "adamw",
     "schedule": "linear",
     "warmup_steps": 0,
     "weight_decay": 0.0,

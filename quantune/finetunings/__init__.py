@@ -29,7 +29,7 @@ class Finetuning(Recipe):
     settings: ClassVar[frozenset[str]] = frozenset({"save_every"})
     neutral: ClassVar[frozenset[str]] = frozenset(
         {"max_validation", "packing", "end_of_text", "group_by_length", "warmup_ratio", "log_every"}
-        | {"keep", "keep_checkpoints"}
+        | {"keep", "keep_checkpoints", "optimizer"}
     )
     numbers: ClassVar[tuple[str, ...]] = (
         *("parameters", "trainable_parameters", "total_parameters", "base_footprint_bytes"),
