@@ -36,11 +36,8 @@ def measured(folder: Path) -> dict:
     made = read_provenance(folder)
     recipe = TypeAdapter(AnyQuantization).validate_python({k: v for k, v in made["recipe"].items() if k != "seed"})
     parent = Path(made["parents"]["parent"][0]["path"])
-    if data := made["parents"].get("data"):
-        seed = made["recipe"].get("seed", 0)
-        source, inputs = quality.calibration_inputs(recipe, Path(data[0]["path"]), seed, parent)
-    else:
-        source, inputs = quality.probe_inputs(parent)
+    (data,) = made["parents"].get("data") or [None]
+    source, inputs = recipe.probe(parent, data and Path(data["path"]), made["recipe"].get("seed", 0))
     measures = quality.measure(parent, folder, inputs, made["facts"].get("output_errors") if recipe.rescales else None)
     layer, error = measures.worst()[0]
     return {

@@ -20,12 +20,17 @@ def dataset(order, inputs, folder, scratch):
             for path in paths:
                 for parts in documents.read_documents(base / path, recipe):
                     splits[split].append(parts)
+        for text in order["options"].get("texts", []):
+            splits[""].append((text,))
         empty = sum(texts.blank for texts in splits.values())
         read = empty + sum(map(len, splits.values()))
         if list(splits) == [""]:
             shares = draw.shares(len(splits[""]), recipe["splits"] or {"train": 1.0}, recipe["seed"])
             whole = splits.pop("")
             splits = {name: whole.chosen(drawn, Path(temporary, f"{name}.drawn")) for name, drawn in shares.items()}
+        for split, size in recipe.get("sample", {}).items():
+            numbers = draw.sample(len(splits[split]), size, recipe["seed"], split)
+            splits[split] = splits[split].chosen(numbers, Path(temporary, f"{split}.sample"))
         dropped = {}
         if recipe["remove_leaks"] != "none":
             for split, kept in leaks.without_leaks(splits, recipe["remove_leaks"]).items():

@@ -23,6 +23,7 @@ def train(order, inputs, folder, scratch):
     quantized = loading.quantization_method(parent) is not None
     model = loading.model([parent], precision.loaded_dtype(recipe, quantized))
     model.config.use_cache = False
+    footprint = model.get_memory_footprint()
     model = recipe.prepare(model, seed)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -35,7 +36,8 @@ def train(order, inputs, folder, scratch):
     recipe.save(model, parent, folder)
     predicted = sum((order["predicted"] or {}).values()) or None
     facts |= {} if recipe.packing or not hasattr(data, "cut") else {"documents_cut": data.cut}
-    return facts | {"trainable_parameters": trainable, "total_parameters": total, "estimated_bytes": predicted}
+    facts |= {"trainable_parameters": trainable, "total_parameters": total, "base_footprint_bytes": footprint}
+    return facts | {"estimated_bytes": predicted}
 
 
 job.run(snakemake, train)

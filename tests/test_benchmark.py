@@ -141,7 +141,7 @@ def test_speech_is_encoded_and_decoded(tmp_path):
     assert counted.tokens.to_dict() == {(1, "decode"): 3, (1, "encode"): 4, (2, "decode"): 6, (2, "encode"): 8}
     shape = architecture.read(json.loads((WHISPER / "config.json").read_text()))
     assert result["parameters"] == sum(shape.parameters().values()) and result["new_tokens"] == 3
-    assert result["running_bytes"]["tensors"] == 4 * result["parameters"]
+    assert result["running_bytes"]["tensors"] == 4 * result["parameters"] == result["footprint_bytes"]
     points = result["points"]
     assert [(point["batch_size"], point["window_seconds"], point["decoder"]) for point in points] == [
         (1, 4, "eager"),

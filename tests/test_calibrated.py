@@ -1,6 +1,8 @@
 """GPTQ and AWQ: the arithmetic against the papers' equations in float64, and what they must achieve on a real model."""
 
 import json
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow
@@ -18,6 +20,7 @@ from quantune.quantizations.arithmetic.grids import Grid, fit, snap
 from quantune.quantizations.awq import AWQ, LLAMA, known_mappings
 from quantune.quantizations.gptq import GPTQ
 from quantune.quantizations.rtn import RoundToNearest
+from quantune.sources.draw import order
 
 ROOT = Path(__file__).parent.parent
 PARENT = ROOT / "assets/models/opt-2m"
@@ -368,3 +371,80 @@ def test_too_little_calibration_is_said(data, capsys):
     _, facts = calibration.draw(calibrated(GPTQ, samples=16), data, 0, PARENT)
     assert facts["warnings"] == ["calibrated on 16 samples; fewer than 128 can harm the model"]
     assert "WARNING: calibrated on 16 samples" in capsys.readouterr().out
+
+
+LENGTHS = {"windows": 300, "long-documents": 210, "short-documents": 200, "documents": 204}
+
+
+def documents_of(prepared: Path) -> list[list[int]]:
+    """Return the token ids of each document, after the token that begins a text."""
+    values, starts = text.column(prepared, "calibration", "ids")
+    return [[2, *values[first:last].tolist()] for first, last in pairwise(starts) if last > first]
+
+
+def place(whole: list[int], part: list[int]) -> int | None:
+    """Return the place of a part in a list, or None."""
+    places = range(len(whole) - len(part) + 1)
+    return next((at for at in places if whole[at : at + len(part)] == part), None)
+
+
+@pytest.mark.parametrize("how", LENGTHS)
+def test_samples_of_documents(data, how):
+    """Each draw against the documents themselves: those that fit, begun as texts, in an order that the seed gives."""
+    length = LENGTHS[how]
+    recipe = calibrated(GPTQ, samples=6, length=length, draw=how)
+    batches, facts = calibration.draw(recipe, data, 0, PARENT)
+    rows = [row for batch in batches for row in batch["input_ids"].tolist()]
+    documents = documents_of(data)
+    if how == "windows":
+        stream = text.stream(data, "calibration", loading.tokenizer(PARENT)).ids.tolist()
+        assert len(rows) == 6 == len({place(stream, row) for row in rows} - {None})
+    elif how == "long-documents":
+        homes = [[item for item in documents if place(item, row) is not None] for row in rows]
+        assert [len(row) for row in rows] == [length] * 6
+        assert all(len(home) == 1 for home in homes) and len({str(home) for home in homes}) == 6, "one of each document"
+        assert len({place(home[0], row) for home, row in zip(homes, rows, strict=True)}) > 2, "at random places"
+    elif how == "documents":
+        assert len(rows) == 6 and len({len(row) for row in rows}) > 1
+        assert all(row in [item[:length] for item in documents] for row in rows)
+    else:
+        short = [item for item in documents if len(item) <= length]
+        joined = [token for number in order(len(short), 0)[:6] for token in short[number]]
+        assert rows and [token for row in rows for token in row] == joined[: len(joined) // length * length]
+    assert facts["samples"] == 6 and facts["tokens"] == sum(map(len, rows))
+    assert facts == calibration.draw(recipe, data, 0, PARENT)[1]
+    assert facts["sha256"] != calibration.draw(recipe, data, 1, PARENT)[1]["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("how", "length", "samples", "problem"),
+    [
+        ("long-documents", 250, 4, "has no document of at least 250 tokens; change 'length' or 'draw'"),
+        ("short-documents", 3, 4, "has no document of at most 3 tokens; change 'length' or 'draw'"),
+        ("short-documents", 250, 1, "fewer than one block of 250; raise 'samples' or lower 'length'"),
+    ],
+)
+def test_a_draw_that_gets_nothing_says_what_to_change(data, how, length, samples, problem):
+    with pytest.raises(QuantuneError, match=re.escape(problem)):
+        calibration.draw(calibrated(GPTQ, samples=samples, length=length, draw=how), data, 0, PARENT)
+
+
+def test_one_sentence_is_one_sample(tmp_path, tokenizer):
+    """However short it is: a list of one text, as a bad calibration set."""
+    sentence = "A library to quantize a model, with an interface that is easy to use."
+    table = pyarrow.table(tokens.encode([sentence], tokenizer), schema=tokens.SCHEMA)
+    with pyarrow.OSFile(str(tmp_path / "train.arrow"), "wb") as sink, pyarrow.ipc.new_file(sink, tokens.SCHEMA) as out:
+        out.write_table(table)
+    recipe = calibrated(GPTQ, split="train", samples=1, length=512, draw="documents", damping=0.1)
+    (batch,), facts = calibration.draw(recipe, tmp_path, 0, PARENT)
+    assert batch["input_ids"].tolist() == [tokenizer(sentence)["input_ids"]]
+    assert facts["warnings"] == ["calibrated on 1 sample; fewer than 128 can harm the model"]
+    assert len(recipe.probe(PARENT, tmp_path, 0)[1]) == 1
+    with pytest.raises(QuantuneError, match="fewer than one window of 512; lower 'length'"):
+        calibration.draw(calibrated(GPTQ, split="train", length=512, draw="windows"), tmp_path, 0, PARENT)
+
+
+def test_the_draw_is_part_of_the_identity_only_where_it_is_given():
+    """Checkpoints that were made before the key existed stay current."""
+    assert "draw" not in calibrated(GPTQ).identity()
+    assert calibrated(GPTQ, draw="documents").identity()["draw"] == "documents"

@@ -13,6 +13,7 @@ import pytest
 
 from quantune.artefacts.hashes import Hashes
 from quantune.core.errors import ConfigError, QuantuneError
+from quantune.sources.draw import order
 from tests.voices import gather, plan, release, row, sound
 
 SPLITS = {"train": "train", "test": "test"}
@@ -225,6 +226,25 @@ def test_splits_by_share_follow_from_the_seed(tmp_path):
     parts = [[item["id"] for item in rows(folder, "test")] for folder in (first, second, other)]
     assert parts[0] == parts[1] != parts[2] and len(parts[0]) == 3
     assert sorted([item["id"] for item in rows(first)] + parts[0]) == names
+
+
+def test_a_split_may_be_several_tables_and_a_sample_of_them(tmp_path, talks):
+    """As a course does: train and dev as one, shuffled with a seed, and the first few."""
+    shutil.copy(talks / "en/test.tsv", talks / "en/dev.tsv")
+    entry = {"layout": "common-voice", "path": talks, "splits": {"train": ["train", "dev"], "test": "test"}}
+    everything = [item["id"] for item in rows(gather(tmp_path / "all", **entry)[0])]
+    assert len(everything) == 8
+    drawn = {}
+    for seed in (16, 17):
+        folder, facts = gather(tmp_path / f"seed-{seed}", **entry, sample={"train": 5}, seed=seed)
+        drawn[seed] = [item["id"] for item in rows(folder)]
+        assert drawn[seed] == [everything[at] for at in sorted(order(8, seed)[:5])]
+        assert facts["splits"]["train"]["clips"] == 5 and facts["splits"]["test"]["clips"] == 2
+    assert drawn[16] != drawn[17]
+    with pytest.raises(QuantuneError, match=r"sample\.test: 3 are more than the split has; allowed: up to 2"):
+        gather(tmp_path / "more", **entry, sample={"test": 3})
+    with pytest.raises(ConfigError, match=r"talks\.sample: 'tests' is not one of its splits; allowed: train, test"):
+        plan(tmp_path / "wrong", **entry, sample={"tests": 3})
 
 
 def test_a_changed_clip_changes_the_digest_and_nothing_is_read_twice(tmp_path, talks, monkeypatch):

@@ -4,7 +4,11 @@ import pytest
 
 from quantune.core.errors import ConfigError
 from quantune.core.recipe import NAME
+from quantune.evaluations.generation import Generation
+from quantune.finetunings.lora import LoRA
 from quantune.planning import load
+from quantune.quantizations.gptq import GPTQ
+from quantune.sources.entries import Speech, Text
 
 DROP = object()  # the key is removed
 INTERNALS = (
@@ -70,7 +74,7 @@ def test_a_valid_configuration_loads(raw):
         ("quantizations.nf4.bits", 4, ["unknown key", "allowed: ", "double_quantization", "compute_dtype"]),
         ("finetunings.lora.learning-rate", 0.1, ["unknown key; did you mean 'learning_rate'?", "rank, alpha"]),
         ("evaluations.harbour.strid", 8, ["unknown key; did you mean 'stride'?", "allowed: kind, dataset, split"]),
-        ("evaluations.prompts.dataset", "news", ["unknown key", "allowed: kind, prompts, max_new_tokens, dtype"]),
+        ("evaluations.prompts.dataset", "news", ["allowed: kind, prompts, max_new_tokens, sampling, dtype"]),
         ("quantizations.rtn-w4.bits", 5, ["5 is not allowed; allowed: 2, 3, 4 or 8"]),
         ("quantizations.rtn-w4.method", "rtm", ["'rtm' is not known; allowed: ", "; did you mean 'rtn'?"]),
         ("quantizations.rtn-w4.method", DROP, ["is missing; allowed: ", "nf4", "rtn"]),
@@ -125,7 +129,7 @@ SINGLE = [
     ("models.opt.path", DROP, "models.opt", ["give exactly one of path, hub; found none"]),
     ("models.opt.hub", "a/b", "models.opt", ["give exactly one of path, hub; found path and hub"]),
     ("models.opt.revision", "v1", "models.opt", ["'revision' belongs to 'hub'; leave it out"]),
-    ("datasets.news.path", DROP, "datasets.news", ["give exactly one of path, hub, urls; found none"]),
+    ("datasets.news.path", DROP, "datasets.news", ["give exactly one of path, hub, urls, texts; found none"]),
     ("datasets.web", {"urls": {"a/b.txt": FILE}}, "datasets.web.urls.a/b.txt", ["is not a file name; give one"]),
     ("datasets.web", {"urls": {"b.txt": "https://x.org/b"}}, "datasets.web.urls.b.txt", ["keys and values expected"]),
     ("datasets.web", {"urls": {"b.txt": FILE | {"url": "x.org"}}}, "datasets.web.urls.b.txt.url", ["is not a URL"]),
@@ -298,6 +302,25 @@ def test_blocks_of_nf4_that_do_not_fit_name_no_key_that_nf4_lacks(raw, write_mod
     path = write_model("odd", {"model_type": "opt", "hidden_size": 96, "ffn_dim": 384})
     (found,) = problems(change(raw, {"models.opt.path": path, "variants": ["opt+nf4"]}))
     assert "quantizations.nf4: blocks of 64 weights do not fill the layers' input width 96" in found
+
+
+@pytest.mark.parametrize(
+    ("entry", "change"),
+    [
+        (GPTQ(method="gptq", dataset="d"), {"draw": "windows", "true_sequential": True}),
+        (LoRA(method="lora", dataset="d", steps=1), {"bias": "all", "packing": False}),
+        (Generation(kind="generation", prompts=["x"]), {"sampling": {}}),
+        (Text(path="x"), {"sample": {"train": 3}}),
+        (Speech(path="x", layout="common-voice"), {"sample": {"train": 3}}),
+    ],
+    ids=["gptq", "lora", "generation", "text", "speech"],
+)
+def test_keys_that_came_later_are_in_the_digest_only_where_they_are_given(entry, change):
+    """What was made before a key existed stays current."""
+    assert set(change) <= entry.neutral <= set(type(entry).model_fields)
+    assert not entry.neutral & set(entry.identity())
+    changed = type(entry).model_validate(entry.model_dump(exclude_unset=True) | change)
+    assert entry.neutral & set(changed.identity()) == set(change)
 
 
 def test_sequences_fit_the_models_positions(raw):

@@ -14,6 +14,8 @@ from quantune.core import hardware
 from quantune.data import text
 from tests.hub import BIG, opt_repository, write_tokenizer
 from tests.test_memory import opt
+from tests.test_sources import zstandard
+from tests.voices import WHISPER
 from tests.workflow import Folder
 
 SHAPES = {
@@ -50,10 +52,14 @@ def stand_ins(hub, monkeypatch, tmp_path):
     stories = b"".join(json.dumps({"text": row * 3, "url": "u"}).encode() + b"\n" for row in ROWS)
     shards = ("c4-validation.00000-of-00008", "c4-train.00000-of-01024")
     write("datasets", "allenai/c4", {f"en/{name}.json.gz": gzip.compress(stories) for name in shards})
-    write("datasets", "Salesforce/wikitext", {"wikitext-2-raw-v1/test-00000-of-00001.parquet": parquet("text")})
+    wikitext = {f"wikitext-2-raw-v1/{split}-00000-of-00001.parquet": parquet("text") for split in ("train", "test")}
+    write("datasets", "Salesforce/wikitext", wikitext)
+    write("datasets", "mit-han-lab/pile-val-backup", {"val.jsonl.zst": zstandard(stories)})
     write("datasets", "ptb-text-only/ptb_text_only", {"penn_treebank/test/0000.parquet": parquet("sentence")})
     quotes = b"".join(json.dumps({"quote": f"Say {number}."}).encode() + b"\n" for number in range(99))
     write("datasets", "Abirate/english_quotes", {"README.md": b"About.", "quotes.jsonl": quotes})
+    hub.repositories["models/openai/whisper-large-v2"] = root / "whisper"
+    shutil.copytree(WHISPER, root / "whisper")
     hub.branches = REVISIONS
     return hub
 
@@ -102,7 +108,6 @@ def test_an_experiment_on_the_hub_is_planned_whole(stand_ins, root, tmp_path, na
 def test_the_speech_experiment_is_planned_whole(stand_ins, root, tmp_path, monkeypatch):
     """Common Voice's archive comes from elsewhere: the demo's release stands in for it."""
     monkeypatch.setenv("COMMON_VOICE", str(root / "assets/speech/cv-corpus-saltmere-1.0"))
-    stand_ins.repositories["models/openai/whisper-large-v2"] = root / "assets/models/whisper-3m"
     folder = experiment(
         root, tmp_path, "whisper-large-v2-zh.yaml", lambda raw: raw["datasets"]["zh"].update(locale="en", language="zh")
     )

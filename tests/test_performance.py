@@ -10,7 +10,7 @@ import pandas
 import pytest
 
 from quantune.core.errors import QuantuneError
-from quantune.evaluations.benchmark import COLUMNS
+from quantune.evaluations.benchmark import COLUMNS, Benchmark
 from quantune.report import findings, gather, table
 from quantune.report.decisions import faster
 from quantune.report.speed import Speed
@@ -37,7 +37,7 @@ def benchmark(
                 rows.append(row | {"tokens": 100, "seconds": 100 / (rate * factor * batch * times)})
     size = {"tensors": memory, "measured": 0}
     result = {"hardware": machine, "threads": 2, "dtype": "float32", "points": points}
-    result |= {"loaded_bytes": size, "running_bytes": size}
+    result |= {"loaded_bytes": size, "running_bytes": size, "footprint_bytes": memory}
     Path(made["path"], "result.json").write_text(json.dumps(result))
     pandas.DataFrame(rows, columns=["batch_size", "prompt_length", *COLUMNS]).to_parquet(
         Path(made["path"], "items.parquet")
@@ -63,7 +63,7 @@ def spoken_benchmark(work: Work, name: str, factor: float, memory: int) -> None:
                 rows.append(row | {"seconds": 5 * factor * batch * times})
     size = {"tensors": memory, "measured": 0}
     result = {"hardware": machine, "threads": 2, "dtype": "float32", "new_tokens": 5, "points": points}
-    result |= {"loaded_bytes": size, "running_bytes": size}
+    result |= {"loaded_bytes": size, "running_bytes": size, "footprint_bytes": memory}
     Path(made["path"], "result.json").write_text(json.dumps(result))
     pandas.DataFrame(rows).to_parquet(Path(made["path"], "items.parquet"))
     work.benchmarks = [*getattr(work, "benchmarks", []), made]
@@ -74,6 +74,16 @@ def measured(work: Work) -> dict:
     order = work.order()
     order["parents"]["benchmarks"] = work.benchmarks
     return order
+
+
+def test_the_recipe_knows_the_names_of_the_numbers(work, tmp_path):
+    benchmark(work, "m", 100, 1000)
+    spoken_benchmark(work, "m+fine", 0.1, 1000)
+    variants = gather.gather(measured(work)).variants
+    sweep = Benchmark(batch_sizes=[1, 4], prompt_lengths=[8])
+    assert sorted(sweep.names("text")) == sorted(variants["m"].performance.columns())
+    spoken = [name.replace("window*", "window10") for name in sweep.names("speech")]
+    assert sorted(spoken) == sorted(variants["m+fine"].performance.columns())
 
 
 def test_benchmarks_are_told_and_drawn(work, tmp_path):

@@ -1,5 +1,6 @@
 """The JSON schema that editors use, and the configurations that come with the repository."""
 
+import glob
 import json
 import os
 
@@ -94,7 +95,7 @@ def test_the_repositorys_own_configuration(root, monkeypatch, validator):
     assert all(variant in loaded.evaluated for variant in loaded.listed)
 
 
-@pytest.mark.parametrize("name", sorted(name for name in os.listdir(EXPERIMENTS) if name.endswith(".yaml")))
+@pytest.mark.parametrize("name", sorted(glob.glob("**/*.yaml", root_dir=EXPERIMENTS, recursive=True)))
 def test_the_ready_experiments(root, tmp_path, monkeypatch, validator, name):
     text = (root / "experiments" / name).read_text()
     raw = yaml.safe_load(text)
@@ -107,7 +108,8 @@ def test_the_ready_experiments(root, tmp_path, monkeypatch, validator, name):
         pytest.skip("needs real models that are not in the repository: set REAL to their folder")
     monkeypatch.setenv("QUANTUNE_DATA", shared)
     (tmp_path / "release.tar.gz").touch()
-    monkeypatch.setenv("COMMON_VOICE", str(tmp_path / "release.tar.gz"))
+    for variable in ("COMMON_VOICE", "TEST_ZH"):
+        monkeypatch.setenv(variable, str(tmp_path / "release.tar.gz"))
     monkeypatch.chdir(root)
     loaded = load.load(raw, name)
     assert loaded.variants and loaded.work not in ("work", ""), "an experiment names its own work folder"

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import time
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -12,8 +13,11 @@ import pytest
 from quantune.artefacts.hashes import Hashes
 from quantune.artefacts.record import sha256
 from quantune.core.errors import ConfigError, QuantuneError
+from quantune.planning import load
+from quantune.planning.plan import Plan
 from quantune.sources import documents as sources_documents
 from quantune.sources import draw, selection
+from tests.voices import read
 
 TEXT = "One\ntwo.\n\nThree.\n\n\nFour, \u201cquoted\u201d.\n"
 ROWS = [{"quote": "One,\ntwo", "author": "A"}, {"quote": 'Say "three"', "author": "B"}, {"quote": "四", "author": None}]
@@ -76,6 +80,29 @@ def test_the_format_can_be_given_where_the_ending_says_nothing(write):
 )
 def test_a_column_of_rows(write, name, content):
     assert documents(write(name, content), column="quote") == TEXTS
+
+
+def zstandard(content: bytes) -> bytes:
+    """Return a content compressed as two frames, which a file may have."""
+    frames = []
+    for part in (content[:7], content[7:]):
+        sink = pyarrow.BufferOutputStream()
+        with pyarrow.CompressedOutputStream(sink, "zstd") as file:
+            file.write(part)
+        frames.append(sink.getvalue().to_pybytes())
+    return b"".join(frames)
+
+
+def test_rows_and_text_compressed_with_zstandard(write):
+    content = "\n".join(map(json.dumps, ROWS)).encode()
+    assert documents(write("a.jsonl.zst", zstandard(content)), column="quote") == TEXTS
+    assert documents(write("a.txt.zst", zstandard(TEXT.encode()))) == documents(write("a.txt", TEXT))
+    for name, packed, problem in (
+        ("cut.txt.zst", zstandard(TEXT.encode())[:-6], r"cut.txt.zst' is damaged \(Truncated"),
+        ("bad.txt.zst", b"not compressed", r"bad.txt.zst' is not compressed with zstd .*rename it if it is no zstd"),
+    ):
+        with pytest.raises(QuantuneError, match=problem):
+            documents(write(name, packed))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz"])
@@ -217,6 +244,65 @@ def test_wrong_splits_name_their_key(folder, where, splits, problem):
     with pytest.raises(ConfigError) as caught:
         selection.split_files(path, splits, "datasets.any")
     assert str(caught.value).startswith("datasets.any" + problem.format(path))
+
+
+def planned(raw: dict, **entry) -> Plan:
+    """Return the plan of a configuration whose dataset `news` is another."""
+    raw["datasets"]["news"] = entry
+    raw["evaluations"]["news"]["dataset"] = "harbour"
+    return Plan(load.load(raw))
+
+
+def found(folder: Path, split: str = "train") -> list[str]:
+    return pyarrow.parquet.read_table(folder / f"{split}.parquet").column("text").to_pylist()
+
+
+def test_documents_may_be_written_in_the_configuration(raw, tmp_path):
+    texts = ["One sentence, \n\nin two lines.", " ", "“Another”"]
+    plan = planned(raw, texts=texts)
+    folder, facts = read(tmp_path / "one", plan.dataset("news").order(), "dataset.py")
+    assert found(folder) == [texts[0], texts[2]] and facts["empty"] == 1
+    assert plan.dataset_bytes("news") == sum(len(item.encode()) for item in texts)
+    halves = planned(raw, texts=texts[:1] + texts[2:], splits={"train": 0.5, "test": 0.5})
+    folder, _ = read(tmp_path / "two", halves.dataset("news").order(), "dataset.py")
+    assert sorted(found(folder) + found(folder, "test")) == sorted([texts[0], texts[2]])
+    assert plan.dataset("news").digest != planned(raw, texts=texts[1:]).dataset("news").digest
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"texts": []}, "datasets.news: give exactly one of path, hub, urls, texts; found none"),
+        ({"texts": [""]}, "datasets.news.texts.0: must not be empty"),
+        ({"texts": "One."}, "datasets.news.texts: input should be a valid list, found 'One.'"),
+        ({"texts": ["x"], "path": "y"}, "datasets.news: give exactly one of path, hub, urls, texts; found path and te"),
+        ({"texts": ["x"], "join": ""}, "datasets.news: 'join' belongs to files, and 'texts' are the documents; leave"),
+        ({"texts": ["x"], "splits": {"train": "a"}}, "datasets.news: splits of 'texts' are shares, such as {train: 0"),
+        ({"texts": ["x"], "sample": {"train": True}}, "datasets.news.sample.train: input should be a valid integer"),
+        (
+            {"texts": ["x"], "sample": {"test": 1}},
+            "datasets.news.sample: 'test' is not one of its splits; allowed: t",
+        ),
+    ],
+)
+def test_wrong_texts_name_their_key(raw, keys, problem):
+    with pytest.raises(ConfigError) as caught:
+        planned(raw, **keys)
+    assert problem in str(caught.value)
+
+
+def test_a_sample_of_documents(raw, tmp_path):
+    texts = [f"Document {number}." for number in range(50)]
+    plan = planned(raw, texts=texts, sample={"train": 20}, seed=16)
+    folder, _ = read(tmp_path / "some", plan.dataset("news").order(), "dataset.py")
+    assert found(folder) == [texts[number] for number in sorted(draw.order(50, 16)[:20])]
+    with pytest.raises(QuantuneError, match=r"sample\.train: 60 are more than the split has; allowed: up to 50"):
+        order = planned(raw, texts=texts, sample={"train": 60}).dataset("news").order()
+        read(tmp_path / "more", order, "dataset.py")
+
+
+def test_a_dataset_without_a_sample_has_the_identity_that_it_had(raw):
+    assert "sample" not in planned(raw, texts=["x"]).dataset("news").recipe
 
 
 def test_shares_give_one_order_for_ever():

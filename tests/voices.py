@@ -65,12 +65,16 @@ def stage(script: str):
 
 
 def gather(work: Path, **entry) -> tuple[Path, dict]:
-    """Read a dataset; return the folder of its Parquet files, and the facts for its provenance."""
-    order = plan(work, **entry).dataset("talks").order()
+    """Read a dataset of clips; return the folder of its Parquet files, and the facts for its provenance."""
+    return read(work, plan(work, **entry).dataset("talks").order(), "clips.py")
+
+
+def read(work: Path, order: dict, script: str) -> tuple[Path, dict]:
+    """Do a stage that reads a dataset; return the folder of its Parquet files, and the facts for its provenance."""
     folder, scratch = work / "made", work / "scratch"
     for path in (folder, scratch):
         path.mkdir(parents=True)
-    return folder, stage("clips.py")(order, {}, folder, scratch)
+    return folder, stage(script)(order, {}, folder, scratch)
 
 
 @pytest.fixture(scope="session")

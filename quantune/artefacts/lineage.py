@@ -12,6 +12,7 @@ RUN_FACTS = (
     "seconds",
     "audio_seconds",
     "real_time_factor",
+    "steps_per_second",
     "predicted",
     "peak_memory_bytes",
     "peak_device_bytes",

@@ -23,6 +23,8 @@ from quantune.artefacts import hashes, layout, sealed
 
 PROVENANCE = "provenance.json"
 RUN = "run.json"
+RUN_NUMBERS = ("seconds", "peak_memory_bytes", "peak_device_bytes")
+"""Numbers that every run records; on a CPU there is no device."""
 ABSENT = object()
 UNRECORDED = {PROVENANCE, RUN, ".snakemake_timestamp"}
 

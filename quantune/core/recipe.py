@@ -47,12 +47,20 @@ class Recipe(Entry):
 
     version: ClassVar[int] = 1
     settings: ClassVar[frozenset[str]] = frozenset()
+    neutral: ClassVar[frozenset[str]] = frozenset()
+    """Fields whose default is what the stage did before it had them. The digest leaves them out while they have it."""
+    numbers: ClassVar[tuple[str, ...]] = ()
+    """Names of the numbers that the job of an entry of this kind records for the report."""
     seeded: ClassVar[bool] = False
     """Whether the result depends on the seed; if not, `step@3` is refused."""
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that are part of the artefact's identity, defaults resolved."""
-        return self.model_dump(mode="json", exclude=set(self.settings))
+        fields = type(self).model_fields
+        unchanged = {
+            name for name in self.neutral if getattr(self, name) == fields[name].get_default(call_default_factory=True)
+        }
+        return self.model_dump(mode="json", exclude=self.settings | unchanged)
 
     def options(self) -> dict[str, Any]:
         """Return the `settings`: the fields that are not part of the identity."""

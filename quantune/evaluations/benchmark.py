@@ -28,6 +28,15 @@ PHASES = ("prefill", "encode", "decode")
 COLUMNS = ["phase", "run", "warmup", "tokens", "seconds"]
 START = 4
 """Tokens that start a transcript: start of transcript, language, task, no timestamps."""
+MEASURES = {
+    "text": {"prefill": ("tokens_per_second", "token"), "decode": ("tokens_per_second", "token")},
+    "speech": {
+        "transcribe": ("real_time_factor", "audio_second"),
+        "encode": ("seconds", "audio_second"),
+        "decode": ("tokens_per_second", "token"),
+    },
+}
+"""Track -> phase -> its speed, and the unit that its energy is counted for, in the names of the report's numbers."""
 Batch = Annotated[int, Field(gt=0, le=LARGEST_BATCH)]
 Length = Annotated[int, Field(gt=0, le=LONGEST)]
 Track = Literal["text", "speech"]
@@ -51,7 +60,7 @@ class Input:
 class Benchmark(Recipe):
     """How the speed and memory of variants are measured, each alone on its device."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     batch_sizes: list[Batch] = Field(default=[1, 8], min_length=1)
     """Sequences, or windows of audio, processed together. Four-bit weights are fast at 1 and often slow at many:
@@ -75,6 +84,17 @@ class Benchmark(Recipe):
     def longest(self, track: Track) -> int:
         """Return the positions of the longest prompt and the new tokens."""
         return (START if track == "speech" else max(self.prompt_lengths)) + self.new_tokens
+
+    def names(self, track: Track) -> list[str]:
+        """Return the names of a variant's numbers in the report; `*` stands for the window of a speech model."""
+        lengths = [f"prompt{length}" for length in self.prompt_lengths] if track == "text" else ["window*"]
+        points = [f"batch{batch}.{length}" for batch in self.batch_sizes for length in lengths]
+        return ["loaded_bytes", "running_bytes", "footprint_bytes"] + [
+            f"{phase}.{point}.{name}"
+            for phase, (speed, unit) in MEASURES[track].items()
+            for point in points
+            for name in (speed, f"{speed}_low", f"{speed}_high", "peak_bytes", f"joules_per_{unit}")
+        ]
 
     def workload(self, track: Track) -> Inference:
         """Return the largest point of the sweep, for estimates of memory."""
@@ -113,6 +133,7 @@ class Benchmark(Recipe):
             "parameters": parameters(folders),
             "disk_bytes": sum(path.stat().st_size for folder in folders for path in Path(folder).glob("*.safetensors")),
             "before_bytes": memory.before,
+            "footprint_bytes": model.get_memory_footprint(),
             "loaded_bytes": {"tensors": tensor_bytes(model), "measured": memory.used()},
         }
         extractor = loading.feature_extractor(folders[0]) if loading.is_speech(folders[0]) else None

@@ -1,20 +1,48 @@
-"""Greedy generations from fixed prompts, to compare two variants side by side."""
+"""Generations from fixed prompts, to compare two variants side by side: greedy, or sampled with a seed.
 
+A sampled text follows from the seed, the number of its prompt and its own number. It does not depend on other prompts.
+"""
+
+import hashlib
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from quantune.core.recipe import LONGEST, Dtype, NonEmpty
+from quantune.core.recipe import LONGEST, Dtype, Entry, NonEmpty, Seed
 from quantune.core.workload import Inference
 from quantune.evaluations import Evaluation
 
 
+class Sampling(Entry):
+    """How tokens are drawn."""
+
+    temperature: float = Field(default=1.0, gt=0, le=100)
+    """Logits are divided by this before the draw; below 1 likely tokens become likelier."""
+    top_k: int | None = Field(default=None, gt=0, le=10_000_000)
+    """Draw from this number of the likeliest tokens only; null: from all. transformers' own default is 50."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Draw from the likeliest tokens that together have this probability only; 1: from all."""
+    samples: int = Field(default=1, gt=0, le=10_000)
+    """Continuations of each prompt."""
+    seed: Seed = 0
+    """Seed of the draws."""
+
+    def processor(self, prompt: int, sample: int):
+        """Return the logits processor that draws the tokens of a sample of the prompt with this number."""
+        from quantune.models.drawing import Draw
+
+        digest = hashlib.sha256(f"{self.seed}:{prompt}:{sample}".encode()).digest()
+        return Draw(int.from_bytes(digest[:7]), self.temperature, self.top_k, self.top_p)
+
+
 class Generation(Evaluation):
-    """Greedy continuations of fixed prompts."""
+    """Continuations of fixed prompts, greedy or sampled."""
 
     version: ClassVar[int] = 2
+    neutral: ClassVar[frozenset[str]] = frozenset({"sampling"})
 
     kind: Literal["generation"]
     """Continue fixed prompts."""
@@ -22,11 +50,13 @@ class Generation(Evaluation):
     """The prompts."""
     max_new_tokens: int = Field(default=40, gt=0, le=LONGEST)
     """Tokens generated at most for each prompt."""
+    sampling: Sampling | None = None
+    """How tokens are drawn, such as {temperature: 0.8, samples: 3, seed: 1}; null: always the most likely token."""
     dtype: Dtype = "float32"
     """Dtype of the computation and of the weights that are not packed."""
 
     def evaluate(self, variant, data: Path | None, folder: Path) -> dict[str, Any]:
-        """Write `items.jsonl` (prompt, text, tokens); return the number of prompts.
+        """Write `items.jsonl` (prompt, text, tokens; sample, if they are drawn); return the number of prompts.
 
         The text of a model whose logits are not finite is the reason, in parentheses.
         """
@@ -46,15 +76,19 @@ class Generation(Evaluation):
                 f"{self.max_new_tokens} new tokens after a prompt of {longest} exceed the model's {limit} positions"
             )
             raise QuantuneError(f"{reason}; lower 'max_new_tokens' or shorten the prompt")
+        options = {"max_new_tokens": self.max_new_tokens, "do_sample": False}
+        samples = range(self.sampling.samples) if self.sampling else [None]
         with (folder / "items.jsonl").open("w", encoding="utf-8") as file:
-            for prompt, ids in zip(tqdm(self.prompts, desc="generating", unit="prompt"), encoded, strict=True):
+            for number, sample in tqdm(list(product(range(len(encoded)), samples)), desc="generating", unit="text"):
                 watch = finite.Watch()
-                inputs = torch.tensor([ids], device=loaded.device)
-                options = {"max_new_tokens": self.max_new_tokens, "do_sample": False, "logits_processor": [watch]}
+                processors = [watch] if sample is None else [watch, self.sampling.processor(number, sample)]
+                inputs = torch.tensor([encoded[number]], device=loaded.device)
                 with torch.no_grad():
-                    output = loaded.generate(inputs, attention_mask=torch.ones_like(inputs), **options)
+                    mask = torch.ones_like(inputs)
+                    output = loaded.generate(inputs, attention_mask=mask, logits_processor=processors, **options)
                 new = output[0, inputs.shape[1] :]
-                item = {"prompt": prompt, "text": tokenizer.decode(new, skip_special_tokens=True), "tokens": len(new)}
+                item = {"prompt": self.prompts[number]} | ({} if sample is None else {"sample": sample})
+                item |= {"text": tokenizer.decode(new, skip_special_tokens=True), "tokens": len(new)}
                 if watch.bad:
                     item |= {"text": f"({finite.reason(loaded)})", "tokens": 0}
                 file.write(json.dumps(item, ensure_ascii=False) + "\n")

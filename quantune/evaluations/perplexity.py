@@ -21,6 +21,7 @@ from quantune.core.recipe import LARGEST_BATCH, LONGEST, MANY, Dtype
 from quantune.core.units import BYTES
 from quantune.core.workload import Inference
 from quantune.evaluations import Evaluation
+from quantune.evaluations.metrics import names
 
 if TYPE_CHECKING:
     from quantune.evaluations.metrics.metric import Measurement
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 class Perplexity(Evaluation):
     """How well a variant predicts a split."""
 
+    numbers: ClassVar[tuple[str, ...]] = names.PERPLEXITIES
     version: ClassVar[int] = 2
     settings: ClassVar[frozenset[str]] = frozenset({"general"})
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from quantune.core.recipe import LARGEST_BATCH, LONGEST, MANY, Dtype
 from quantune.core.workload import Inference
 from quantune.evaluations import Evaluation
-from quantune.evaluations.metrics import normalizers
+from quantune.evaluations.metrics import names, normalizers
 from quantune.sources.entries import UNSPACED, Language
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class Transcription(Evaluation):
 
     track: ClassVar[Literal["text", "speech"]] = "speech"
     settings: ClassVar[frozenset[str]] = frozenset({"general", "normalizer"})
+    numbers: ClassVar[tuple[str, ...]] = (*names.RATES, *names.COUNTS, "real_time_factor")
     version: ClassVar[int] = 5
 
     kind: Literal["transcription"]
@@ -95,7 +96,7 @@ class Transcription(Evaluation):
         return {
             "kind": self.kind,
             "language": spoken,
-            **rates.error_rates(items, rates.RAW_RATES),
+            **rates.error_rates(items, names.RAW_RATES),
             **broken,
             "run": {"real_time_factor": spent / sum(seconds), "audio_seconds": round(sum(seconds), 3)},
         }

@@ -27,6 +27,24 @@ class Finetuning(Recipe):
     version: ClassVar[int] = 3
     seeded: ClassVar[bool] = True
     settings: ClassVar[frozenset[str]] = frozenset({"save_every"})
+    neutral: ClassVar[frozenset[str]] = frozenset(
+        {"max_validation", "packing", "end_of_text", "group_by_length", "warmup_ratio", "log_every"}
+        | {"keep", "keep_checkpoints", "optimizer"}
+    )
+    numbers: ClassVar[tuple[str, ...]] = (
+        *("parameters", "trainable_parameters", "total_parameters", "base_footprint_bytes"),
+        *(
+            "steps",
+            "epochs",
+            "examples",
+            "steps_per_second",
+            "train_loss",
+            "mean_train_loss",
+            "validation_loss",
+            "train_loss.step*",
+            "validation_loss.step*",
+        ),
+    )
 
     dataset: str
     """Name of the dataset to train on."""

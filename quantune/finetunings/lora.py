@@ -2,7 +2,7 @@
 checkpoint this is QLoRA (Dettmers et al., 2023, arXiv:2305.14314).
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,8 @@ from quantune.models.architecture import Architecture
 
 class LoRA(Finetuning):
     """Train a low-rank update of chosen linear layers."""
+
+    neutral: ClassVar[frozenset[str]] = Finetuning.neutral | {"bias"}
 
     method: Literal["lora"]
     """Low-rank adaptation."""

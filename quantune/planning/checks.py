@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantune.core.errors import ConfigError, listed, nearest
-from quantune.planning import chains
+from quantune.planning import chains, expected
 from quantune.sources import origins, selection
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ SPECIAL = 8
 
 def problems(config: Config) -> list[str]:
     """Return every problem, each once."""
-    lines = [*_work(config), *_names(config), *_references(config), *_translations(config), *_splits(config)]
+    lines = [*_work(config), *_names(config), *_references(config), *_unread(config), *_splits(config)]
     unusable = dict(_paths(config))
     lines += unusable.values()
     good_models = {name for name in config.models if f"models.{name}" not in unusable and config.config_available(name)}
     lines += [*_chains(config, good_models), *_evaluations(config, good_models), *_recordings(config, good_models)]
-    lines += [*_benchmark(config, good_models), *_expected(config)]
+    lines += [*_benchmark(config, good_models), *expected.problems(config, good_models)]
     return list(dict.fromkeys(lines))
 
 
@@ -70,14 +70,19 @@ def _references(config: Config) -> Iterator[str]:
                     yield f"{section}.{name}.{field}: '{value}' is not a {noun}; {hint}"
 
 
-def _translations(config: Config) -> Iterator[str]:
-    """Yield the recipes that translate although their dataset has no translations."""
+def _unread(config: Config) -> Iterator[str]:
+    """Yield the recipes that read their dataset in a way that it does not allow: translations, draws of text."""
     for section in ("finetunings", "evaluations"):
         for name, entry in getattr(config, section).items():
             dataset = config.datasets.get(getattr(entry, "dataset", None))
             if getattr(entry, "task", None) == "translate" and not getattr(dataset, "translation", True):
                 reason = f"needs 'translation' of the dataset '{entry.dataset}': the column to write"
                 yield f"{section}.{name}.task: 'translate' {reason}"
+    for name, entry in config.quantizations.items():
+        dataset = config.datasets.get(getattr(entry, "dataset", None))
+        if dataset and dataset.track == "speech" and entry.draw != "blocks":
+            problem = f"'{entry.draw}' is for text, and '{entry.dataset}' is speech"
+            yield f"quantizations.{name}.draw: {problem}; leave it out"
 
 
 def _splits(config: Config) -> Iterator[str]:
@@ -88,6 +93,10 @@ def _splits(config: Config) -> Iterator[str]:
             yield f"datasets.{name}.splits: give all splits as files, or all as shares"
         if shares and sum(shares.values()) > 1 + 1e-9:
             yield f"datasets.{name}.splits: the shares add up to {sum(shares.values()):g}; at most 1 is allowed"
+        for split in dataset.sample:
+            if split not in dataset.split_names():
+                hint = f"allowed: {listed(dataset.split_names())}{nearest(split, dataset.split_names())}"
+                yield f"datasets.{name}.sample: '{split}' is not one of its splits; {hint}"
         if leaks != "none" and "train" not in dataset.split_names():
             yield f"datasets.{name}.remove_leaks: needs a split named 'train' to compare with"
 
@@ -236,21 +245,3 @@ def _benchmark(config: Config, good_models: set[str]) -> Iterator[str]:
         else:
             reason = f"{longest} tokens with 'new_tokens', and {limit}"
             yield f"benchmark.prompt_lengths: the longest makes {reason}; lower one of the two"
-
-
-def _expected(config: Config) -> Iterator[str]:
-    """Yield the problems with the evaluations and variants of the published values."""
-    try:
-        variants = [chains.parse(text, config) for text in chains.expand(config.variants)]
-    except ConfigError:
-        return  # `_chains` yields this error
-    evaluated = {str(item) for variant in variants for item in (*variant.ancestors, variant)}
-    known = [name for name, entry in config.evaluations.items() if entry.kind == "perplexity"]
-    for number, entry in enumerate(config.expected):
-        if entry.evaluation not in known:
-            hint = f"allowed: {listed(known)}{nearest(entry.evaluation, known)}"
-            yield f"expected.{number}.evaluation: '{entry.evaluation}' is not a perplexity evaluation; {hint}"
-        for name in entry.values:
-            if name not in evaluated:
-                hint = f"add it to 'variants' or leave it out{nearest(name, evaluated)}"
-                yield f"expected.{number}.values: '{name}' is not one of the variants or their ancestors; {hint}"

@@ -5,7 +5,7 @@ import re
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
 from quantune import evaluations, finetunings, quantizations
 from quantune.core.errors import ConfigError, QuantuneError, listed
@@ -42,14 +42,23 @@ AnyEvaluation = union(evaluations.kinds(), "kind")
 
 
 class Expected(Entry):
-    """Published token perplexities of one evaluation."""
+    """Published values of one number, for some variants."""
 
     source: NonEmpty
     """Publication that they are from; the report shows its name beside them."""
-    evaluation: Name
-    """Name of the perplexity evaluation that follows the source's protocol."""
-    values: dict[str, Annotated[float, Field(gt=0, le=1e12)]] = Field(min_length=1)
-    """Variant -> token perplexity; each is one of `variants` or of their ancestors."""
+    evaluation: Name | None = None
+    """Evaluation that follows the source's protocol; null: `number` is one of the variant itself."""
+    number: NonEmpty | None = None
+    """Name of the number, as in the report's metrics.json, such as `size_bytes`, `seconds` or `train_loss.step20` of a
+    variant, `wer_raw` of an evaluation; null: the evaluation's leading number, perplexity or error rate."""
+    values: dict[str, Annotated[float, Field(gt=0, le=1e18)]] = Field(min_length=1)
+    """Variant -> value, rates as shares, sizes in bytes; each is one of `variants` or of their ancestors."""
+
+    @model_validator(mode="after")
+    def _names_a_number(self):
+        if not self.evaluation and not self.number:
+            raise ValueError("give 'evaluation', 'number', or both")
+        return self
 
 
 def _work(path: str) -> str:
@@ -94,7 +103,7 @@ class Config(Entry):
     benchmark: Benchmark | None = None
     """Settings of the speed and memory measurement of the listed variants and their models; none without this key."""
     expected: list[Expected] = []
-    """Published perplexities that the report shows beside the measured ones."""
+    """Published numbers that the report shows beside the measured ones."""
     recordings: dict[Name, Recording] = {}
     """Name -> recording that `snakemake transcripts` transcribes with every speech variant; not in the report."""
     variants: list[NonEmpty] = Field(min_length=1)

@@ -106,8 +106,8 @@ def _entry(location: tuple, raw: dict[str, Any], sections: Sections) -> type[Ent
 
 
 def _nested(entry: type[Entry], location: tuple) -> type[Entry]:
-    """Return the type of the entries in a field that maps names to entries, or the given type."""
-    if len(location) < 3 or location[0] not in entry.model_fields:
+    """Return the type of the entry, or entries, in a field, or the given type."""
+    if len(location) < 2 or location[0] not in entry.model_fields:
         return entry
     return next(_entries(entry.model_fields[location[0]].annotation), entry)
 

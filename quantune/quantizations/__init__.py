@@ -29,6 +29,7 @@ class Quantization(Recipe):
     rescales: ClassVar[bool] = False
     """Whether the method rescales inputs and outputs of layers, so that they differ from the parent's."""
     settings: ClassVar[frozenset[str]] = frozenset({"if_destroyed"})
+    numbers: ClassVar[tuple[str, ...]] = ("layers_quantized", "bits_per_weight")
     version: ClassVar[int] = 3
 
     if_destroyed: Literal["stop", "warn"] = "stop"

@@ -2,13 +2,18 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from quantune.core import units
 from quantune.core.recipe import LONGEST
 from quantune.core.workload import Calibration
 from quantune.quantizations.packed import Packed
+
+if TYPE_CHECKING:
+    from quantune.data.batches import Data
+    from quantune.data.draws import Sequences
 
 FEW = 128  # samples below which calibration is known to become unreliable (GPTQ and AWQ papers use 128 or more)
 
@@ -16,6 +21,7 @@ FEW = 128  # samples below which calibration is known to become unreliable (GPTQ
 class Calibrated(Packed):
     """A method with calibration data: its dataset, split, number and length of samples."""
 
+    neutral: ClassVar[frozenset[str]] = frozenset({"draw"})
     requantized: ClassVar[bool]
     """Whether each layer is calibrated on the outputs of the quantized layers before it, or on the original ones."""
 
@@ -32,6 +38,12 @@ class Calibrated(Packed):
     """Blocks of tokens, or clips; fewer than 128 give a warning."""
     length: int = Field(default=512, gt=1, le=LONGEST)
     """Tokens in one block (2048 in the GPTQ paper). Speech has the length of its transcripts."""
+    draw: Literal["blocks", "windows", "long-documents", "short-documents", "documents"] = "blocks"
+    """How samples of text are drawn. blocks: documents are joined by the end-of-text token and cut. windows: they are
+    joined, and taken at random places, so that samples may overlap (optimum on WikiText-2). long-documents: one random
+    window from each of `samples` documents of at least `length` tokens (GPTQ and AutoGPTQ on C4). short-documents:
+    `samples` documents of at most `length` tokens are joined and cut (AutoAWQ). documents: each document is a sample,
+    its rest after `length` tokens left out (a list of texts in AutoGPTQ)."""
 
     def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
         """Quantize layer by layer; the facts hold the relative output error of each linear layer, from rounding."""
@@ -58,7 +70,8 @@ class Calibrated(Packed):
         """Return a name and the first calibration samples as a model's inputs."""
         from quantune.quantizations.arithmetic.quality import calibration_inputs
 
-        return calibration_inputs(self, data, seed, parent)
+        drawn, chosen, _ = samples(self, data, seed, parent)
+        return calibration_inputs(drawn, chosen)
 
     def visitor(self, model, grids: dict, errors: dict):
         """Return the function that quantizes a decoder layer; it fills `grids` and `errors`, by linear layer.
@@ -106,11 +119,29 @@ class Calibrated(Packed):
         raise NotImplementedError
 
 
+def samples(recipe: Calibrated, data: Path, seed: int, checkpoint: Path) -> "tuple[Data | Sequences, list[int], int]":
+    """Return the data that samples are drawn from, the numbers of the chosen samples, and how many documents, blocks or
+    clips were drawn. The arguments are those of `draw`.
+    """
+    from quantune.data import draws, examples, text
+    from quantune.models import loading
+    from quantune.sources.draw import order
+
+    if recipe.draw != "blocks":
+        text.require_length(loading.config(checkpoint), recipe.length)
+        tokenizer = loading.tokenizer(checkpoint)
+        drawn = draws.draw(data, recipe.split, tokenizer, recipe.draw, recipe.samples, recipe.length, seed)
+        return drawn, list(range(len(drawn))), drawn.documents
+    drawn = examples.read(data, recipe.split, checkpoint, recipe.length)
+    chosen = order(len(drawn), seed)[: recipe.samples]
+    return drawn, chosen, len(chosen)
+
+
 def draw(recipe: Calibrated, data: Path, seed: int, checkpoint: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Draw the calibration samples: blocks of text, or clips with their transcripts.
+    """Draw the calibration samples: blocks or documents of text, or clips with their transcripts.
 
     Args:
-        recipe: its split, and the number and length of samples.
+        recipe: its split, the draw, and the number and length of samples.
         data: the prepared dataset.
         seed: of the draw.
         checkpoint: the folder of the model to calibrate, which reads the samples.
@@ -119,28 +150,17 @@ def draw(recipe: Calibrated, data: Path, seed: int, checkpoint: Path) -> tuple[l
         Batches of the model's inputs, without padding, and facts for the provenance: SHA-256 of the samples, counts,
         warnings.
     """
-    from quantune.data import examples
-    from quantune.sources.draw import order
-
-    samples = examples.read(data, recipe.split, checkpoint, recipe.length)
-    chosen = order(len(samples), seed)[: recipe.samples]
+    drawn, chosen, count = samples(recipe, data, seed, checkpoint)
     warnings = []
-    if len(chosen) < recipe.samples:
-        warnings.append(
-            f"'{recipe.dataset}', split '{recipe.split}', holds {len(samples)} {samples.unit}, not the"
-            f" {recipe.samples} requested"
-        )
-    if len(chosen) < FEW:
-        warnings.append(f"calibrated on {len(chosen)} samples; fewer than {FEW} can harm the model")
+    if count < recipe.samples:
+        held = f"'{recipe.dataset}', split '{recipe.split}', holds {count} {drawn.unit}"
+        warnings.append(f"{held}, not the {recipe.samples} requested")
+    if count < FEW:
+        warnings.append(f"calibrated on {units.plural(count, 'sample')}; fewer than {FEW} can harm the model")
     for warning in warnings:
         print(f"WARNING: {warning}", flush=True)
     digest = hashlib.sha256()
     for number in chosen:
-        digest.update(samples.content(number))
-    facts = {
-        "sha256": digest.hexdigest(),
-        "samples": len(chosen),
-        "tokens": samples.tokens(chosen),
-        "warnings": warnings,
-    }
-    return list(samples.inputs(chosen)), facts
+        digest.update(drawn.content(number))
+    facts = {"sha256": digest.hexdigest(), "samples": count, "tokens": drawn.tokens(chosen), "warnings": warnings}
+    return list(drawn.inputs(chosen)), facts

@@ -15,6 +15,7 @@ from quantune.quantizations.calibration import Calibrated
 class GPTQ(Calibrated):
     """Second-order rounding on calibration data."""
 
+    neutral: ClassVar[frozenset[str]] = Calibrated.neutral | {"true_sequential"}
     seeded: ClassVar[bool] = True
     requantized: ClassVar[bool] = True
 

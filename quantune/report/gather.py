@@ -85,7 +85,7 @@ class Report:
     variants: dict[str, VariantResult]
     """Name -> variant, ancestors first."""
     expected: list[dict[str, Any]]
-    """Published values: source, evaluation, and variant -> token perplexity."""
+    """Published values: source, evaluation or None, number or None, and variant -> value."""
     artefacts: dict[str, dict[str, Any]]
     """Path -> lineage of every artefact that a number rests on."""
 

@@ -107,17 +107,20 @@ def _named(key: str) -> str:
 
 
 def prompts(report: Report) -> dict[str, list[tuple[Any, str, str, str]]]:
-    """Return prompt -> (variant, evaluation's path, continuation, the full-precision model's continuation)."""
+    """Return prompt -> (variant, evaluation's path, continuation, the full-precision model's continuation).
+
+    The prompt of a sampled continuation is followed by how it was drawn.
+    """
     continuations: dict[str, list[tuple[Any, str, str, str]]] = {}
     for evaluation in report.named("generation"):
+        drawn = wording.drawn(report.evaluations[evaluation].get("sampling"))
         for variant in report.variants.values():
             if evaluation not in variant.generations:
                 continue
             mine, reference = (report.variants[name].generations[evaluation] for name in (variant.name, variant.model))
             for item, original in zip(mine.items, reference.items, strict=True):
-                continuations.setdefault(item["prompt"], []).append(
-                    (variant, mine.path, item["text"], original["text"])
-                )
+                prompt = item["prompt"] + (f" [sample {item['sample'] + 1}, {drawn}]" if drawn else "")
+                continuations.setdefault(prompt, []).append((variant, mine.path, item["text"], original["text"]))
     return continuations
 
 

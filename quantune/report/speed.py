@@ -91,6 +91,8 @@ class Performance:
     """What its tensors take after loading."""
     running_bytes: int
     """What they take once it has run: libraries may keep more by then."""
+    footprint_bytes: int
+    """Parameters and buffers alone, without quantization constants, as transformers' `get_memory_footprint` counts."""
     new_tokens: int | None
     """Of speech: tokens decoded for each window."""
     points: tuple[tuple[int, int], ...]
@@ -134,7 +136,7 @@ class Performance:
 
     def columns(self) -> dict[str, float | str | None]:
         """Return name -> number, for the table and the metrics."""
-        numbers = {"loaded_bytes": self.loaded_bytes, "running_bytes": self.running_bytes}
+        numbers = {name: getattr(self, name) for name in ("loaded_bytes", "running_bytes", "footprint_bytes")}
         for (phase, batch, length), item in self.speeds.items():
             numbers |= item.columns(f"{phase}.batch{batch}.{LENGTHS[self.track].partition('_')[0]}{length}")
         return numbers
@@ -183,6 +185,7 @@ def _read(path: str) -> Performance:
         track=track,
         loaded_bytes=result["loaded_bytes"][measured],
         running_bytes=result["running_bytes"][measured],
+        footprint_bytes=result["footprint_bytes"],
         new_tokens=result.get("new_tokens"),
         points=tuple((point["batch_size"], point[of_length]) for point in result["points"]),
         decoders=decoders,

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from quantune.artefacts.record import RUN_NUMBERS
 from quantune.report.gather import Report, VariantResult
 
 
@@ -36,16 +37,38 @@ def metrics(report: Report) -> dict[str, dict[str, float]]:
     """Return variant -> name -> number, as `dvc metrics` reads it; numbers that are not finite are left out."""
     by_variant = {}
     for variant in report.variants.values():
-        numbers = {"size_bytes": variant.size_bytes}
-        if variant.performance:
-            measured = variant.performance.columns().items()
-            numbers |= {name: value for name, value in measured if value is not None}
-        for name, score in variant.scores.items():
-            numbers |= {
-                f"{name}.{metric}": score.numbers[metric] for metric in score.metric.reported + score.metric.counts
-            }
+        numbers = of_variant(report, variant)
+        for name in report.evaluations:
+            numbers |= {f"{name}.{key}": value for key, value in of_evaluation(report, variant, name).items()}
         by_variant[variant.name] = {key: value for key, value in numbers.items() if math.isfinite(value)}
     return by_variant
+
+
+def of_variant(report: Report, variant: VariantResult) -> dict[str, float]:
+    """Return name -> number of a variant: what its job recorded, its size and its benchmark."""
+    numbers = {"size_bytes": variant.size_bytes, "bits_per_weight": variant.bits_per_weight}
+    numbers |= variant.facts | _of_run(report, variant.path) | {"parameters": variant.parameters}
+    numbers |= variant.performance.columns() if variant.performance else {}
+    return {name: value for name, value in numbers.items() if _is_number(value)}
+
+
+def of_evaluation(report: Report, variant: VariantResult, name: str) -> dict[str, float]:
+    """Return name -> number of an evaluation of a variant: those of its metric, and what its job recorded."""
+    score = variant.scores.get(name)
+    made = score or variant.generations.get(name)
+    numbers = _of_run(report, made.path) if made else {}
+    if score:
+        numbers |= {key: score.numbers[key] for key in score.metric.reported + score.metric.counts}
+    return {name: value for name, value in numbers.items() if _is_number(value)}
+
+
+def _of_run(report: Report, path: str) -> dict[str, Any]:
+    run = report.artefacts[path].get("run", {})
+    return {name: run.get(name) for name in (*RUN_NUMBERS, "steps_per_second", "real_time_factor")}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _row(variant: VariantResult, columns: list[str]) -> dict[str, Any]:

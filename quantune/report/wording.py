@@ -76,6 +76,16 @@ def labelled(change: Change) -> str:
     return f"{change.metric.label} {evidence(change)}"
 
 
+def drawn(sampling: dict[str, float | None] | None) -> str:
+    """Return how tokens were drawn: `temperature 0.8, the 50 likeliest tokens, seed 1`; empty for greedy decoding."""
+    if not sampling:
+        return ""
+    texts = [f"temperature {sampling['temperature']:g}"]
+    texts += [f"the {sampling['top_k']} likeliest tokens"] if sampling["top_k"] else []
+    texts += [f"top-p {sampling['top_p']:g}"] if sampling["top_p"] < 1 else []
+    return ", ".join([*texts, f"seed {sampling['seed']}"])
+
+
 def listing(items: list[str], word: str = "and") -> str:
     """Return `a`, `a and b`, or `a, b and c`."""
     return f" {word} ".join(filter(None, [", ".join(items[:-1]), items[-1]])) if items else ""

@@ -171,6 +171,8 @@ def read(root: Path, recipe: dict[str, Any], files: dict[str, list[str]], held: 
     }
     if list(splits) == [""]:
         splits = draw.divide(splits[""], recipe["splits"] or {"train": 1.0}, recipe["seed"])
+    for split, size in recipe.get("sample", {}).items():
+        splits[split] = [splits[split][at] for at in draw.sample(len(splits[split]), size, recipe["seed"], split)]
     return splits
 
 

@@ -73,6 +73,7 @@ class Model(External):
     """Where a model comes from."""
 
     settings: ClassVar[frozenset[str]] = frozenset({"path", "hub", "revision"})
+    numbers: ClassVar[tuple[str, ...]] = ("parameters",)
 
     path: str | None = None
     """Folder in Hugging Face layout (config.json, tokenizer, safetensors or pytorch_model.bin); may hold environment
@@ -116,6 +117,7 @@ class Dataset(External):
 
     ways: ClassVar[tuple[str, ...]] = ("path", "hub", "urls")
     settings: ClassVar[frozenset[str]] = frozenset({"path", "hub", "revision", "urls"})
+    neutral: ClassVar[frozenset[str]] = frozenset({"sample"})
     track: ClassVar[Literal["text", "speech"]]
 
     path: str | None = None
@@ -125,8 +127,10 @@ class Dataset(External):
     splits: dict[Name, Part] = {}
     """Split -> its file names or patterns (`*.jsonl`) below `path`, in the repository or among `urls`; or split -> its
     share of the documents, drawn with `seed`; empty: all documents are the split "train"."""
+    sample: dict[Name, Annotated[int, Field(strict=True, gt=0, le=MANY)]] = {}
+    """Split -> number of its documents or clips, drawn with `seed`; the others are left out. Empty: all are kept."""
     seed: Seed = 0
-    """Seed of the draw, for splits given as shares."""
+    """Seed of the draws: of splits given as shares, and of `sample`."""
 
     def split_names(self) -> list[str]:
         """Return the names of the splits."""
@@ -141,8 +145,12 @@ class Dataset(External):
 class Text(Dataset):
     """Texts, divided into documents."""
 
+    ways: ClassVar[tuple[str, ...]] = (*Dataset.ways, "texts")
+    settings: ClassVar[frozenset[str]] = Dataset.settings | {"texts"}
     track: ClassVar[Literal["text", "speech"]] = "text"
 
+    texts: list[NonEmpty] = []
+    """The documents themselves, written here: one sentence, for example, to show what bad calibration does."""
     layout: Literal["text"] = "text"
     """Documents of text."""
     format: Literal["text", "json", "csv", "tsv", "parquet"] | None = None
@@ -160,6 +168,17 @@ class Text(Dataset):
     remove_leaks: Literal["none", "exact", "near"] = "none"
     """Drop held-out documents that repeat one of the split "train": exactly, or nearly (half of the three-word runs in
     common)."""
+
+    @model_validator(mode="after")
+    def _texts_are_documents(self):
+        of_files = sorted({"format", "column", "document", "first", "join"} & self.model_fields_set)
+        if self.texts and of_files:
+            raise ValueError(f"'{of_files[0]}' belongs to files, and 'texts' are the documents; leave it out")
+        if self.texts and self.splits and not self.shares():
+            raise ValueError(
+                "splits of 'texts' are shares, such as {train: 0.9, test: 0.1}; without them all are 'train'"
+            )
+        return self
 
 
 LAYOUT_SPLITS = {"common-voice": {"train": "train", "validation": "dev", "test": "test"}}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from quantune.artefacts.hashes import Hashes
 from quantune.core.errors import ConfigError, QuantuneError
 from quantune.sources import clips, download, selection
 from quantune.sources.lock import Lock
+from quantune.sources.text_files import COMPRESSED
 
 if TYPE_CHECKING:
     from quantune.sources.entries import Dataset, Model
@@ -28,10 +31,12 @@ class Origin:
     """The options of `quantune.sources.download.fetch_sources`; None for local files."""
     root: str | None = None
     """The folder that must hold the files that tables name; None if there are no such tables."""
+    texts: list[str] | None = None
+    """The documents, if the configuration holds them."""
 
     def options(self) -> dict[str, Any]:
-        """Return the options of the job: files, download and root."""
-        more = {"download": self.download, "root": self.root}
+        """Return the options of the job: files, download, root and texts."""
+        more = {"download": self.download, "root": self.root, "texts": self.texts}
         return {"files": self.files} | {name: value for name, value in more.items() if value}
 
 
@@ -73,6 +78,8 @@ def dataset_bytes(entry: Dataset, key: str, lock: Lock) -> int | None:
         return sum(files[name]["size"] for name in names)
     if entry.urls:
         return None
+    if texts := getattr(entry, "texts", []):
+        return sum(len(text.encode()) for text in texts)
     audio = clips.audio_files(entry, dataset_files(entry, key, lock), root(entry, key))
     return sum(path.stat().st_size for path in [*names, *audio] if path.is_file())
 
@@ -82,12 +89,14 @@ def dataset_sizes(entry: Dataset, key: str, lock: Lock) -> list[tuple[int, bool]
     names = [name for group in dataset_files(entry, key, lock).values() for name in group]
     if entry.urls:
         return []
+    if texts := getattr(entry, "texts", []):
+        return [(len(text.encode()), False) for text in texts]
     if entry.hub:
         files = lock.dataset(entry.hub, entry.revision, patterns(entry), key)["files"]
         sizes = [files[name]["size"] for name in names]
     else:
         sizes = [path.stat().st_size for path in names]
-    return [(size, str(name).endswith((".gz", ".parquet"))) for name, size in zip(names, sizes, strict=True)]
+    return [(size, str(name).endswith((*COMPRESSED, ".parquet"))) for name, size in zip(names, sizes, strict=True)]
 
 
 def dataset(entry: Dataset, key: str, lock: Lock, hashes: Hashes) -> Origin:
@@ -100,6 +109,8 @@ def dataset(entry: Dataset, key: str, lock: Lock, hashes: Hashes) -> Origin:
     if entry.urls:
         urls = {name: entry.urls[name].url for name in names}
         return Origin(files, {name: entry.urls[name].sha256 for name in names}, {"urls": urls})
+    if texts := getattr(entry, "texts", []):
+        return Origin(files, {"texts": sha256(json.dumps(texts).encode()).hexdigest()}, texts=texts)
     source = selection.resolve(entry.path, f"{key}.path")
     base = source if source.is_dir() else source.parent
     paths = [path for group in files.values() for path in group]
@@ -129,6 +140,8 @@ def dataset_files(entry: Dataset, key: str, lock: Lock) -> dict[str, list]:
         return clips.local_tables(entry, selection.resolve(entry.path, f"{key}.path"), key)
     if entry.path:
         return selection.split_files(selection.resolve(entry.path, f"{key}.path"), entry.splits, key)
+    if getattr(entry, "texts", []):
+        return {"": []}
     if entry.urls and getattr(entry, "layout", None) == "common-voice":
         return {"": list(entry.urls)}
     if entry.hub:

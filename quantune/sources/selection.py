@@ -13,7 +13,7 @@ from quantune.core.errors import ConfigError, QuantuneError, listed, nearest
 from quantune.models import config_values, stored
 from quantune.models.architecture import SPEECH
 from quantune.sources import text_files
-from quantune.sources.text_files import GZIP
+from quantune.sources.text_files import COMPRESSED
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja")
 FORMATS = {
@@ -59,7 +59,8 @@ def model_names(names: list[str], where: str, folder: Path | None = None) -> lis
 
 def format_of(name: str) -> str | None:
     """Return the format of a data file by its ending, or None if it is not known."""
-    return FORMATS.get(PurePosixPath(name.removesuffix(GZIP)).suffix)
+    path = PurePosixPath(name)
+    return FORMATS.get((path.with_suffix("") if path.suffix in COMPRESSED else path).suffix)
 
 
 def are_files(splits: dict) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from quantune.core.errors import QuantuneError, listed, nearest
 from quantune.sources import text_files
-from quantune.sources.text_files import CHUNK, GZIP, LARGEST
+from quantune.sources.text_files import CHUNK, COMPRESSED, LARGEST
 
 SPACE = re.compile(r"[ \t\r\n]*")
 BATCH_BYTES = 2**24  # about the bytes of the Parquet rows that are decoded at once
@@ -221,7 +221,7 @@ def _parquet_file(path: Path) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
-        if path.suffix == GZIP:
+        if path.suffix in COMPRESSED:
             with tempfile.TemporaryFile() as plain, text_files.binary(path) as packed:
                 shutil.copyfileobj(packed, plain)
                 yield pyarrow.parquet.ParquetFile(plain, page_checksum_verification=True)

@@ -1,4 +1,6 @@
-"""Text files from outside, read part by part: UTF-8, plain or compressed with gzip. Errors name file and line."""
+"""Text files from outside, read part by part: UTF-8, plain, or compressed with gzip or Zstandard. Errors name file and
+line.
+"""
 
 import codecs
 import gzip
@@ -14,7 +16,8 @@ from typing import BinaryIO, TextIO
 
 from quantune.core.errors import QuantuneError
 
-GZIP = ".gz"
+COMPRESSED = {".gz": ("gzip", b"\x1f\x8b"), ".zst": ("zstd", b"\x28\xb5\x2f\xfd")}
+"""Ending of a compressed file -> the program that unpacks it, and the first bytes."""
 CHUNK = 2**20  # characters, or bytes, that are read at once
 LARGEST = 2**29  # characters of the longest document, field or JSON object
 SAMPLE = 2**16  # bytes whose encoding is guessed
@@ -63,24 +66,38 @@ def opened(path: Path, newline: str | None = None) -> Iterator[TextIO]:
 
 @contextmanager
 def binary(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading bytes, decompressed if it ends with `.gz`; a stream that is read to its end is verified.
+    """Open a file for reading bytes, decompressed if it ends with `.gz` or `.zst`; a stream that is read to its end is
+    verified.
 
     Raises:
-        QuantuneError: also while the file is read, if it is no regular file, or not intact gzip.
+        QuantuneError: also while the file is read, if it is no regular file, or not intact.
     """
     if reason := problem(path):
         raise QuantuneError(f"'{path}' {reason}")
-    compressed = path.suffix == GZIP
     try:
-        with (gzip.open if compressed else open)(path, "rb") as file:
+        with {".gz": gzip.open, ".zst": _zstandard}.get(path.suffix, open)(path, "rb") as file:
             yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        with open(path, "rb") as file:
-            known = file.read(2) == b"\x1f\x8b"
-        state = "is damaged" if known else "is not compressed with gzip"
-        raise QuantuneError(f"'{path}' {state} ({error}); download it again, or rename it if it is no gzip") from None
+        raise _damaged(path, error) from None
     except OSError as error:
+        if path.suffix == ".zst" and error.errno is None:  # that of pyarrow
+            raise _damaged(path, error) from None
         raise QuantuneError(f"'{path}' cannot be read ({error})") from None
+
+
+def _zstandard(path: Path, mode: str) -> BinaryIO:
+    import pyarrow
+
+    return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path), mode), "zstd")
+
+
+def _damaged(path: Path, error: Exception) -> QuantuneError:
+    """Return the error for a compressed file that is damaged, or that is not compressed."""
+    program, mark = COMPRESSED[path.suffix]
+    with open(path, "rb") as file:
+        known = file.read(len(mark)) == mark
+    state = "is damaged" if known else f"is not compressed with {program}"
+    return QuantuneError(f"'{path}' {state} ({error}); download it again, or rename it if it is no {program}")
 
 
 def chunks(path: Path) -> Iterator[str]:
@@ -146,7 +163,8 @@ def _not_utf8(path: Path) -> str:
 
 
 def _remedy(path: Path, encoding: str) -> str:
-    source = f"gzip -dc {shlex.quote(str(path))} | " if path.suffix == GZIP else ""
+    compressed = path.suffix in COMPRESSED
+    source = f"{COMPRESSED[path.suffix][0]} -dc {shlex.quote(str(path))} | " if compressed else ""
     given = "" if source else f" {shlex.quote(str(path))}"
     return f"it looks like {encoding}; convert it: {source}iconv -f {encoding} -t UTF-8{given} > new.txt"
 

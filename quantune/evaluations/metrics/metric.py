@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from quantune.core import units
-from quantune.evaluations.metrics import rates, significance
+from quantune.evaluations.metrics import names, rates, significance
 
 if TYPE_CHECKING:
     import pandas
@@ -78,7 +78,7 @@ _BY_WINDOW = {
     "relative": True,
     "summarize": rates.perplexity,
     "compare": significance.perplexity_change,
-    "reported": ("token_perplexity", "word_perplexity", "bits_per_byte"),
+    "reported": names.PERPLEXITIES,
     "extent": _words,
     "amount": _windows,
 }
@@ -95,8 +95,8 @@ def _error_rate(rate: str) -> Metric:
         relative=False,
         summarize=rates.error_rates,
         compare=lambda items, reference: significance.error_rate_change(items, reference, rate),
-        reported=rates.RATES,
-        counts=tuple(f"{name}_{count}" for name in rates.RATES for count in ("length", *rates.EDITS)),
+        reported=names.RATES,
+        counts=names.COUNTS,
         purpose="writes down",
         domain="speech",
         note="in per cent of what was said, lower is better; changes are in points",

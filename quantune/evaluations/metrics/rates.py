@@ -13,6 +13,7 @@ import numpy
 import pandas
 
 from quantune.evaluations.metrics import edits
+from quantune.evaluations.metrics.names import EDITS, RATES
 
 VERSION = 1
 
@@ -56,12 +57,6 @@ def perplexity(items: pandas.DataFrame) -> dict:
 
 def _exp(value: float) -> float:
     return math.inf if value > 700 else math.exp(value)
-
-
-EDITS = ("substitutions", "insertions", "deletions")
-RAW_RATES = ("wer_raw", "cer_raw")
-RATES = ("wer", "cer", *RAW_RATES)
-"""Word and character error rate, of normalized and of raw transcripts."""
 
 
 def with_edits(items: pandas.DataFrame, normal: Callable[[str], str] | None = None) -> pandas.DataFrame:

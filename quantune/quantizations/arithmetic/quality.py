@@ -19,11 +19,12 @@ from tqdm import tqdm
 from quantune.core.errors import QuantuneError
 from quantune.core.recipe import Recipe
 from quantune.core.workload import PROBE_LOGITS, PROBE_SAMPLE_TOKENS, PROBE_SAMPLES, PROBE_TOKENS
-from quantune.data import examples, speech, text
+from quantune.data import speech, text
+from quantune.data.batches import Data
+from quantune.data.draws import Sequences
 from quantune.models import loading, offloading
 from quantune.models.checkpoints import quantizable
 from quantune.sources import audio
-from quantune.sources.draw import order
 
 PROBE = Path(__file__).parents[3] / "assets/probe"
 DESTROYED_ERROR = 0.98
@@ -159,14 +160,11 @@ def quality_warnings(result: Comparison, usual: float) -> list[str]:
     return warnings
 
 
-def calibration_inputs(
-    recipe: Recipe, data: Path, seed: int, parent: Path
-) -> tuple[str, list[dict[str, torch.Tensor]]]:
+def calibration_inputs(drawn: Data | Sequences, chosen: list[int]) -> tuple[str, list[dict[str, torch.Tensor]]]:
     """Return a name and the first samples of a calibration set, one in each batch."""
-    samples = examples.read(data, recipe.split, parent, recipe.length)
-    chosen = order(len(samples), seed)[: min(recipe.samples, PROBE_SAMPLES)]
-    most = max(1, PROBE_SAMPLE_TOKENS // max(1, samples.tokens(chosen[:1])))
-    return "calibration samples", [batch for number in chosen[:most] for batch in samples.inputs([number])]
+    most = max(1, PROBE_SAMPLE_TOKENS // max(1, drawn.tokens(chosen[:1])))
+    first = chosen[: min(most, PROBE_SAMPLES)]
+    return "calibration samples", [batch for number in first for batch in drawn.inputs([number])]
 
 
 def probe_inputs(parent: Path) -> tuple[str, list[dict[str, torch.Tensor]]]:
