@@ -84,7 +84,10 @@ def test_logits_that_are_not_finite_are_left_for_the_watch():
 @pytest.mark.parametrize(
     ("sampling", "problem"),
     [
-        ({"temperature": 0}, "evaluations.prompts.sampling.temperature: input should be greater than 0, found 0"),
+        (
+            {"temperature": 0},
+            "evaluations.prompts.sampling.temperature: input should be greater than or equal to 0.001, found 0",
+        ),
         ({"temprature": 1}, "evaluations.prompts.sampling.temprature: unknown key; did you mean 'temperature'?"),
         ({"top_p": 1.5}, "evaluations.prompts.sampling.top_p: input should be less than or equal to 1, found 1.5"),
         ({"samples": True}, "evaluations.prompts.sampling: 'samples' is a number, found true"),

@@ -20,7 +20,7 @@ from quantune.evaluations.perplexity import Perplexity
 from quantune.evaluations.transcription import Transcription
 from quantune.finetunings.lora import LoRA
 from quantune.finetunings.training import loop, loss
-from quantune.models import adapters, checkpoints, loading, probes
+from quantune.models import adapters, checkpoints, loading, offloading, probes
 from quantune.quantizations import calibration, methods
 from quantune.quantizations.arithmetic import awq, layerwise
 from quantune.quantizations.awq import known_mappings
@@ -134,6 +134,22 @@ def test_layers_are_called_as_the_model_calls_them_and_keep_their_function(texts
     layerwise.stream(model, batches, visit, requantized=False)
     assert mappings == [] or moved
     assert probes.relative_distance(probes.probe_logits(model), before) < 1e-4
+
+
+@pytest.mark.parametrize("parent", ["gemma3", "gpt_neox", "llama-3", "whisper"], indirect=True)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_streamed_model_is_the_same_to_the_bit(parent, dtype):
+    """Gemma scales embeddings by a buffer that is not saved, and whose value depends on the dtype."""
+    whole, streamed = loading.model([parent], dtype), loading.streamed([parent], dtype)
+    assert torch.equal(probes.probe_logits(whole), probes.probe_logits(streamed))
+    layers = [layer for _, stack in offloading.stacks(streamed) for layer in stack]
+    stored = loading.stored_dtype(parent)
+    assert all(map(offloading.is_away, layers)) and {item.dtype for item in layers[0].parameters()} == {stored}
+    loaded = loading._in_main_memory([parent], getattr(torch, dtype))
+    first = offloading.size(layers[0], getattr(torch, dtype))
+    partly = offloading.stream(loaded, torch.device("cpu"), getattr(torch, dtype), first)
+    assert sum(map(offloading.is_away, partly.modules())) == len(layers) - 1
+    assert torch.equal(probes.probe_logits(whole), probes.probe_logits(partly))
 
 
 def quantize(parent: Path, method: str, data: Path, folder: Path) -> None:

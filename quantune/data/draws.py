@@ -70,7 +70,7 @@ def draw(prepared: Path, split: str, tokenizer, how: str, samples: int, length: 
     values, starts = text.column(prepared, split, "ids")
     begin = text.beginning(tokenizer)
     sizes = numpy.diff(starts) + len(begin)
-    fit = {"long-documents": sizes >= length, "short-documents": sizes <= length, "documents": sizes > 0}[how]
+    fit = {"long-documents": sizes >= length, "short-documents": sizes <= length, "documents": sizes > 1}[how]
     fit = numpy.flatnonzero(fit & (numpy.diff(starts) > 0))
     if not len(fit):
         limit = {"long-documents": f" of at least {length} tokens", "short-documents": f" of at most {length} tokens"}
@@ -102,7 +102,8 @@ def _windows(joined: numpy.ndarray, split: str, samples: int, length: int, seed:
             f"split '{split}' has {len(joined)} tokens, fewer than one window of {length}; lower 'length'"
         )
     begins = [_place(seed, number, places) for number in range(samples)]
-    return Sequences([joined[at : at + length].astype("int64") for at in begins], samples, "windows")
+    windows = [joined[at : at + length].astype("int64") for at in begins]
+    return Sequences(windows, min(samples, len(joined) // length), "windows without overlap")
 
 
 def _place(seed: int, number: int, places: int) -> int:

@@ -78,8 +78,8 @@ class Benchmark(Recipe):
     """Dtype of the computation and of the weights that are not packed; float32 suits most CPUs."""
     decode: Literal["auto", "compiled", "static", "eager"] = "auto"
     """How tokens are decoded: eager, over a cache that grows; static, over one of fixed size; compiled, captured as a
-    CUDA graph too; auto: compiled on a GPU, eager on a CPU. If a variant does not support one, the next slower one is
-    used, and the result names it."""
+    CUDA graph too; auto: compiled if the whole model is on a GPU, else eager. If a variant does not support one, the
+    next slower one is used, and the result names it."""
 
     def longest(self, track: Track) -> int:
         """Return the positions of the longest prompt and the new tokens."""
@@ -181,7 +181,7 @@ class Benchmark(Recipe):
         """Measure one point of the sweep; return the measurements and a row for each run."""
         import torch
 
-        from quantune.models import decoding
+        from quantune.models import decoding, offloading
 
         prompt, tokens = item.prompt, decoding.tokens_of(item.prompt)
 
@@ -206,6 +206,8 @@ class Benchmark(Recipe):
         generated = len(tokens) * self.new_tokens
         runs += self._runs("decode", decode, generated, tokens.device, decoder.rewind)
         measured["decode"] = {"peak_bytes": memory.peak(), "joules_per_token": _per(energy.of(again), generated)}
+        if away := sum(map(offloading.is_away, model.modules())):
+            name = f"{name}, {away} layers in main memory"
         return {"decoder": name, "passed_over": reasons, **measured}, runs
 
     def _runs(self, phase: str, work, tokens: int, device, before=lambda: None) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from quantune.evaluations import Evaluation
 class Sampling(Entry):
     """How tokens are drawn."""
 
-    temperature: float = Field(default=1.0, gt=0, le=100)
+    temperature: float = Field(default=1.0, ge=0.001, le=100)
     """Logits are divided by this before the draw; below 1 likely tokens become likelier."""
     top_k: int | None = Field(default=None, gt=0, le=10_000_000)
     """Draw from this number of the likeliest tokens only; null: from all. transformers' own default is 50."""

@@ -77,7 +77,7 @@ class Finetuning(Recipe):
     """For speech models: write a transcript, or an English translation if the data has one."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
     """AdamW. 8bit: its two means have 8 bits, in blocks of 256 values (tensors below 4,096 values keep 32 bits). paged:
-    they move to main memory when the GPU is full. Both are those of bitsandbytes."""
+    they move to main memory when the GPU is full (tensors below 100,000 values do not). Both are bitsandbytes'."""
     learning_rate: float = Field(default=2e-4, gt=0, le=1)
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -104,8 +104,8 @@ class Finetuning(Recipe):
     log_every: int | None = Field(default=None, gt=0, le=MANY)
     """Optimizer steps between two points of the training loss; null: those of `evaluate_every`."""
     keep: Literal["last", "best"] = "last"
-    """Which trained weights are the result: those of the last step, or those of the point with the lowest validation
-    loss."""
+    """Which trained weights are the result: those of the last step, or those of the point after step 0 with the lowest
+    validation loss."""
     keep_checkpoints: int = Field(default=0, ge=0, le=1000)
     """Trained weights of so many points of the validation loss stay in folders `checkpoint-STEP` of the result, the
     newest; the last step is the result itself."""
@@ -176,8 +176,8 @@ class Finetuning(Recipe):
         return 0.0
 
     def optimizer_bytes(self, parameters: int) -> int:
-        """Return the bytes of device memory of AdamW's two means; paged ones need none, they can leave the device."""
-        return int(2 * parameters * {"adamw": 4, "adamw_8bit": 1 + 4 / 256}.get(self.optimizer, 0))
+        """Return the bytes of AdamW's two means. Paged ones count too: they leave the device only when it is full."""
+        return int(2 * parameters * (1 + 4 / 256 if self.optimizer.endswith("8bit") else 4))
 
     def workload(self) -> Training:
         """Return the workload of training, for estimates of memory."""

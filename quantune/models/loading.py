@@ -3,10 +3,10 @@ explicit: perplexities are not comparable if loaders choose the dtype.
 """
 
 import json
-from math import prod
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -26,6 +26,7 @@ from quantune.core.units import size
 from quantune.models import offloading, stored
 from quantune.models.architecture import SPEECH
 
+ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 CONSTANTS = (".masked_bias", ".inv_freq", ".position_ids")
 """Ends of the names of constants that older versions of transformers stored beside the weights."""
@@ -82,10 +83,10 @@ def fitting(folders: list[Path], dtype: str) -> PreTrainedModel:
     place, kind = device(), getattr(torch, dtype)
     if place.type == "cpu":
         return model(folders, dtype)
-    needed, free = sum(_bytes(folder, kind) for folder in folders), _free_bytes(place)
+    needed, free = sum(offloading.stored_size(folder, kind) for folder in folders), offloading.free_bytes(place)
     if needed <= FILLED * free:
         return model(folders, dtype)
-    loaded = _assembled(folders, torch.device("cpu"), stored_dtype(folders[0]))
+    loaded = _in_main_memory(folders, kind)
     layers = [layer for _, stack in offloading.stacks(loaded) for layer in stack]
     outside = needed - sum(offloading.size(layer, kind) for layer in layers)
     offloading.stream(loaded, place, kind, max(0, int(PLACED * free) - outside))
@@ -98,32 +99,24 @@ def fitting(folders: list[Path], dtype: str) -> PreTrainedModel:
     return loaded
 
 
-def _free_bytes(place: torch.device) -> int:
-    """Return the bytes that this process may still allocate on a GPU."""
-    free, total = torch.cuda.mem_get_info(place)
-    return min(free, int(torch.cuda.get_per_process_memory_fraction(torch.cuda.current_device()) * total))
-
-
-def _bytes(folder: Path, dtype: torch.dtype) -> int:
-    """Return the bytes of the weights in a folder, floating-point ones in a dtype."""
-    tensors = [tensor for path in Path(folder).glob("*.safetensors") for tensor in stored.header(path).values()]
-    cast = ("F16", "BF16", "F32", "F64")
-    return sum(
-        prod(tensor.shape) * dtype.itemsize if tensor.dtype in cast else tensor.end - tensor.begin for tensor in tensors
-    )
-
-
 def streamed(folders: list[Path], dtype: str) -> PreTrainedModel:
     """Load a variant as `model` does, but leave its layers in main memory; see `quantune.models.offloading`.
 
     Main memory maps the files, in the stored dtype: nothing is copied before it is used.
     """
-    loaded = _assembled(folders, torch.device("cpu"), stored_dtype(folders[0]))
+    loaded = _in_main_memory(folders, getattr(torch, dtype))
     return offloading.stream(loaded, device(), getattr(torch, dtype))
 
 
-def _assembled(folders: list[Path], place: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a base and its adapters on a device."""
+def _in_main_memory(folders: list[Path], dtype: torch.dtype) -> PreTrainedModel:
+    """Load a variant into main memory, in the stored dtype, for a computation in another dtype."""
+    return _assembled(folders, torch.device("cpu"), stored_dtype(folders[0]), dtype)
+
+
+def _assembled(
+    folders: list[Path], place: torch.device, dtype: torch.dtype, computed: torch.dtype | None = None
+) -> PreTrainedModel:
+    """Load a base and its adapters on a device; with `computed`, what is not saved has the values of this dtype."""
     base, *adapters = map(Path, folders)
     import_libraries(base, bool(adapters))
     loaded = whole(base, place, dtype=dtype)
@@ -132,7 +125,13 @@ def _assembled(folders: list[Path], place: torch.device, dtype: torch.dtype) -> 
 
         keep_packed(loaded)
     keep_cpu_kernels_exact(loaded)
+    if computed not in (None, dtype):
+        _compute_buffers(loaded, base, computed)
     for adapter in adapters:
+        if computed and json.loads((adapter / ADAPTER_CONFIG).read_text()).get("bias", "none") != "none":
+            for module in loaded.modules():  # trained biases are float32, and would be rounded to the stored dtype
+                if module._parameters.get("bias") is not None:
+                    module.bias.data = module.bias.data.float()
         from peft import PeftModel
         from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -142,6 +141,17 @@ def _assembled(folders: list[Path], place: torch.device, dtype: torch.dtype) -> 
             for part in (part for name in layer.adapter_layer_names for part in getattr(layer, name).modules()):
                 part.keeps_dtype = True
     return loaded.eval()
+
+
+def _compute_buffers(loaded: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+    """Give buffers that are not saved, such as Gemma's scale of embeddings, the values that a model has in a dtype."""
+    with init_empty_weights():
+        fresh = auto_class(folder)._model_mapping[type(config(folder))]._from_config(config(folder), dtype=dtype)
+    for name, module in fresh.named_modules():
+        for buffer in module._non_persistent_buffers_set:
+            known, value = loaded.get_submodule(name)._buffers, module._buffers[buffer]
+            if value is not None and known[buffer].dtype != value.dtype:
+                known[buffer] = value
 
 
 def whole(folder: Path, place: torch.device, **options) -> PreTrainedModel:

@@ -4,12 +4,17 @@ The weights of `loading.streamed` are mapped from their files, so main memory ho
 device memory is that of one layer, the embeddings and the activations, whatever the number of layers.
 """
 
+import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from functools import partial
+from math import prod
+from pathlib import Path
 
 import torch
+
+from quantune.models import stored
 
 
 def stacks(model: torch.nn.Module) -> list[tuple[str, torch.nn.ModuleList]]:
@@ -126,3 +131,20 @@ def size(module: torch.nn.Module, dtype: torch.dtype) -> int:
     """Return the bytes of a module's tensors, floating-point ones in a dtype."""
     tensors = {id(value): value for value in [*module.parameters(), *module.buffers()]}.values()
     return sum(value.numel() * (dtype if _castable(value) else value).itemsize for value in tensors)
+
+
+def free_bytes(place: torch.device) -> int:
+    """Return the bytes that this process may still allocate on a GPU."""
+    gc.collect()
+    torch.cuda.empty_cache()  # memory of a model before this one counts as taken until it is given back
+    free, total = torch.cuda.mem_get_info(place)
+    return min(free, int(torch.cuda.get_per_process_memory_fraction(torch.cuda.current_device()) * total))
+
+
+def stored_size(folder: Path, dtype: torch.dtype) -> int:
+    """Return the bytes of the weights in a folder, floating-point ones in a dtype."""
+    tensors = [tensor for path in Path(folder).glob("*.safetensors") for tensor in stored.header(path).values()]
+    cast = ("F16", "BF16", "F32", "F64")
+    return sum(
+        prod(tensor.shape) * dtype.itemsize if tensor.dtype in cast else tensor.end - tensor.begin for tensor in tensors
+    )

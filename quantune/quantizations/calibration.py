@@ -155,8 +155,8 @@ def draw(recipe: Calibrated, data: Path, seed: int, checkpoint: Path) -> tuple[l
     if count < recipe.samples:
         held = f"'{recipe.dataset}', split '{recipe.split}', holds {count} {drawn.unit}"
         warnings.append(f"{held}, not the {recipe.samples} requested")
-    if count < FEW:
-        warnings.append(f"calibrated on {units.plural(count, 'sample')}; fewer than {FEW} can harm the model")
+    if (few := min(count, len(chosen))) < FEW:
+        warnings.append(f"calibrated on {units.plural(few, 'sample')}; fewer than {FEW} can harm the model")
     for warning in warnings:
         print(f"WARNING: {warning}", flush=True)
     digest = hashlib.sha256()

@@ -236,7 +236,8 @@ def _model(variant: str, paths: dict[str, str], lineage: dict[str, dict[str, Any
 
 
 def _size(provenance: dict[str, Any], parent: VariantResult | None) -> int:
-    own = sum(file["size"] for file in provenance["files"] if file["path"].endswith(".safetensors"))
+    weights = [file for file in provenance["files"] if Path(file["path"]).match("*.safetensors")]
+    own = sum(file["size"] for file in weights if "/" not in file["path"])  # not those of kept checkpoints
     return own + parent.size_bytes if _is_adapter(provenance) else own
 
 

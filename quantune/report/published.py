@@ -81,7 +81,7 @@ def summary(comparisons: list[PublishedValue]) -> str:
     if not measured:
         return f"For {units.plural(len(comparisons), 'published value')} nothing was measured in this run."
     near = sum(abs(item.difference) <= NEAR for item in measured)
-    far = max(measured, key=lambda item: abs(item.difference))
+    far = max(measured, key=lambda item: math.inf if math.isnan(item.difference) else abs(item.difference))
     missing = len(comparisons) - len(measured)
     return (
         f"{near} of {units.plural(len(measured), 'published value')} came out within {100 * NEAR:g} %; furthest off"
@@ -118,7 +118,7 @@ def difference(item: PublishedValue) -> str:
     """Return a difference in per cent: `+0.07 %`, `−3.4 %`, `+1.2e+06 %`, or `∞`; `–` where nothing was measured."""
     value = 100 * item.difference
     if not math.isfinite(value):
-        return "–" if item.measured is None else "∞"
+        return "–" if item.measured is None or math.isnan(value) else "∞"
     if value >= 1e6:
         return f"{value:+.2g} %"
     decimals = 2 if abs(value) < 1 else 1 if abs(value) < 10 else 0

@@ -8,7 +8,7 @@ from quantune.core.errors import QuantuneError
 
 def order(count: int, seed: int) -> list[int]:
     """Return the numbers from 0 to count - 1 in the order of SHA-256 over "seed:number"."""
-    return sorted(range(count), key=lambda number: hashlib.sha256(f"{seed}:{number}".encode()).digest())
+    return _order(count, seed).tolist()
 
 
 def shares(count: int, parts: dict[str, float], seed: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The checkpoints that stay beside the result of a training."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,9 +28,13 @@ class Checkpoints:
         for step in self.steps():
             shutil.rmtree(self.scratch / f"checkpoint-{step}")
 
-    def move(self, folder: Path) -> list[int]:
-        """Move the checkpoints into the result's folder; return their steps."""
+    def link(self, folder: Path) -> list[int]:
+        """Link the checkpoints into the result's folder; return their steps.
+
+        They stay in the scratch folder too: if the job is killed before its result is whole, the next one needs them.
+        """
         steps = self.steps()
         for step in steps:
-            shutil.move(self.scratch / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+            name = f"checkpoint-{step}"
+            shutil.copytree(self.scratch / name, folder / name, copy_function=os.link)
         return steps

@@ -125,11 +125,12 @@ def train(
     bar.close()
     seconds = max(time.time() - started, 1e-9)
     write_curves(folder / "curves.csv", progress.curves)
-    facts = {"checkpoints": checkpoints.move(folder)} if recipe.keep_checkpoints else {}
+    facts = {"checkpoints": checkpoints.link(folder)} if recipe.keep_checkpoints else {}
     if progress.best:
         take(trained, progress.best.pop("trained"))
         print(f"the weights of step {progress.best['step']} are kept: their validation loss is the lowest")
         facts["best"] = progress.best
+    kept = next(point for point in progress.curves if point["step"] == progress.best.get("step", steps))
     if recipe.precision == "float16":
         print(f"{progress.skipped} of {steps} steps were skipped: a gradient was not finite in float16")
         facts |= {"skipped_steps": progress.skipped, "loss_scale": scaler.get_scale()}
@@ -139,8 +140,8 @@ def train(
         "epochs": round(steps * per_step / len(data), 4),
         "examples": steps * per_step,
         "mean_train_loss": sum((end["step"] - begin["step"]) * end["train_loss"] for begin, end in spans) / steps,
-        "train_loss": progress.curves[-1]["train_loss"],
-        "validation_loss": progress.curves[-1]["validation_loss"],
+        "train_loss": kept["train_loss"],
+        "validation_loss": kept["validation_loss"],
         "run": {"steps_per_second": round((steps - resumed) / seconds, 3), "resumed_from_step": resumed},
     }
 

@@ -25,3 +25,12 @@ def build(recipe: Finetuning, parameters: Iterable[torch.nn.Parameter]) -> torch
         "paged_adamw_8bit": optim.PagedAdamW8bit,
     }
     return kinds[recipe.optimizer](parameters, **options)
+
+
+def page(optimizer: torch.optim.Optimizer) -> None:
+    """Page the means of a paged optimizer again after its state was loaded, which puts them on the device."""
+    if getattr(optimizer, "is_paged", False):
+        for parameter, state in optimizer.state.items():
+            for name in state.keys() & {"state1", "state2"}:
+                paged = optimizer.get_state_buffer(parameter, dtype=state[name].dtype)
+                state[name] = paged.copy_(state[name])

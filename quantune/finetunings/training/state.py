@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from quantune.finetunings.training import optimizers
+
 CHECKSUM = 32  # bytes of the SHA-256 before a saved state
 
 
@@ -72,6 +74,7 @@ def restore(
     take(trained, state["trained"])
     for name, part in parts.items():
         part.load_state_dict(state["parts"][name])
+    optimizers.page(parts["optimizer"])
     torch.set_rng_state(state["random"])
     if state["random_cuda"]:
         torch.cuda.set_rng_state_all(state["random_cuda"])
@@ -100,4 +103,6 @@ def _read_state(path: Path, made_by: str) -> dict[str, Any]:
         state = torch.load(file, map_location="cpu", weights_only=True)
     if state["made_by"] != made_by:
         raise ValueError("another recipe saved it")
+    if "parts" not in state:
+        raise ValueError("an earlier version saved it")
     return state

@@ -162,8 +162,9 @@ def quality_warnings(result: Comparison, usual: float) -> list[str]:
 
 def calibration_inputs(drawn: Data | Sequences, chosen: list[int]) -> tuple[str, list[dict[str, torch.Tensor]]]:
     """Return a name and the first samples of a calibration set, one in each batch."""
-    most = max(1, PROBE_SAMPLE_TOKENS // max(1, drawn.tokens(chosen[:1])))
-    first = chosen[: min(most, PROBE_SAMPLES)]
+    first = chosen[:PROBE_SAMPLES]
+    longest = max(drawn.tokens([number]) for number in first)
+    first = first[: max(1, PROBE_SAMPLE_TOKENS // longest)]
     return "calibration samples", [batch for number in first for batch in drawn.inputs([number])]
 
 
