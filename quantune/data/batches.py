@@ -24,9 +24,6 @@ class Data(Protocol):
     def batch(self, examples: list[int]) -> "dict[str, torch.Tensor]":
         """Return the arguments of the model's forward pass for some examples, `labels` among them."""
 
-    def batches(self, size: int, most: int | None = None) -> "Iterator[dict[str, torch.Tensor]]":
-        """Yield the first `most` examples, or all, with labels, `size` in each batch."""
-
     def inputs(self, chosen: list[int]) -> "Iterator[dict[str, torch.Tensor]]":
         """Yield some examples as a model's inputs, without labels and without padding."""
 
@@ -38,3 +35,11 @@ class Data(Protocol):
 
     def labels(self, chosen: list[int]) -> int:
         """Return over how many labels the loss of a batch of some examples is the mean."""
+
+
+def in_batches(data: Data, size: int, most: int | None = None) -> "Iterator[dict[str, torch.Tensor]]":
+    """Yield the first `most` examples, or all, with labels, `size` of similar length in each batch."""
+    numbers, lengths = range(min(len(data), most or len(data))), data.lengths()
+    order = sorted(numbers, key=lengths.__getitem__) if lengths else list(numbers)
+    for first in range(0, len(order), size):
+        yield data.batch(order[first : first + size])

@@ -162,12 +162,6 @@ class Examples:
         encoded = [self.encoded[number] for number in chosen]
         return {"input_features": features(waves, self.extractor, loading.device()), "labels": labels(encoded)}
 
-    def batches(self, size: int, most: int | None = None) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield the first `most` examples, or all, in batches of similar length."""
-        order = sorted(range(min(len(self), most or len(self))), key=self.lengths().__getitem__)
-        for first in range(0, len(order), size):
-            yield self.batch(order[first : first + size])
-
 
 def transcribe(
     model,

@@ -163,12 +163,6 @@ class Blocks:
         tokens = torch.from_numpy(self.blocks[examples])
         return {"input_ids": tokens, "labels": tokens}
 
-    def batches(self, size: int, most: int | None = None) -> Iterator[dict[str, Any]]:
-        """Yield the first `most` blocks, or all, with labels, `size` in each batch."""
-        count = min(len(self), most or len(self))
-        for first in range(0, count, size):
-            yield self.batch(list(range(first, min(first + size, count))))
-
 
 class Documents:
     """Documents of a split as examples, one by one: each is a text of its own. A batch is padded on the right to its
@@ -252,12 +246,6 @@ class Documents:
             tokens[row, : len(ids)], mask[row, : len(ids)] = ids, 1
             labels[row, 1 : len(ids)] = ids[1:]  # nothing predicts the first token
         return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
-
-    def batches(self, size: int, most: int | None = None) -> Iterator[dict[str, Any]]:
-        """Yield the first `most` documents, or all, with labels, in batches of similar length."""
-        order = sorted(range(min(len(self), most or len(self))), key=self.sizes.__getitem__)
-        for first in range(0, len(order), size):
-            yield self.batch(order[first : first + size])
 
 
 def require_length(config, length: int) -> None:

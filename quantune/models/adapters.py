@@ -5,6 +5,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from quantune.models.stored import ADAPTER
+
 
 def save_adapter(model, folder: Path) -> None:
     """Save the adapter of a `PeftModel`; the same adapter gives the same bytes.
@@ -14,7 +16,7 @@ def save_adapter(model, folder: Path) -> None:
     """
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
-    path = folder / "adapter_config.json"
+    path = folder / ADAPTER
     config = json.loads(path.read_text())
     if isinstance(config.get("target_modules"), list):
         config["target_modules"].sort()

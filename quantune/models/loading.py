@@ -26,7 +26,6 @@ from quantune.core.units import size
 from quantune.models import offloading, stored
 from quantune.models.architecture import SPEECH
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 CONSTANTS = (".masked_bias", ".inv_freq", ".position_ids")
 """Ends of the names of constants that older versions of transformers stored beside the weights."""
@@ -128,7 +127,7 @@ def _assembled(
     if computed not in (None, dtype):
         _compute_buffers(loaded, base, computed)
     for adapter in adapters:
-        if computed and json.loads((adapter / ADAPTER_CONFIG).read_text()).get("bias", "none") != "none":
+        if computed and json.loads((adapter / stored.ADAPTER).read_text()).get("bias", "none") != "none":
             for module in loaded.modules():  # trained biases are float32, and would be rounded to the stored dtype
                 if module._parameters.get("bias") is not None:
                     module.bias.data = module.bias.data.float()

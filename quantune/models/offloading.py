@@ -144,7 +144,9 @@ def free_bytes(place: torch.device) -> int:
 def stored_size(folder: Path, dtype: torch.dtype) -> int:
     """Return the bytes of the weights in a folder, floating-point ones in a dtype."""
     tensors = [tensor for path in Path(folder).glob("*.safetensors") for tensor in stored.header(path).values()]
-    cast = ("F16", "BF16", "F32", "F64")
     return sum(
-        prod(tensor.shape) * dtype.itemsize if tensor.dtype in cast else tensor.end - tensor.begin for tensor in tensors
+        prod(tensor.shape) * dtype.itemsize
+        if "float" in stored.DTYPES.get(tensor.dtype, "")
+        else tensor.end - tensor.begin
+        for tensor in tensors
     )

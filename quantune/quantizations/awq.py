@@ -67,6 +67,7 @@ UNCLIPPED = ("q_proj", "k_proj", "qkv_proj", "query_key_value")
 class AWQ(Calibrated):
     """Activation-aware scales and clipping, then rounding to nearest."""
 
+    version: ClassVar[int] = 4
     seeded: ClassVar[bool] = True
     requantized: ClassVar[bool] = False
     rescales: ClassVar[bool] = True

@@ -38,11 +38,11 @@ def compare(report: Report) -> list[PublishedValue]:
     for entry in report.expected:
         for name, value in entry["values"].items():
             variant = report.variants[name]
-            if entry["evaluation"]:
-                found = _of_evaluation(report, variant, entry["evaluation"], entry["number"])
-            else:
-                found = _of_variant(report, variant, entry["number"])
-            number, path, measured, error = found
+            number, path, measured, error = (
+                _of_evaluation(report, variant, entry["evaluation"], entry["number"])
+                if entry["evaluation"]
+                else _of_variant(report, variant, entry["number"])
+            )
             values.append(PublishedValue(entry["source"], number, name, path, value, measured, error))
     return values
 

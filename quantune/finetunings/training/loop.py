@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from quantune.core.errors import QuantuneError
-from quantune.data.batches import IGNORED, Data
+from quantune.data.batches import IGNORED, Data, in_batches
 from quantune.finetunings import Finetuning
 from quantune.finetunings.training import optimizers, precision
 from quantune.finetunings.training.kept import Checkpoints
@@ -178,7 +178,7 @@ def mean_loss(model: torch.nn.Module, data: Data | None, recipe: Finetuning) -> 
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
-    for batch in data.batches(recipe.batch_size, recipe.max_validation):
+    for batch in in_batches(data, recipe.batch_size, recipe.max_validation):
         labels = int((batch["labels"] != IGNORED).sum())
         total += labels * _loss(model, batch, recipe).item()
         count += labels

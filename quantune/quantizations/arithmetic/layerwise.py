@@ -119,7 +119,7 @@ def first_inputs(
     with _replaced(layers, stand_in), _replaced(encoder.layers if encoder else [], known):
         for batch in batches:
             with suppress(_CaughtError):
-                model(**{name: _placed(value, model) for name, value in batch.items()}, use_cache=False)
+                model(**placed(batch, model), use_cache=False)
     return inputs, seen[0] if seen else None
 
 
@@ -207,10 +207,13 @@ def _advance(layer: torch.nn.Module, index: int, hidden: list[Arguments], keep: 
             arguments.states = output
 
 
-def _placed(value: torch.Tensor, model) -> torch.Tensor:
-    """Return a tensor on the model's device, in its dtype where it is floating-point."""
+def placed(batch: dict[str, torch.Tensor], model) -> dict[str, torch.Tensor]:
+    """Return a model's inputs on its device, in its dtype where they are floating-point."""
     weight = model.get_input_embeddings().weight
-    return value.to(weight.device, weight.dtype if value.is_floating_point() else value.dtype)
+    return {
+        name: value.to(weight.device, weight.dtype if value.is_floating_point() else value.dtype)
+        for name, value in batch.items()
+    }
 
 
 def _require_unchanged(name: str, states: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:

@@ -24,6 +24,7 @@ from quantune.data.batches import Data
 from quantune.data.draws import Sequences
 from quantune.models import loading, offloading
 from quantune.models.checkpoints import quantizable
+from quantune.quantizations.arithmetic.layerwise import placed
 from quantune.sources import audio
 
 PROBE = Path(__file__).parents[3] / "assets/probe"
@@ -249,15 +250,11 @@ def _tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
 @torch.no_grad()
 def _losses(model, batch: dict[str, torch.Tensor], prompt: int) -> torch.Tensor:
     """Return the negative log-likelihood of each token after the prompt, in nats: (samples * (tokens - prompt),)."""
-    device = model.get_input_embeddings().weight.device
-    placed = {
-        name: value.to(device, torch.float32 if value.is_floating_point() else value.dtype)
-        for name, value in batch.items()
-    }
-    logits = model(**placed, use_cache=False).logits
+    inputs = placed(batch, model)
+    logits = model(**inputs, use_cache=False).logits
     losses = [
         torch.nn.functional.cross_entropy(row[prompt - 1 : -1].float(), tokens[prompt:], reduction="none")
-        for row, tokens in zip(logits, _tokens(placed), strict=True)
+        for row, tokens in zip(logits, _tokens(inputs), strict=True)
     ]
     return torch.cat(losses).double().cpu()
 

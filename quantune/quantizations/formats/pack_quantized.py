@@ -49,8 +49,8 @@ def save(model, grid: Grid, parent: Path, folder: Path) -> None:
         folder: the folder to save into.
     """
     stored = loading.stored_dtype(parent)
-    layers = {name: layer for name, layer in quantizable(model).items() if not hasattr(layer, "weight_packed")}
-    for layer in tqdm(layers.values(), desc="rounding", unit="layer", disable=len(layers) < 2):
+    layers = [layer for layer in quantizable(model).values() if not hasattr(layer, "weight_packed")]
+    for layer in tqdm(layers, desc="rounding", unit="layer", disable=len(layers) < 2):
         move([layer], loading.device(), torch.float32)
         pack(layer, fit(layer.weight.data, grid), grid, stored)
     move(model.modules(), "cpu", stored)
