@@ -24,7 +24,8 @@ def train(order, inputs, folder, scratch):
     model = loading.model([parent], precision.loaded_dtype(recipe, quantized))
     model.config.use_cache = False
     footprint = model.get_memory_footprint()
-    model = recipe.prepare(model, seed)
+    original = next(iter(inputs.get("original", ())), None)
+    model = recipe.prepare(model, seed, original)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     trainable, total = adapters.parameters(model)

@@ -88,7 +88,7 @@ def inference(config: dict[str, Any], steps: Sequence[Recipe], work: Inference) 
     head = step.logits(work.dtype, work.logits) + 2 * step.hidden(model.decoder)  # before and after the last norm
     own = {
         "weights": weights(model, work.dtype, quantization),
-        "adapter": finetuning.trained(model) * FLOAT if finetuning else 0,
+        "adapter": finetuning.stored(model) * FLOAT if finetuning else 0,
         "workspace": WORKSPACE,
         **work.extra,
     }

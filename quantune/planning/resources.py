@@ -117,7 +117,7 @@ def disk_bytes(plan: Plan, artefact: Artefact) -> int | None:
     try:
         shape, effective = architecture.read(config), effective_recipes(plan, variant)
         if variant.is_adapter:
-            made = effective[-1].trained(shape) * BYTES["float32"] * (1 + effective[-1].keep_checkpoints)
+            made = effective[-1].stored(shape) * BYTES["float32"] * (1 + effective[-1].keep_checkpoints)
         else:
             made = memory.weights(shape, stored_dtype(config), *effective)
     except (QuantuneError, NotImplementedError):

@@ -23,6 +23,8 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 class Quantization(Recipe):
     """How a checkpoint is quantized. Subclasses set the literal `method` and implement the functions below."""
 
+    readable: ClassVar[bool] = True
+    """Whether PEFT can read the dense weights of a loaded layer in each step, as DoRA does."""
     keeps_inputs: ClassVar[bool] = False
     """Whether, when an adapter is trained on top, quantized layers keep their inputs for the backward pass."""
 

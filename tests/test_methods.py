@@ -1,0 +1,211 @@
+"""Every fine-tuning method on the embedded model: it learns, is saved, loaded, merged, resumed."""
+
+import json
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from quantune.core.errors import ConfigError
+from quantune.data import text
+from quantune.finetunings.training import loop, loss, precision
+from quantune.models import adapters, architecture, loading, stored
+from quantune.planning import load
+from quantune.planning.config import AnyFinetuning
+from tests.conftest import OPT
+from tests.test_loop import Killed
+from tests.test_memory import METHODS as QUANTIZATIONS
+
+SHAPE = architecture.read(json.loads((OPT / "config.json").read_text()))
+WIDTH, INNER, LAYERS = SHAPE.decoder.width, SHAPE.decoder.feed_forward, SHAPE.decoder.count
+KEYS = {"dataset": "any", "batch_size": 2, "steps": 6, "save_every": 2, "evaluate_every": 3, "learning_rate": 6e-3}
+PAIR = 2 * 4 * LAYERS * (WIDTH + WIDTH)  # LoRA of rank 4 beside q_proj and v_proj
+ROWS = {
+    "lora": ({"method": "lora", "rank": 4}, PAIR, [None, "nf4", "int8", "rtn"]),
+    "rank-stabilized": ({"method": "lora", "rank": 4, "rank_stabilized": True}, PAIR, [None]),
+    "dora": ({"method": "lora", "rank": 4, "dora": True}, PAIR + 2 * LAYERS * WIDTH, [None, "nf4", "rtn"]),
+    "pissa": ({"method": "lora", "rank": 4, "initialization": "pissa", "learning_rate": 2e-3}, PAIR, [None]),
+    "loftq": ({"method": "lora", "rank": 4, "initialization": "loftq"}, PAIR, ["nf4", "int8", "rtn"]),
+    "lora+": ({"method": "lora", "rank": 4, "learning_rate_ratio": 4}, PAIR, [None]),
+}
+"""Name -> keys, number of trained parameters by the paper, bases: None for full precision, or a quantization."""
+
+
+def recipe_of(name: str, **more):
+    return TypeAdapter(AnyFinetuning).validate_python(KEYS | ROWS[name][0] | more)
+
+
+@pytest.fixture(scope="module")
+def data() -> text.Blocks:
+    return text.Blocks(numpy.random.default_rng(0).integers(5, 12000, (4, 32)))
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """Return a function that returns the folder of the model in a quantization, made once."""
+    made = {None: OPT}
+
+    def base(method: str | None) -> Path:
+        if method not in made:
+            made[method] = tmp_path_factory.mktemp("bases") / method
+            made[method].mkdir()
+            QUANTIZATIONS[method](method=method).quantize(OPT, made[method])
+        return made[method]
+
+    return base
+
+
+def prepared(recipe, base: Path):
+    loaded = loading.model([base], precision.loaded_dtype(recipe, base != OPT))
+    return recipe.prepare(loaded, 0, OPT if recipe.reads_original else None)
+
+
+def train(recipe, base: Path, folder: Path, data, validation=None):
+    """Train and save; return the model and the facts. A folder with a saved state resumes it."""
+    model, scratch = prepared(recipe, base), folder / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    (saved := folder / "saved").mkdir(exist_ok=True)
+    with loss.fused(model):
+        facts = loop.train(
+            model, recipe, 0, data, validation, folder, scratch, lambda path: recipe.save(model, base, path)
+        )
+    recipe.save(model, base, saved)
+    return model.eval(), facts
+
+
+def loaded(recipe, base: Path, saved: Path, dtype: str = "float32", load=loading.model):
+    """Load what a method has saved: a whole model, or an adapter on its base."""
+    return load([saved] if recipe.leaves == "model" else [base, saved], dtype)
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    ids = torch.arange(5, 45).view(2, 20)
+    return model(input_ids=ids).logits[:, -20:].float()
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.mark.parametrize(
+    ("name", "base"), [(name, base) for name, row in ROWS.items() for base in row[2]], ids=lambda value: str(value)
+)
+def test_a_method_learns_and_keeps_what_it_learned(tmp_path, bases, data, name, base):
+    recipe, folder = recipe_of(name), bases(base)
+    model = prepared(recipe, folder)
+    names = {key for key, value in model.named_parameters() if value.requires_grad}
+    before = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    assert adapters.parameters(model)[0] == recipe.trained(SHAPE) == ROWS[name][1]
+    assert all(value.dtype == torch.float32 for key, value in model.named_parameters() if key in names)
+
+    model, facts = train(recipe, folder, tmp_path / "whole", data, data)
+    curve = numpy.genfromtxt(tmp_path / "whole/curves.csv", delimiter=",", names=True)["validation_loss"]
+    assert curve[-1] < curve[0] - 0.05
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed <= names | {key for key in before if ".ranknum." in key}, "only trained parameters change"
+    assert len(changed & names) > 0.8 * len(names)
+
+    exact = logits(model)
+    again = logits(loaded(recipe, folder, tmp_path / "whole/saved"))
+    assert distance(again, exact) < 1e-5
+    assert distance(logits(loaded(recipe, folder, tmp_path / "whole/saved", load=loading.streamed)), exact) < 1e-5
+    if recipe.leaves == "adapter":
+        written = stored.header(tmp_path / "whole/saved" / loading.ADAPTER_WEIGHTS)
+        assert sum(int(numpy.prod(item.shape)) for item in written.values()) == recipe.stored(SHAPE)
+        if not recipe.unmergeable:
+            full = logits(loaded(recipe, OPT, tmp_path / "whole/saved"))
+            merged = adapters.merged(
+                loaded(recipe, OPT, tmp_path / "whole/saved", load=loading.streamed), torch.device("cpu"), torch.float32
+            )
+            assert distance(logits(merged), full) < 1e-4
+
+    with pytest.raises(InterruptedError):
+        train(recipe, folder, tmp_path / "cut", Killed(data, 5), data)
+    _, resumed = train(recipe, folder, tmp_path / "cut", data, data)
+    assert resumed.pop("run")["resumed_from_step"] == 4
+    facts.pop("run")
+    assert resumed == facts
+    for path in sorted((tmp_path / "whole/saved").glob("*.safetensors")):
+        assert path.read_bytes() == (tmp_path / "cut/saved" / path.name).read_bytes(), "the same bits after a kill"
+
+
+def test_pissa_is_saved_during_training_without_changing_it(tmp_path, data):
+    """The checkpoints are adapters of the unchanged base, and the training ends with the same weights as without."""
+    folders = [tmp_path / "plain", tmp_path / "kept"]
+    for folder, keys in zip(folders, ({}, {"keep_checkpoints": 2, "evaluate_every": 2}), strict=True):
+        train(recipe_of("pissa", **keys), OPT, folder, data)
+    one, other = (stored.header(folder / "saved" / loading.ADAPTER_WEIGHTS) for folder in folders)
+    assert one.keys() == other.keys()
+    files = [(folder / "saved" / loading.ADAPTER_WEIGHTS).read_bytes() for folder in folders]
+    assert files[0] == files[1]
+    assert sorted(path.name for path in (tmp_path / "kept").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    part = logits(loading.model([OPT, tmp_path / "kept/checkpoint-4"], "float32"))
+    end = logits(loading.model([OPT, folders[0] / "saved"], "float32"))
+    assert 1e-4 < distance(part, end) < distance(logits(loading.model([OPT], "float32")), end)
+
+
+def test_loftq_begins_nearer_to_the_original_model(bases):
+    exact = logits(loading.model([OPT], "float32"))
+    for method in ("nf4", "rtn"):
+        keys = {"rank": 32, "target_modules": "all-linear"}
+        began = [prepared(recipe_of(name, **keys), bases(method)).eval() for name in ("lora", "loftq")]
+        plain, better = (distance(logits(model), exact) for model in began)
+        assert better < 0.9 * plain
+
+
+def test_lora_plus_has_another_rate_for_b(data, tmp_path):
+    recipe = recipe_of("lora+", steps=1)
+    model = recipe.prepare(loading.model([OPT], "float32"), 0)
+    loop.train(model, recipe, 0, data, None, tmp_path, tmp_path)
+    moved = [float(value.detach().abs().max()) for name, value in model.named_parameters() if "lora_B" in name]
+    assert moved == pytest.approx([4 * recipe.learning_rate] * len(moved), rel=1e-3), "Adam's first step is the rate"
+
+
+@pytest.mark.parametrize(
+    ("finetuning", "variant", "problem"),
+    [
+        (
+            {"method": "lora", "initialization": "pissa"},
+            "opt+nf4+tuned",
+            "'opt+nf4' is already quantized; 'tuned' needs full precision: 'opt+tuned'",
+        ),
+        (
+            {"method": "lora", "dora": True},
+            "opt+int8+tuned",
+            "'tuned' reads the dense weights of the base in each step, and PEFT cannot read those of 'opt+int8'; ",
+        ),
+        ({"method": "lora", "initialization": "loftq"}, "opt+tuned", "put one before it: 'opt+rtn-w4+tuned'"),
+        (
+            {"method": "lora", "initialization": "loftq"},
+            "opt+nf4+tuned+merge",
+            "'tuned' also holds the error of the quantization, which the original weights do not have; evaluate",
+        ),
+    ],
+    ids=lambda value: value.get("initialization", value["method"]) if isinstance(value, dict) else value[:20],
+)
+def test_a_chain_that_cannot_work_is_refused_before_any_job(raw, finetuning, variant, problem):
+    raw["finetunings"]["tuned"] = {"dataset": "harbour", "steps": 3, "length": 16, **finetuning}
+    raw["quantizations"]["int8"] = {"method": "int8"}
+    raw["variants"] = [variant]
+    with pytest.raises(ConfigError) as caught:
+        load.load(raw)
+    assert problem in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "problem"),
+    [("dora", {"initialization": "pissa"}, "'dora: true' needs 'initialization: default'")],
+    ids=str,
+)
+def test_keys_that_do_not_fit_together_are_refused(name, keys, problem):
+    with pytest.raises(ValidationError, match=problem):
+        recipe_of(name, **keys)
+
+
+def test_the_digest_of_a_recipe_without_the_new_keys_is_unchanged():
+    plain = recipe_of("lora")
+    assert not {"rank_stabilized", "dora", "initialization", "learning_rate_ratio"} & plain.identity().keys()
+    assert recipe_of("dora").identity()["dora"] is True
