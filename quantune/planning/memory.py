@@ -120,7 +120,8 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
     """
     model, quantization = read(config), _first(steps, Quantization)
     work = finetuning.workload()
-    dtype = "float32" if work.mixed and quantization else work.dtype
+    own = finetuning.leaves == "model"
+    dtype = "float32" if work.mixed and (quantization or own) else work.dtype
     step = Pass(model, work.batch, work.length, dtype, quantization, finetuning, work.mixed)
     parameters, loss = finetuning.trained(model), step.loss()
     if work.recomputed:
@@ -132,7 +133,8 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
     return Estimate(
         {
             "weights": weights(model, dtype, quantization),
-            "adapter": parameters * FLOAT if finetuning.leaves == "adapter" else 0,
+            "adapter": 0 if own else parameters * FLOAT,
+            "16-bit copies": parameters * BYTES[work.dtype] if own and work.mixed else 0,
             "gradients": parameters * FLOAT,
             "optimizer": finetuning.optimizer_bytes(parameters),
             "workspace": WORKSPACE,

@@ -1,6 +1,6 @@
 """The first step of LoftQ (Li et al., 2023, arXiv:2310.08659): an adapter begins with the error of a quantization.
 
-PEFT's `replace_lora_weights_loftq` does the same for layers of 4 bits of bitsandbytes; here a layer of any quantization.
+PEFT's `replace_lora_weights_loftq` does the same for 4-bit layers of bitsandbytes; here for any quantization.
 """
 
 from pathlib import Path
