@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from quantune.core.errors import ConfigError
 from quantune.data import text
 from quantune.finetunings.training import loop, loss, precision
-from quantune.models import adapters, architecture, checkpoints, loading, stored
+from quantune.models import adapters, architecture, checkpoints, decoding, loading, stored
 from quantune.planning import load, resources
 from quantune.planning.config import AnyFinetuning
 from quantune.planning.plan import Plan
@@ -19,6 +19,7 @@ from tests.conftest import OPT
 from tests.test_loop import Killed
 from tests.test_memory import METHODS as QUANTIZATIONS
 from tests.test_memory import SMALL, built
+from tests.voices import WHISPER
 
 SHAPE = architecture.read(json.loads((OPT / "config.json").read_text()))
 WIDTH, INNER, LAYERS = SHAPE.decoder.width, SHAPE.decoder.feed_forward, SHAPE.decoder.count
@@ -38,6 +39,22 @@ ROWS = {
         {"method": "freeze", "layers": "all", "parts": "biases"},
         LAYERS * (4 * WIDTH + INNER + WIDTH + 2 * WIDTH) + WIDTH,
         [None],
+    ),
+    "ia3": ({"method": "ia3", "learning_rate": 0.05}, LAYERS * (2 * WIDTH + INNER), [None, "nf4", "int8", "rtn"]),
+    "prompt": (
+        {"method": "prompt", "virtual_tokens": 7, "learning_rate": 0.05},
+        7 * WIDTH,
+        [None, "nf4", "int8", "rtn"],
+    ),
+    "prefix": (
+        {"method": "prefix", "virtual_tokens": 7, "learning_rate": 0.05},
+        7 * 2 * LAYERS * WIDTH,
+        [None, "nf4", "int8", "rtn"],
+    ),
+    "p-tuning": (
+        {"method": "p-tuning", "virtual_tokens": 7, "hidden_size": 32},
+        7 * WIDTH + 32 * (WIDTH + 1) + 32 * 33 + WIDTH * 33,
+        [None, "nf4", "int8", "rtn"],
     ),
     "lora+": ({"method": "lora", "rank": 4, "learning_rate_ratio": 4}, PAIR, [None]),
 }
@@ -273,3 +290,48 @@ def test_chains_go_on_after_a_whole_model(raw):
     assert terms["weights"] == terms["gradients"] == 4 * count and terms["optimizer"] == 8 * count
     sizes = [resources.disk_bytes(plan, plan.checkpoint(name)) for name in ("opt", "opt+tuned")]
     assert sizes[1] == pytest.approx(sizes[0], rel=2e-3)
+
+
+@pytest.mark.parametrize("name", ["prompt", "prefix", "p-tuning", "ia3"])
+def test_all_evaluations_count_virtual_tokens_as_a_forward_pass_does(tmp_path, data, name):
+    """The loss of training, the decoders and generation agree with a forward pass over the whole text."""
+    recipe = recipe_of(name, steps=2)
+    model, _ = train(recipe, OPT, tmp_path, data, data)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        whole = model(input_ids=ids).logits[:, -20:].float()
+        assert distance(model(input_ids=ids, use_cache=False).logits[:, -20:], whole) < 1e-5
+        expected = torch.nn.functional.cross_entropy(whole[0, :-1], ids[0, 1:])
+        assert float(model(input_ids=ids, labels=ids).loss) == pytest.approx(float(expected), rel=1e-5)
+        with loss.fused(model):
+            assert float(model(input_ids=ids, labels=ids).loss) == pytest.approx(float(expected), rel=1e-5)
+        text_ids = ids
+        for _ in range(6):
+            text_ids = torch.cat([text_ids, model(input_ids=text_ids).logits[:, -1:].argmax(-1)], dim=1)
+        model.config.use_cache = True
+        options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+        assert torch.equal(model.generate(ids, **options), text_ids)
+        for kind in ("eager", "static"):
+            decoder, used, reasons = decoding.choose(kind, model, ids, 5)
+            assert used == kind, reasons
+            assert torch.equal(torch.cat([decoder.first, decoding.decode(decoder, 5)], dim=1), text_ids[:, 20:])
+
+
+def test_virtual_tokens_need_room_and_text(raw):
+    raw["finetunings"]["tuned"] = {"dataset": "harbour", "steps": 3, "length": 250, "method": "prompt"}
+    raw["variants"] = ["opt+tuned"]
+    positions = load.load(raw | {"variants": ["opt"]}).positions("opt")
+    raw["finetunings"]["tuned"]["length"] = positions - 19
+    with pytest.raises(ConfigError, match=rf"allowed: up to {positions - 20}") as caught:
+        load.load(raw)
+    assert "of which 'opt+tuned' takes 20 for virtual tokens" in str(caught.value)
+    config = json.loads((WHISPER / "config.json").read_text())
+    assert "is for text models; for speech take" in recipe_of("prefix").unsuitable(config)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("method", ["ia3", "prompt", "prefix", "p-tuning", "dora"])
+def test_the_number_of_trained_parameters_is_predicted_for_other_families(name, method):
+    recipe = recipe_of(method)
+    model = recipe.prepare(built(SMALL[name]), 0)
+    assert adapters.parameters(model)[0] == recipe.trained(architecture.read(SMALL[name]))

@@ -28,6 +28,8 @@ class Finetuning(Recipe):
     """Whether each step reads the dense weights of the base's layers."""
     unmergeable: ClassVar[str | None] = None
     """Why the trained parameters cannot be merged into the base's weights, after the step's name; None: they can."""
+    taken_positions: ClassVar[int] = 0
+    """Positions of the model that the method takes before every text."""
     version: ClassVar[int] = 3
     seeded: ClassVar[bool] = True
     settings: ClassVar[frozenset[str]] = frozenset({"save_every"})

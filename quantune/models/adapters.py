@@ -89,3 +89,8 @@ def parameters(model) -> tuple[int, int]:
         sizes = [(value.numel(), value.requires_grad) for value in model.parameters()]
         trained, total = sum(size for size, grows in sizes if grows), sum(size for size, _ in sizes)
     return trained, total + dense_parameters(model)
+
+
+def virtual_tokens(model) -> int:
+    """Return the number of virtual tokens that a `PeftModel` puts before every text; 0 for other models."""
+    return getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None) or 0

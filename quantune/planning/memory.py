@@ -84,7 +84,8 @@ def inference(config: dict[str, Any], steps: Sequence[Recipe], work: Inference) 
         QuantuneError: if the model's architecture is not known.
     """
     model, quantization, finetuning = read(config), _first(steps, Quantization), _first(steps, Finetuning)
-    step = Pass(model, work.batch, work.length, work.dtype, quantization, finetuning)
+    length = work.length + (finetuning.taken_positions if finetuning else 0)
+    step = Pass(model, work.batch, length, work.dtype, quantization, finetuning)
     head = step.logits(work.dtype, work.logits) + 2 * step.hidden(model.decoder)  # before and after the last norm
     own = {
         "weights": weights(model, work.dtype, quantization),
@@ -122,7 +123,8 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
     work = finetuning.workload()
     own = finetuning.leaves == "model"
     dtype = "float32" if work.mixed and (quantization or own) else work.dtype
-    step = Pass(model, work.batch, work.length, dtype, quantization, finetuning, work.mixed)
+    length = work.length + finetuning.taken_positions
+    step = Pass(model, work.batch, length, dtype, quantization, finetuning, work.mixed)
     parameters, loss = finetuning.trained(model), step.loss()
     if work.recomputed:
         activations = sum(layers.count * step.hidden(layers) + step.norm(layers) for layers in model.layers)
