@@ -24,7 +24,8 @@ def train(order, inputs, folder, scratch):
     model = loading.model([parent], precision.loaded_dtype(recipe, quantized))
     model.config.use_cache = False
     footprint = model.get_memory_footprint()
-    model = recipe.prepare(model, seed)
+    original = next(iter(inputs.get("original", ())), None)
+    model = recipe.prepare(model, seed, original)
     checkpointing.enable(model, recipe)
     trainable, total = adapters.parameters(model)
     print(f"training {trainable:,} of {total:,} parameters ({trainable / total:.4%}) on {len(data)} examples")

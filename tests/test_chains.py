@@ -96,8 +96,8 @@ def test_a_step_holds_its_name_and_seed():
             "opt+nf4+lora+rtn-w4",
             "'rtn-w4' cannot quantize the adapter 'opt+nf4+lora'; merge it first: 'opt+nf4+lora+merge+rtn-w4'",
         ),
-        ("opt+merge", "'opt' has no adapter to merge; '+merge' follows a fine-tuning"),
-        ("opt+nf4+merge", "'opt+nf4' has no adapter to merge; '+merge' follows a fine-tuning"),
+        ("opt+merge", "'opt' has no adapter to merge; '+merge' follows a fine-tuning that leaves an adapter"),
+        ("opt+nf4+merge", "'opt+nf4' has no adapter to merge; '+merge' follows a fine-tuning that leaves an adapter"),
         ("opt+lora+merge+merge", "'opt+lora+merge' is already merged; one '+merge' is enough"),
         (
             "opt+lora+merge+awq+lora@2+merge",

@@ -65,11 +65,11 @@ class Generation(Evaluation):
 
         from quantune.core.errors import QuantuneError
         from quantune.data import text
-        from quantune.models import finite, loading
+        from quantune.models import adapters, finite, loading
 
         tokenizer, loaded = loading.tokenizer(variant.base), variant.model(self.dtype)
         encoded = [text.prompt(prompt, tokenizer) for prompt in self.prompts]
-        longest = max(map(len, encoded))
+        longest = max(map(len, encoded)) + adapters.virtual_tokens(loaded)
         limit = getattr(loaded.config, "max_position_embeddings", None)
         if limit and longest + self.max_new_tokens > limit:
             reason = (

@@ -102,7 +102,7 @@ class Perplexity(Evaluation):
         from quantune.core.errors import QuantuneError
         from quantune.data import text
         from quantune.evaluations.metrics import rates
-        from quantune.models import finite, loading
+        from quantune.models import adapters, finite, loading
 
         stream = text.stream(data, self.split, loading.tokenizer(variant.base), self.context == "document")
         spans = self.spans(stream)
@@ -112,7 +112,7 @@ class Perplexity(Evaluation):
                 f" {self.length}; lower 'length'"
             )
         loaded = variant.model(self.dtype)
-        text.require_length(loaded.config, self.length)
+        text.require_length(loaded.config, self.length + adapters.virtual_tokens(loaded))
         items = pandas.DataFrame(
             {
                 "begin": [begin for begin, _, _ in spans],

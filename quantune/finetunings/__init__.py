@@ -22,8 +22,14 @@ class Finetuning(Recipe):
     """What training saves: an adapter, to be loaded on top of its base, or a whole model."""
     trains_on_quantized: ClassVar[bool] = True
     """Whether the base may be quantized."""
-    mergeable: ClassVar[bool] = True
-    """Whether the trained parameters can be added to the weights of the base."""
+    reads_original: ClassVar[bool] = False
+    """Whether `prepare` reads the weights that the base had before it was quantized; the base must be quantized."""
+    reads_dense: ClassVar[bool] = False
+    """Whether each step reads the dense weights of the base's layers."""
+    unmergeable: ClassVar[str | None] = None
+    """Why the trained parameters cannot be merged into the base's weights, after the step's name; None: they can."""
+    taken_positions: ClassVar[int] = 0
+    """Positions of the model that the method takes before every text."""
     version: ClassVar[int] = 3
     seeded: ClassVar[bool] = True
     settings: ClassVar[frozenset[str]] = frozenset({"save_every"})
@@ -145,8 +151,14 @@ class Finetuning(Recipe):
         """Return why this recipe cannot train a model with this config.json (".key: why", or ": why"), or None."""
         return None
 
-    def prepare(self, model, seed: int):
-        """Return the model; the parameters to train require gradients, all others are frozen."""
+    def prepare(self, model, seed: int, original: Path | None = None):
+        """Return the model; the parameters to train require gradients, all others are frozen.
+
+        Args:
+            model: the loaded base.
+            seed: of the initialization.
+            original: if `reads_original`: the checkpoint that the base was before it was quantized.
+        """
         raise NotImplementedError
 
     def save(self, model, parent: Path, folder: Path) -> None:
@@ -159,6 +171,14 @@ class Finetuning(Recipe):
     def trained(self, shape: Architecture) -> int:
         """Return the number of parameters that are trained in a model of this shape."""
         raise NotImplementedError
+
+    def stored(self, shape: Architecture) -> int:
+        """Return the number of parameters that are saved; by default those that are trained."""
+        return self.trained(shape)
+
+    def rate(self, name: str) -> float:
+        """Return the factor of the learning rate of a trained parameter, from its name."""
+        return 1.0
 
     @property
     def mixed(self) -> bool:

@@ -1,10 +1,15 @@
 """LoRA: low-rank adapters beside frozen linear layers (Hu et al., 2021, arXiv:2106.09685), with PEFT. On a 4-bit
 checkpoint this is QLoRA (Dettmers et al., 2023, arXiv:2305.14314).
+
+Variants are keys: rank-stabilized scaling (Kalajdzievski, 2023, arXiv:2312.03732), DoRA (Liu et al., 2024,
+arXiv:2402.09353), the initializations of PiSSA (Meng et al., 2024, arXiv:2404.02948) and LoftQ (Li et al., 2023,
+arXiv:2310.08659), and a higher learning rate of B (LoRA+, Hayou et al., 2024, arXiv:2402.12354).
 """
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from quantune.core.errors import QuantuneError, listed, nearest
 from quantune.core.recipe import NonEmpty
@@ -16,7 +21,9 @@ from quantune.models.architecture import Architecture
 class LoRA(Finetuning):
     """Train a low-rank update of chosen linear layers."""
 
-    neutral: ClassVar[frozenset[str]] = Finetuning.neutral | {"bias"}
+    neutral: ClassVar[frozenset[str]] = Finetuning.neutral | {
+        *("bias", "rank_stabilized", "dora", "initialization", "learning_rate_ratio")
+    }
 
     method: Literal["lora"]
     """Low-rank adaptation."""
@@ -31,6 +38,44 @@ class LoRA(Finetuning):
     bias: Literal["none", "all", "lora_only"] = "none"
     """Which biases are trained too: of all the model's layers, or of those with an adapter. They are saved with the
     adapter, and replace those of the base."""
+
+    rank_stabilized: bool = False
+    """Scale the update by alpha / sqrt(rank) instead (rsLoRA), so that high ranks learn as fast as low ones."""
+    dora: bool = False
+    """DoRA: also train the length of each row of the updated matrix."""
+    initialization: Literal["default", "pissa", "loftq"] = "default"
+    """Where the adapter begins. default: at no change. pissa: with the largest singular values of the weights, which
+    are taken out of the base while it trains; the saved adapter has twice the rank, and opens on the unchanged base.
+    loftq: with the best approximation of the error of the base's quantization, one step of LoftQ; the base stays."""
+    learning_rate_ratio: float = Field(default=1.0, ge=1, le=1e4)
+    """LoRA+: the learning rate of the matrix B is this times that of A, `learning_rate`; the paper advises 16."""
+
+    @model_validator(mode="after")
+    def _one_beginning(self):
+        if self.dora and self.initialization != "default":
+            raise ValueError(f"'dora: true' needs 'initialization: default', and found '{self.initialization}'")
+        return self
+
+    @property
+    def trains_on_quantized(self) -> bool:
+        """Whether the base may be quantized: PiSSA changes its weights."""
+        return self.initialization != "pissa"
+
+    @property
+    def reads_original(self) -> bool:
+        """Whether the adapter begins with the error of the base's quantization."""
+        return self.initialization == "loftq"
+
+    @property
+    def reads_dense(self) -> bool:
+        """Whether each step reads the dense weights of the base: DoRA needs their lengths."""
+        return self.dora
+
+    @property
+    def unmergeable(self) -> str | None:
+        """Why the adapter cannot be merged into the original weights."""
+        reason = "also holds the error of the quantization, which the original weights do not have"
+        return reason if self.reads_original else None
 
     def unsuitable(self, config: dict[str, Any]) -> str | None:
         """Return why the target modules or the rank do not fit a model with this config.json, or None.
@@ -50,7 +95,7 @@ class LoRA(Finetuning):
         too_high = f".rank: {self.rank} is more than the width of the layers; allowed: up to {most}"
         return too_high if self.rank > most else None
 
-    def prepare(self, model, seed: int):
+    def prepare(self, model, seed: int, original: Path | None = None):
         """Return a `PeftModel` with adapters initialized from the seed; only they require gradients.
 
         Raises:
@@ -65,7 +110,8 @@ class LoRA(Finetuning):
         import torch
         from peft import LoraConfig, get_peft_model
 
-        from quantune.models import packed_linear
+        from quantune.finetunings.training import loftq
+        from quantune.models import adapters, packed_linear
 
         if self.bias != "none":
             packed_linear.train_biases(model)
@@ -77,17 +123,35 @@ class LoRA(Finetuning):
             lora_dropout=self.dropout,
             target_modules=self.target_modules,
             bias=self.bias,
+            use_rslora=self.rank_stabilized,
+            use_dora=self.dora,
+            init_lora_weights="pissa" if self.initialization == "pissa" else True,
         )
-        return get_peft_model(model, config)
+        model = get_peft_model(model, config)
+        if self.initialization == "pissa":
+            adapters.keep_initial(model)
+        elif self.initialization == "loftq":
+            loftq.initialize(model, original)
+        return model
 
     def trained(self, shape: Architecture) -> int:
-        """Return the parameters of two matrices beside each adapted layer, (rank, inputs) and (outputs, rank), and of
-        the trained biases.
+        """Return the parameters of two matrices beside each adapted layer, (rank, inputs) and (outputs, rank), of the
+        lengths of rows (DoRA), and of the trained biases.
         """
         adapted = [(count, linear) for count, linear in shape.linears() if self.adapts(linear.name)]
         own = sum(count * linear.outputs for count, linear in adapted if linear.bias)
         biases = {"none": 0, "lora_only": own, "all": shape.biases()}[self.bias]
-        return sum(count * self.rank * (linear.inputs + linear.outputs) for count, linear in adapted) + biases
+        lengths = sum(count * linear.outputs for count, linear in adapted) if self.dora else 0
+        return self.rank * sum(count * (linear.inputs + linear.outputs) for count, linear in adapted) + lengths + biases
+
+    def stored(self, shape: Architecture) -> int:
+        """Return the parameters of the saved adapter: of PiSSA's two more matrices of the same rank."""
+        twice = self.model_copy(update={"rank": 2 * self.rank})
+        return (twice if self.initialization == "pissa" else self).trained(shape)
+
+    def rate(self, name: str) -> float:
+        """Return the factor of the learning rate: that of B."""
+        return self.learning_rate_ratio if ".lora_B." in name else 1.0
 
     def adapts(self, layer: str) -> bool:
         """Return whether a linear layer with this name gets an adapter."""

@@ -1,11 +1,24 @@
 """Adapters: how to save them with reproducible bytes, and how to count their parameters."""
 
 import json
+import tempfile
 from pathlib import Path
 
 from tqdm import tqdm
 
 from quantune.models.stored import ADAPTER
+
+WEIGHTS = "adapter_model.safetensors"
+INITIAL = "initial_adapter"
+"""Attribute of a `PeftModel`: the tensors that its adapter began with, taken out of the base's weights."""
+
+
+def keep_initial(model) -> None:
+    """Keep a copy of the adapter's tensors of now: they were taken out of the base's weights."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model)
+    setattr(model, INITIAL, {name: value.detach().to("cpu", copy=True) for name, value in state.items()})
 
 
 def save_adapter(model, folder: Path) -> None:
@@ -13,8 +26,19 @@ def save_adapter(model, folder: Path) -> None:
 
     PEFT writes the target modules in the order of a Python set, which varies between processes, so they are sorted.
     PEFT's empty model card is deleted: `provenance.json` says more.
+
+    An adapter that began as a part of the weights (PiSSA) is saved as its change since then, of twice the rank, so that
+    it opens on the unchanged base.
     """
-    model.save_pretrained(folder)
+    if (initial := getattr(model, INITIAL, None)) is None:
+        model.save_pretrained(folder)
+    else:
+        from safetensors.torch import save_file
+
+        with tempfile.TemporaryDirectory() as place:
+            (begin := Path(place) / "pissa_init").mkdir()
+            save_file(initial, begin / WEIGHTS)
+            model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(begin))
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / ADAPTER
     config = json.loads(path.read_text())
@@ -65,3 +89,8 @@ def parameters(model) -> tuple[int, int]:
         sizes = [(value.numel(), value.requires_grad) for value in model.parameters()]
         trained, total = sum(size for size, grows in sizes if grows), sum(size for size, _ in sizes)
     return trained, total + dense_parameters(model)
+
+
+def virtual_tokens(model) -> int:
+    """Return the number of virtual tokens that a `PeftModel` puts before every text; 0 for other models."""
+    return getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None) or 0

@@ -129,3 +129,26 @@ def save_model(model, parent: Path, folder: Path) -> None:
     model.generation_config = settings
     (Path(folder) / GENERATION).unlink(missing_ok=True)
     copy_tokenizer(parent, folder)
+
+
+def save_trained(model, parent: Path, folder: Path) -> None:
+    """Save the weights of a model that was trained from the checkpoint `parent`, in the dtype stored there.
+
+    The model stays as it is, so that it can be trained further. Its config.json is the parent's: the shape and the
+    dtype are the same, and settings of training, such as a cache that is not used, do not enter it.
+    """
+    from quantune.models import loading
+
+    dtype, cast = loading.stored_dtype(parent), {}
+    state = model.state_dict()
+    for value in state.values():  # tensors that share memory must share it afterwards
+        if value.data_ptr() not in cast:
+            cast[value.data_ptr()] = value.to("cpu", dtype if value.is_floating_point() else value.dtype)
+    settings, kept = model.generation_config, (model.config.dtype, model.config.architectures)
+    model.generation_config = type(settings)()
+    model.save_pretrained(folder, state_dict={name: cast[value.data_ptr()] for name, value in state.items()})
+    model.generation_config = settings
+    model.config.dtype, model.config.architectures = kept
+    (Path(folder) / GENERATION).unlink(missing_ok=True)
+    shutil.copyfile(Path(parent) / "config.json", Path(folder) / "config.json")
+    copy_tokenizer(parent, folder)

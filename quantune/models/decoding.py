@@ -19,6 +19,7 @@ import torch
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel, StaticCache
 from transformers.masking_utils import create_masks_for_generate
 
+from quantune.models.adapters import virtual_tokens
 from quantune.models.offloading import is_away
 
 ALIGNMENT = 64  # tokens; the capacity of a static cache is a multiple of it, as attention kernels need
@@ -90,8 +91,9 @@ class Static:
         Raises:
             UnsupportedError: if a layer's cache holds only a part of the past, as a sliding window's does.
         """
-        self.model, self.length = model, tokens_of(prompt).shape[1]
+        self.model = model
         filled, logits, self.encoded = prefill(model, prompt)
+        self.length = filled.get_seq_length()  # virtual tokens are in the cache, too
         capacity = -(-(self.length + steps) // ALIGNMENT) * ALIGNMENT
         self.cache, self.layers = to_static_cache(model, filled, capacity)
         self.first = logits.argmax(-1, keepdim=True)
@@ -173,7 +175,7 @@ def prefill(model: PreTrainedModel, prompt: Prompt) -> tuple[Cache, torch.Tensor
         return output.past_key_values, output.logits[:, -1], output.encoder_last_hidden_state
     cache = DynamicCache(config=model.config)
     output = model(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return cache, output.logits[:, -1], None
+    return output.past_key_values, output.logits[:, -1], None
 
 
 def forward(model: PreTrainedModel, cache: Cache, encoded: torch.Tensor | None, **inputs: torch.Tensor) -> torch.Tensor:
@@ -187,6 +189,8 @@ def forward(model: PreTrainedModel, cache: Cache, encoded: torch.Tensor | None, 
     """
     if encoded is not None:
         inputs = {f"decoder_{name}": value for name, value in inputs.items()} | {"encoder_outputs": (encoded,)}
+    if virtual_tokens(model):
+        model = model.base_model  # the virtual tokens are in the cache
     return model(past_key_values=cache, use_cache=True, **inputs).logits[:, -1]
 
 

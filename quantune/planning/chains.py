@@ -161,13 +161,36 @@ def _problem(parent: Variant, step: Step, names: Names) -> str | None:
     if parent.quantized and (step.kind == "quantization" or not recipe.trains_on_quantized):
         full = next(item for item in reversed(parent.ancestors) if not item.quantized and not item.is_adapter)
         return f"'{parent}' is already quantized; '{step}' needs full precision: '{full}+{step}'"
+    return _unreadable(parent, step, names) if step.kind == "finetuning" else None
+
+
+def _unreadable(parent: Variant, step: Step, names: Names) -> str | None:
+    """Return why a fine-tuning cannot read the weights of `parent`, or those before its quantization, or None."""
+    recipe = names.finetunings[step.name]
+    quantizations = [names.quantizations[item.name] for item in parent.effective_steps if item.kind == "quantization"]
+    if recipe.reads_dense and not all(other.readable for other in quantizations):
+        return (
+            f"'{step}' reads the dense weights of the base in each step, and PEFT cannot read those of '{parent}'; "
+            "take another quantization"
+        )
+    if not recipe.reads_original:
+        return None
+    if not quantizations:
+        first = next((name for name, other in names.quantizations.items() if not other.rescales), "nf4")
+        return f"'{step}' begins with the error of a quantization; put one before it: '{parent}+{first}+{step}'"
+    if any(other.rescales for other in quantizations):
+        return (
+            f"'{step}' begins with the error of a quantization, and '{parent}' scales the inputs of layers, so its "
+            "weights cannot be compared with the original ones; take another quantization"
+        )
     return None
 
 
 def unfit_for_quantized(variant: Variant, names: Names, method: str | None) -> str | None:
     """Return why a step cannot follow a model that comes quantized, by this method, or None; None: full precision."""
     for step in variant.steps if method else ():
-        if step.kind == "finetuning" and names.finetunings[step.name].trains_on_quantized:
+        recipe = names.finetunings.get(step.name)
+        if step.kind == "finetuning" and recipe.trains_on_quantized and not recipe.reads_original:
             continue
         return (
             f"'{variant.model}' is already quantized ({method}, in its config.json), and '{step}' needs full-precision "
@@ -181,9 +204,9 @@ def _unmergeable(parent: Variant, names: Names) -> str | None:
     if parent.kind == "merge":
         return f"'{parent}' is already merged; one '+merge' is enough"
     if not parent.is_adapter:
-        return f"'{parent}' has no adapter to merge; '+merge' follows a fine-tuning"
-    if not names.finetunings[parent.steps[-1].name].mergeable:
-        return f"'{parent.steps[-1]}' adds no weights that could be merged; evaluate '{parent}' as it is"
+        return f"'{parent}' has no adapter to merge; '+merge' follows a fine-tuning that leaves an adapter"
+    if reason := names.finetunings[parent.steps[-1].name].unmergeable:
+        return f"'{parent.steps[-1]}' {reason}; evaluate '{parent}' as it is"
     quantizations = [step for step in parent.effective_steps if step.kind == "quantization"]
     for step in quantizations:
         if names.quantizations[step.name].rescales:

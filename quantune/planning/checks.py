@@ -159,7 +159,7 @@ def _chains(config: Config, good_models: set[str]) -> Iterator[str]:
             yield str(error)
         if config.track(variant.model) == "text":
             yield from _lengths(config, variant)
-            yield from _generations(config, variant.model)
+            yield from _generations(config, variant)
         yield from _tracks(config, variant)
 
 
@@ -197,20 +197,29 @@ def _recordings(config: Config, good_models: set[str]) -> Iterator[str]:
 
 def _lengths(config: Config, variant: chains.Variant) -> Iterator[str]:
     """Yield the recipes of a chain, and the evaluations, whose sequences are longer than the model allows."""
-    positions = config.positions(variant.model) or float("inf")
+    positions, virtual = config.positions(variant.model) or float("inf"), _virtual(config, variant)
+    taken = f", of which '{variant}' takes {virtual} for virtual tokens" if virtual else ""
+    positions -= virtual
     steps = {step.name for step in variant.steps}
     for section in ("quantizations", "finetunings", "evaluations"):
         for name, entry in getattr(config, section).items():
             length = getattr(entry, "length", 0)
             if length > positions and (section == "evaluations" or name in steps):
-                limit = f"the model '{variant.model}' has {positions} positions"
+                limit = f"the model '{variant.model}' has {positions + virtual} positions{taken}"
                 yield f"{section}.{name}.length: {length} is too long, {limit}; allowed: up to {positions}"
 
 
-def _generations(config: Config, model: str) -> Iterator[str]:
-    """Yield the generations whose longest prompt and new tokens are more than the model's positions."""
-    positions = config.positions(model)
-    for name, entry in config.evaluations.items() if positions else ():
+def _virtual(config: Config, variant: chains.Variant) -> int:
+    """Return the positions that virtual tokens of a variant take."""
+    names = [step.name for step in variant.effective_steps if step.kind == "finetuning"]
+    return sum(config.finetunings[name].taken_positions for name in names)
+
+
+def _generations(config: Config, variant: chains.Variant) -> Iterator[str]:
+    """Yield the generations whose longest prompt and new tokens are more than the positions a variant leaves them."""
+    model = variant.model
+    positions = (config.positions(model) or 0) - _virtual(config, variant)
+    for name, entry in config.evaluations.items() if config.positions(model) else ():
         if entry.kind != "generation":
             continue
         longest = _longest_prompt(config, model, entry.prompts, positions - entry.max_new_tokens)

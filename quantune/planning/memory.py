@@ -84,11 +84,12 @@ def inference(config: dict[str, Any], steps: Sequence[Recipe], work: Inference) 
         QuantuneError: if the model's architecture is not known.
     """
     model, quantization, finetuning = read(config), _first(steps, Quantization), _first(steps, Finetuning)
-    step = Pass(model, work.batch, work.length, work.dtype, quantization, finetuning)
+    length = work.length + (finetuning.taken_positions if finetuning else 0)
+    step = Pass(model, work.batch, length, work.dtype, quantization, finetuning)
     head = step.logits(work.dtype, work.logits) + 2 * step.hidden(model.decoder)  # before and after the last norm
     own = {
         "weights": weights(model, work.dtype, quantization),
-        "adapter": finetuning.trained(model) * FLOAT if finetuning else 0,
+        "adapter": finetuning.stored(model) * FLOAT if finetuning else 0,
         "workspace": WORKSPACE,
         **work.extra,
     }
@@ -120,8 +121,10 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
     """
     model, quantization = read(config), _first(steps, Quantization)
     work = finetuning.workload()
-    dtype = "float32" if work.mixed and quantization else work.dtype
-    step = Pass(model, work.batch, work.length, dtype, quantization, finetuning, work.mixed)
+    own = finetuning.leaves == "model"
+    dtype = "float32" if work.mixed and (quantization or own) else work.dtype
+    length = work.length + finetuning.taken_positions
+    step = Pass(model, work.batch, length, dtype, quantization, finetuning, work.mixed)
     parameters, loss = finetuning.trained(model), step.loss()
     if work.kept != "activations":
         inputs = (layers.count if work.kept == "inputs" else 1 for layers in model.layers)
@@ -135,7 +138,8 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
     return Estimate(
         {
             "weights": weights(model, dtype, quantization),
-            "adapter": parameters * FLOAT if finetuning.leaves == "adapter" else 0,
+            "adapter": 0 if own else parameters * FLOAT,
+            "16-bit copies": parameters * BYTES[work.dtype] if own and work.mixed else 0,
             "gradients": parameters * FLOAT,
             "optimizer": finetuning.optimizer_bytes(parameters),
             "workspace": WORKSPACE,

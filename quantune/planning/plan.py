@@ -218,6 +218,7 @@ class Plan:
 
     def _trained(self, variant: Variant) -> Artefact:
         recipe = self.config.finetunings[variant.steps[-1].name]
+        reads = {"original": (self.checkpoint(str(variant.merge_base())),)} if recipe.reads_original else {}
         return self._artefact(
             ("checkpoints", variant),
             f"train/{recipe.method}",
@@ -225,6 +226,7 @@ class Plan:
             self._seeded(recipe, variant.steps[-1]),
             parents={"parent": self.checkpoint(str(variant.parent)), **self._read(recipe, variant)},
             options={"settings": recipe.options()},
+            reads=reads,
         )
 
     def _merged(self, variant: Variant) -> Artefact:

@@ -117,9 +117,11 @@ def disk_bytes(plan: Plan, artefact: Artefact) -> int | None:
     try:
         shape, effective = architecture.read(config), effective_recipes(plan, variant)
         if variant.is_adapter:
-            made = effective[-1].trained(shape) * BYTES["float32"] * (1 + effective[-1].keep_checkpoints)
+            made = effective[-1].stored(shape) * BYTES["float32"] * (1 + effective[-1].keep_checkpoints)
         else:
             made = memory.weights(shape, stored_dtype(config), *effective)
+            if variant.kind == "finetuning":
+                made *= 1 + plan.config.finetunings[variant.steps[-1].name].keep_checkpoints
     except (QuantuneError, NotImplementedError):
         return None
     return total - weights + made

@@ -23,6 +23,8 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 class Quantization(Recipe):
     """How a checkpoint is quantized. Subclasses set the literal `method` and implement the functions below."""
 
+    readable: ClassVar[bool] = True
+    """Whether PEFT can read the dense weights of a loaded layer in each step, as DoRA does."""
     rescales: ClassVar[bool] = False
     """Whether the method rescales inputs and outputs of layers, so that they differ from the parent's."""
     settings: ClassVar[frozenset[str]] = frozenset({"if_destroyed"})

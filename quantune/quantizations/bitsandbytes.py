@@ -3,7 +3,7 @@
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -58,6 +58,8 @@ class BitsAndBytes(Quantization):
 
 class Int8(BitsAndBytes):
     """LLM.int8(): rows of int8 with one scale each; input features with outliers are computed in 16 bits."""
+
+    readable: ClassVar[bool] = False
 
     method: Literal["int8"]
     """bitsandbytes LLM.int8()."""

@@ -21,7 +21,7 @@ from transformers import get_scheduler
 from quantune.core.errors import QuantuneError
 from quantune.data.batches import IGNORED, Data, in_batches
 from quantune.finetunings import Finetuning
-from quantune.finetunings.training import checkpointing, optimizers, precision
+from quantune.finetunings.training import checkpointing, hooks, optimizers, precision
 from quantune.finetunings.training.kept import Checkpoints
 from quantune.finetunings.training.state import Progress, copied, restore, save, take
 
@@ -64,7 +64,7 @@ def train(
     per_step = recipe.batch_size * recipe.gradient_accumulation
     steps = recipe.total_steps(len(data))
     order = Order(len(data), seed, data.lengths() if recipe.group_by_length else None, recipe.batch_size)
-    optimizer = optimizers.build(recipe, trained.values())
+    optimizer = hooks.with_rates(optimizers.build(recipe, trained.values()), recipe, trained)
     shape = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
     schedule = get_scheduler(shape, optimizer, recipe.warmup(steps), steps)
     scaler = precision.scaler(model, recipe)

@@ -35,7 +35,8 @@ class _Master(torch.nn.Linear):
 
 def loaded_dtype(recipe: Finetuning, quantized: bool) -> str:
     """Return the dtype in which a checkpoint is loaded for training: of all its weights that are not packed."""
-    return "float32" if quantized and recipe.mixed else recipe.precision
+    own = recipe.leaves == "model"  # weights that are saved again must not be rounded
+    return "float32" if recipe.mixed and (quantized or own) else recipe.precision
 
 
 def prepare(model: torch.nn.Module, recipe: Finetuning) -> None:

@@ -1,0 +1,337 @@
+"""Every fine-tuning method on the embedded model: it learns, is saved, loaded, merged, resumed."""
+
+import json
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from quantune.core.errors import ConfigError
+from quantune.data import text
+from quantune.finetunings.training import loop, loss, precision
+from quantune.models import adapters, architecture, checkpoints, decoding, loading, stored
+from quantune.planning import load, resources
+from quantune.planning.config import AnyFinetuning
+from quantune.planning.plan import Plan
+from tests.conftest import OPT
+from tests.test_loop import Killed
+from tests.test_memory import METHODS as QUANTIZATIONS
+from tests.test_memory import SMALL, built
+from tests.voices import WHISPER
+
+SHAPE = architecture.read(json.loads((OPT / "config.json").read_text()))
+WIDTH, INNER, LAYERS = SHAPE.decoder.width, SHAPE.decoder.feed_forward, SHAPE.decoder.count
+KEYS = {"dataset": "any", "batch_size": 2, "steps": 6, "save_every": 2, "evaluate_every": 3, "learning_rate": 6e-3}
+LAYER = 4 * WIDTH * (WIDTH + 1) + INNER * (WIDTH + 1) + WIDTH * (INNER + 1) + 4 * WIDTH  # weights of one layer
+PAIR = 2 * 4 * LAYERS * (WIDTH + WIDTH)  # LoRA of rank 4 beside q_proj and v_proj
+ROWS = {
+    "lora": ({"method": "lora", "rank": 4}, PAIR, [None, "nf4", "int8", "rtn"]),
+    "rank-stabilized": ({"method": "lora", "rank": 4, "rank_stabilized": True}, PAIR, [None]),
+    "dora": ({"method": "lora", "rank": 4, "dora": True}, PAIR + 2 * LAYERS * WIDTH, [None, "nf4", "rtn"]),
+    "pissa": ({"method": "lora", "rank": 4, "initialization": "pissa", "learning_rate": 2e-3}, PAIR, [None]),
+    "loftq": ({"method": "lora", "rank": 4, "initialization": "loftq"}, PAIR, ["nf4", "int8", "rtn"]),
+    "full": ({"method": "full", "learning_rate": 3e-4}, sum(SHAPE.parameters().values()), [None]),
+    "freeze": ({"method": "freeze", "layers": 1, "learning_rate": 2e-3}, LAYER, [None]),
+    "norms": ({"method": "freeze", "layers": "all", "parts": "norms"}, (2 * LAYERS + 1) * 2 * WIDTH, [None]),
+    "biases": (
+        {"method": "freeze", "layers": "all", "parts": "biases"},
+        LAYERS * (4 * WIDTH + INNER + WIDTH + 2 * WIDTH) + WIDTH,
+        [None],
+    ),
+    "ia3": ({"method": "ia3", "learning_rate": 0.05}, LAYERS * (2 * WIDTH + INNER), [None, "nf4", "int8", "rtn"]),
+    "prompt": (
+        {"method": "prompt", "virtual_tokens": 7, "learning_rate": 0.05},
+        7 * WIDTH,
+        [None, "nf4", "int8", "rtn"],
+    ),
+    "prefix": (
+        {"method": "prefix", "virtual_tokens": 7, "learning_rate": 0.05},
+        7 * 2 * LAYERS * WIDTH,
+        [None, "nf4", "int8", "rtn"],
+    ),
+    "p-tuning": (
+        {"method": "p-tuning", "virtual_tokens": 7, "hidden_size": 32},
+        7 * WIDTH + 32 * (WIDTH + 1) + 32 * 33 + WIDTH * 33,
+        [None, "nf4", "int8", "rtn"],
+    ),
+    "lora+": ({"method": "lora", "rank": 4, "learning_rate_ratio": 4}, PAIR, [None]),
+}
+"""Name -> keys, number of trained parameters by the paper, bases: None for full precision, or a quantization."""
+
+
+def recipe_of(name: str, **more):
+    return TypeAdapter(AnyFinetuning).validate_python(KEYS | ROWS[name][0] | more)
+
+
+@pytest.fixture(scope="module")
+def data() -> text.Blocks:
+    return text.Blocks(numpy.random.default_rng(0).integers(5, 12000, (4, 32)))
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """Return a function that returns the folder of the model in a quantization, made once."""
+    made = {None: OPT}
+
+    def base(method: str | None) -> Path:
+        if method not in made:
+            made[method] = tmp_path_factory.mktemp("bases") / method
+            made[method].mkdir()
+            QUANTIZATIONS[method](method=method).quantize(OPT, made[method])
+        return made[method]
+
+    return base
+
+
+def prepared(recipe, base: Path):
+    loaded = loading.model([base], precision.loaded_dtype(recipe, base != OPT))
+    return recipe.prepare(loaded, 0, OPT if recipe.reads_original else None)
+
+
+def train(recipe, base: Path, folder: Path, data, validation=None):
+    """Train and save; return the model and the facts. A folder with a saved state resumes it."""
+    model, scratch = prepared(recipe, base), folder / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    (saved := folder / "saved").mkdir(exist_ok=True)
+    with loss.fused(model):
+        facts = loop.train(
+            model, recipe, 0, data, validation, folder, scratch, lambda path: recipe.save(model, base, path)
+        )
+    recipe.save(model, base, saved)
+    return model.eval(), facts
+
+
+def loaded(recipe, base: Path, saved: Path, dtype: str = "float32", load=loading.model):
+    """Load what a method has saved: a whole model, or an adapter on its base."""
+    return load([saved] if recipe.leaves == "model" else [base, saved], dtype)
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    ids = torch.arange(5, 45).view(2, 20)
+    return model(input_ids=ids).logits[:, -20:].float()
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.mark.parametrize(
+    ("name", "base"), [(name, base) for name, row in ROWS.items() for base in row[2]], ids=lambda value: str(value)
+)
+def test_a_method_learns_and_keeps_what_it_learned(tmp_path, bases, data, name, base):
+    recipe, folder = recipe_of(name), bases(base)
+    model = prepared(recipe, folder)
+    names = {key for key, value in model.named_parameters() if value.requires_grad}
+    before = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    assert adapters.parameters(model)[0] == recipe.trained(SHAPE) == ROWS[name][1]
+    assert all(value.dtype == torch.float32 for key, value in model.named_parameters() if key in names)
+
+    model, facts = train(recipe, folder, tmp_path / "whole", data, data)
+    curve = numpy.genfromtxt(tmp_path / "whole/curves.csv", delimiter=",", names=True)["validation_loss"]
+    assert curve[-1] < curve[0] - 0.05
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    tied = {"lm_head.weight"} if recipe.leaves == "model" else set()
+    assert changed <= names | tied, "only trained parameters change"
+    assert len(changed & names) > 0.8 * len(names)
+
+    exact, rounded = logits(model), 1e-3 if recipe.leaves == "model" else 1e-5  # the base is stored in float16
+    again = logits(loaded(recipe, folder, tmp_path / "whole/saved"))
+    assert distance(again, exact) < rounded
+    assert distance(logits(loaded(recipe, folder, tmp_path / "whole/saved", load=loading.streamed)), exact) < rounded
+    if recipe.leaves == "adapter":
+        written = stored.header(tmp_path / "whole/saved" / loading.ADAPTER_WEIGHTS)
+        assert sum(int(numpy.prod(item.shape)) for item in written.values()) == recipe.stored(SHAPE)
+        if not recipe.unmergeable:
+            full = logits(loaded(recipe, OPT, tmp_path / "whole/saved"))
+            merged = adapters.merged(
+                loaded(recipe, OPT, tmp_path / "whole/saved", load=loading.streamed), torch.device("cpu"), torch.float32
+            )
+            assert distance(logits(merged), full) < 1e-4
+
+    with pytest.raises(InterruptedError):
+        train(recipe, folder, tmp_path / "cut", Killed(data, 5), data)
+    _, resumed = train(recipe, folder, tmp_path / "cut", data, data)
+    assert resumed.pop("run")["resumed_from_step"] == 4
+    facts.pop("run")
+    assert resumed == facts
+    for path in sorted((tmp_path / "whole/saved").glob("*.safetensors")):
+        assert path.read_bytes() == (tmp_path / "cut/saved" / path.name).read_bytes(), "the same bits after a kill"
+
+
+def test_pissa_is_saved_during_training_without_changing_it(tmp_path, data):
+    """The checkpoints are adapters of the unchanged base, and the training ends with the same weights as without."""
+    folders = [tmp_path / "plain", tmp_path / "kept"]
+    for folder, keys in zip(folders, ({}, {"keep_checkpoints": 2, "evaluate_every": 2}), strict=True):
+        train(recipe_of("pissa", **keys), OPT, folder, data)
+    one, other = (stored.header(folder / "saved" / loading.ADAPTER_WEIGHTS) for folder in folders)
+    assert one.keys() == other.keys()
+    files = [(folder / "saved" / loading.ADAPTER_WEIGHTS).read_bytes() for folder in folders]
+    assert files[0] == files[1]
+    assert sorted(path.name for path in (tmp_path / "kept").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    part = logits(loading.model([OPT, tmp_path / "kept/checkpoint-4"], "float32"))
+    end = logits(loading.model([OPT, folders[0] / "saved"], "float32"))
+    assert 1e-4 < distance(part, end) < distance(logits(loading.model([OPT], "float32")), end)
+
+
+def test_loftq_begins_nearer_to_the_original_model(bases):
+    exact = logits(loading.model([OPT], "float32"))
+    for method in ("nf4", "rtn"):
+        keys = {"rank": 32, "target_modules": "all-linear"}
+        began = [prepared(recipe_of(name, **keys), bases(method)).eval() for name in ("lora", "loftq")]
+        plain, better = (distance(logits(model), exact) for model in began)
+        assert better < 0.9 * plain
+
+
+def test_lora_plus_has_another_rate_for_b(data, tmp_path):
+    recipe = recipe_of("lora+", steps=1)
+    model = recipe.prepare(loading.model([OPT], "float32"), 0)
+    loop.train(model, recipe, 0, data, None, tmp_path, tmp_path)
+    moved = [float(value.detach().abs().max()) for name, value in model.named_parameters() if "lora_B" in name]
+    assert moved == pytest.approx([4 * recipe.learning_rate] * len(moved), rel=1e-3), "Adam's first step is the rate"
+
+
+@pytest.mark.parametrize(
+    ("finetuning", "variant", "problem"),
+    [
+        (
+            {"method": "lora", "initialization": "pissa"},
+            "opt+nf4+tuned",
+            "'opt+nf4' is already quantized; 'tuned' needs full precision: 'opt+tuned'",
+        ),
+        (
+            {"method": "lora", "dora": True},
+            "opt+int8+tuned",
+            "'tuned' reads the dense weights of the base in each step, and PEFT cannot read those of 'opt+int8'; ",
+        ),
+        (
+            {"method": "full"},
+            "opt+nf4+tuned",
+            "'opt+nf4' is already quantized; 'tuned' needs full precision: 'opt+tuned'",
+        ),
+        ({"method": "full"}, "opt+tuned+merge", "'opt+tuned' has no adapter to merge; '+merge' follows a fine-tuning"),
+        ({"method": "freeze", "layers": 9}, "opt+tuned", "tuned.layers: 9 is too many, the model has"),
+        ({"method": "lora", "initialization": "loftq"}, "opt+tuned", "put one before it: 'opt+rtn-w4+tuned'"),
+        (
+            {"method": "lora", "initialization": "loftq"},
+            "opt+nf4+tuned+merge",
+            "'tuned' also holds the error of the quantization, which the original weights do not have; evaluate",
+        ),
+    ],
+    ids=lambda value: value.get("initialization", value["method"]) if isinstance(value, dict) else value[:20],
+)
+def test_a_chain_that_cannot_work_is_refused_before_any_job(raw, finetuning, variant, problem):
+    raw["finetunings"]["tuned"] = {"dataset": "harbour", "steps": 3, "length": 16, **finetuning}
+    raw["quantizations"]["int8"] = {"method": "int8"}
+    raw["variants"] = [variant]
+    with pytest.raises(ConfigError) as caught:
+        load.load(raw)
+    assert problem in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "problem"),
+    [
+        ("norms", {"parts": "all"}, "freezes nothing but embeddings; take 'method: full'"),
+        ("dora", {"initialization": "pissa"}, "'dora: true' needs 'initialization: default'"),
+    ],
+    ids=str,
+)
+def test_keys_that_do_not_fit_together_are_refused(name, keys, problem):
+    with pytest.raises(ValidationError, match=problem):
+        recipe_of(name, **keys)
+
+
+def test_the_digest_of_a_recipe_without_the_new_keys_is_unchanged():
+    plain = recipe_of("lora")
+    assert not {"rank_stabilized", "dora", "initialization", "learning_rate_ratio"} & plain.identity().keys()
+    assert recipe_of("dora").identity()["dora"] is True
+
+
+@pytest.mark.parametrize("precision_", ["bfloat16", "float16"])
+def test_own_weights_are_float32_while_they_train_and_saved_as_their_base(tmp_path, data, precision_):
+    """In 16 bits the loss falls; a base in bfloat16 leaves a model in bfloat16 with the same config.json."""
+    base = tmp_path / "base"
+    model = loading.model([OPT], "bfloat16")
+    checkpoints.save_model(model, OPT, base)
+    recipe = recipe_of("full", precision=precision_, learning_rate=1e-3, batch_size=4)
+    model, _ = train(recipe, base, tmp_path / "out", data, data)
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+    curve = numpy.genfromtxt(tmp_path / "out/curves.csv", delimiter=",", names=True)["validation_loss"]
+    assert curve[-1] < curve[0] - 0.5
+    saved = tmp_path / "out/saved"
+    assert {item.dtype for item in stored.header(saved / "model.safetensors").values()} == {"BF16"}
+    assert (saved / "config.json").read_bytes() == (base / "config.json").read_bytes()
+    again = loading.model([saved], "float32")
+    assert again.config.use_cache and distance(logits(again), logits(model)) < 0.02
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("method", ["full", "freeze", "norms"])
+def test_the_number_of_trained_own_weights_is_predicted_for_other_families(name, method):
+    recipe = recipe_of(method)
+    model = recipe.prepare(built(SMALL[name]), 0)
+    assert adapters.parameters(model)[0] == recipe.trained(architecture.read(SMALL[name]))
+
+
+def test_chains_go_on_after_a_whole_model(raw):
+    """Quantized, adapted, merged: `opt+tuned` is a model like any other."""
+    raw["finetunings"]["tuned"] = {"dataset": "harbour", "steps": 3, "length": 16, "method": "full"}
+    raw["variants"] = ["opt+tuned+{nf4+lora,lora+merge+rtn-w4,rtn-w8}"]
+    config = load.load(raw)
+    variant = config.parse("opt+tuned+nf4+lora+merge")
+    assert str(variant.merge_base()) == "opt+tuned"
+    plan = Plan(config)
+    assert [str(item) for item in config.parse("opt+tuned").checkpoints_to_load()] == ["opt+tuned"]
+    terms = resources.terms(plan, plan.checkpoint("opt+tuned"))
+    count = sum(SHAPE.parameters().values())
+    assert terms["weights"] == terms["gradients"] == 4 * count and terms["optimizer"] == 8 * count
+    sizes = [resources.disk_bytes(plan, plan.checkpoint(name)) for name in ("opt", "opt+tuned")]
+    assert sizes[1] == pytest.approx(sizes[0], rel=2e-3)
+
+
+@pytest.mark.parametrize("name", ["prompt", "prefix", "p-tuning", "ia3"])
+def test_all_evaluations_count_virtual_tokens_as_a_forward_pass_does(tmp_path, data, name):
+    """The loss of training, the decoders and generation agree with a forward pass over the whole text."""
+    recipe = recipe_of(name, steps=2)
+    model, _ = train(recipe, OPT, tmp_path, data, data)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        whole = model(input_ids=ids).logits[:, -20:].float()
+        assert distance(model(input_ids=ids, use_cache=False).logits[:, -20:], whole) < 1e-5
+        expected = torch.nn.functional.cross_entropy(whole[0, :-1], ids[0, 1:])
+        assert float(model(input_ids=ids, labels=ids).loss) == pytest.approx(float(expected), rel=1e-5)
+        with loss.fused(model):
+            assert float(model(input_ids=ids, labels=ids).loss) == pytest.approx(float(expected), rel=1e-5)
+        text_ids = ids
+        for _ in range(6):
+            text_ids = torch.cat([text_ids, model(input_ids=text_ids).logits[:, -1:].argmax(-1)], dim=1)
+        model.config.use_cache = True
+        options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+        assert torch.equal(model.generate(ids, **options), text_ids)
+        for kind in ("eager", "static"):
+            decoder, used, reasons = decoding.choose(kind, model, ids, 5)
+            assert used == kind, reasons
+            assert torch.equal(torch.cat([decoder.first, decoding.decode(decoder, 5)], dim=1), text_ids[:, 20:])
+
+
+def test_virtual_tokens_need_room_and_text(raw):
+    raw["finetunings"]["tuned"] = {"dataset": "harbour", "steps": 3, "length": 250, "method": "prompt"}
+    raw["variants"] = ["opt+tuned"]
+    positions = load.load(raw | {"variants": ["opt"]}).positions("opt")
+    raw["finetunings"]["tuned"]["length"] = positions - 19
+    with pytest.raises(ConfigError, match=rf"allowed: up to {positions - 20}") as caught:
+        load.load(raw)
+    assert "of which 'opt+tuned' takes 20 for virtual tokens" in str(caught.value)
+    config = json.loads((WHISPER / "config.json").read_text())
+    assert "is for text models; for speech take" in recipe_of("prefix").unsuitable(config)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("method", ["ia3", "prompt", "prefix", "p-tuning", "dora"])
+def test_the_number_of_trained_parameters_is_predicted_for_other_families(name, method):
+    recipe = recipe_of(method)
+    model = recipe.prepare(built(SMALL[name]), 0)
+    assert adapters.parameters(model)[0] == recipe.trained(architecture.read(SMALL[name]))
