@@ -9,14 +9,14 @@ from quantune.planning import config
 def train(order, inputs, folder, scratch):
     import peft  # noqa: F401 (this takes seconds; do it before the job takes the GPU)
 
-    from quantune.data import examples
+    from quantune.data import examples, packing
     from quantune.finetunings.training import loop, loss, precision
     from quantune.models import adapters, loading
 
     (parent,), (prepared,) = inputs["parent"], inputs["data"]
     recipe, seed = config.recipe_and_seed(config.AnyFinetuning, order)
     splits = (recipe.train_split, recipe.validation_split)
-    form = {"task": recipe.task, "packing": recipe.packing, "end_of_text": recipe.end_of_text}
+    form = {name: getattr(recipe, name) for name in ("task", "packing", "end_of_text", "loss_on")}
     data, validation = (
         examples.read(prepared, split, parent, recipe.length, **form) if split else None for split in splits
     )
@@ -25,6 +25,7 @@ def train(order, inputs, folder, scratch):
     model.config.use_cache = False
     footprint = model.get_memory_footprint()
     model = recipe.prepare(model, seed)
+    packing.settle(model, [data, validation])
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     trainable, total = adapters.parameters(model)
@@ -35,7 +36,7 @@ def train(order, inputs, folder, scratch):
         facts = loop.train(model, recipe, seed, data, validation, folder, scratch, store)
     recipe.save(model, parent, folder)
     predicted = sum((order["predicted"] or {}).values()) or None
-    facts |= {} if recipe.packing or not hasattr(data, "cut") else {"documents_cut": data.cut}
+    facts |= {"documents_cut": data.cut} if hasattr(data, "cut") else {}
     facts |= {"trainable_parameters": trainable, "total_parameters": total, "base_footprint_bytes": footprint}
     return facts | {"estimated_bytes": predicted}
 

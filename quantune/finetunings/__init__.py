@@ -28,7 +28,7 @@ class Finetuning(Recipe):
     seeded: ClassVar[bool] = True
     settings: ClassVar[frozenset[str]] = frozenset({"save_every"})
     neutral: ClassVar[frozenset[str]] = frozenset(
-        {"max_validation", "packing", "end_of_text", "group_by_length", "warmup_ratio", "log_every"}
+        {"max_validation", "packing", "loss_on", "end_of_text", "group_by_length", "warmup_ratio", "log_every"}
         | {"keep", "keep_checkpoints", "optimizer"}
     )
     numbers: ClassVar[tuple[str, ...]] = (
@@ -65,10 +65,13 @@ class Finetuning(Recipe):
     length: int = Field(default=512, gt=1, le=LONGEST)
     """Tokens in one training sequence; documents are joined by the end-of-text token and cut at this length. Speech has
     the length of its transcripts."""
-    packing: bool = True
-    """For text: join documents and cut them into sequences of `length` tokens. false: each document is one example of
-    at most `length` tokens (the rest is left out); a batch is padded to its longest, and the loss ignores the padding.
-    Memory is estimated for `length`."""
+    packing: bool | Literal["separate"] = True
+    """true: join documents of text and cut them into sequences of `length` tokens. separate, and for conversations true
+    as well: put whole ones into sequences of at most `length` tokens; no token attends to another one. false: each
+    document or conversation is one example; a batch is padded to its longest, and the loss ignores the padding. What is
+    longer than `length` is cut. Memory is estimated for `length`."""
+    loss_on: Literal["everything", "responses", "last-response"] | None = None
+    """Tokens that the loss counts; for conversations. null: their responses, and all tokens of texts."""
     end_of_text: bool = True
     """With `packing: false`: append the end-of-text token to each document, so that the model learns to end."""
     group_by_length: bool = True
@@ -124,8 +127,9 @@ class Finetuning(Recipe):
             raise ValueError("give either 'warmup_steps' or 'warmup_ratio', not both")
         if self.keep == "best" and self.validation_split is None:
             raise ValueError("'keep: best' needs a validation loss; give 'validation_split', or take 'keep: last'")
-        if self.packing and not self.end_of_text:
-            raise ValueError("'end_of_text: false' needs 'packing: false'; joined documents are divided by this token")
+        if self.packing is True and not self.end_of_text:
+            others = "'packing: false' or 'packing: separate'"
+            raise ValueError(f"'end_of_text: false' needs {others}; joined documents are divided by this token")
         return self
 
     def total_steps(self, examples: int) -> int:

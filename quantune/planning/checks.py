@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantune.core.errors import ConfigError, listed, nearest
-from quantune.planning import chains, expected
+from quantune.planning import chains, conversations, expected
 from quantune.sources import origins, selection
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ SPECIAL = 8
 def problems(config: Config) -> list[str]:
     """Return every problem, each once."""
     lines = [*_work(config), *_names(config), *_references(config), *_unread(config), *_splits(config)]
+    lines += conversations.unread(config)
     unusable = dict(_paths(config))
     lines += unusable.values()
     good_models = {name for name in config.models if f"models.{name}" not in unusable and config.config_available(name)}
@@ -80,8 +81,9 @@ def _unread(config: Config) -> Iterator[str]:
                 yield f"{section}.{name}.task: 'translate' {reason}"
     for name, entry in config.quantizations.items():
         dataset = config.datasets.get(getattr(entry, "dataset", None))
-        if dataset and dataset.track == "speech" and entry.draw != "blocks":
-            problem = f"'{entry.draw}' is for text, and '{entry.dataset}' is speech"
+        form = "is speech" if dataset and dataset.track == "speech" else "holds conversations"
+        if dataset and (dataset.track == "speech" or dataset.chat) and entry.draw != "blocks":
+            problem = f"'{entry.draw}' is for text, and '{entry.dataset}' {form}"
             yield f"quantizations.{name}.draw: {problem}; leave it out"
 
 
@@ -152,6 +154,7 @@ def _chains(config: Config, good_models: set[str]) -> Iterator[str]:
         if config.track(variant.model) == "text":
             yield from _lengths(config, variant)
             yield from _generations(config, variant.model)
+            yield from conversations.problems(config, variant)
         yield from _tracks(config, variant)
 
 
