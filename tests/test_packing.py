@@ -99,11 +99,6 @@ def test_a_long_conversation_is_cut_and_one_without_a_label_is_left_out(prepared
         examples.read(prepared, "train", OPT, 4)
 
 
-def test_texts_have_no_responses(tmp_path, tokenizer):
-    with pytest.raises(QuantuneError, match="'loss_on: responses' needs conversations"):
-        examples.read(texts(tmp_path, tokenizer, "One."), "train", OPT, 8, loss_on="responses")
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_documents_fill_sequences(seed):
     sizes = numpy.random.default_rng(seed).integers(1, 33, 400)

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Literal
 
-from quantune.core.errors import QuantuneError
 from quantune.data import packing as packs
 from quantune.data import responses, speech, text
 from quantune.data.batches import Data
@@ -20,6 +19,7 @@ def read(
     packing: bool | Literal["separate"] = True,
     end_of_text: bool = True,
     loss_on: responses.LossOn | None = None,
+    most: int | None = None,
 ) -> Data:
     """Return a split as examples of the model in a checkpoint folder, to train on or to calibrate with.
 
@@ -33,6 +33,7 @@ def read(
             into sequences, without attention from one to another; false: each is an example, padded in a batch.
         end_of_text: for documents that are not joined: whether the end-of-text token follows each.
         loss_on: for conversations: the tokens that the loss counts; None: all responses.
+        most: the number of documents, conversations or clips that are read, from the first; None: all.
 
     Raises:
         QuantuneError: if the split is too small, or no example fits into the model.
@@ -40,15 +41,13 @@ def read(
     config = loading.config(checkpoint)
     if loading.is_speech(checkpoint):
         processor, multilingual = loading.processor(checkpoint), speech.knows_languages(checkpoint)
-        return speech.Examples(prepared, split, task, processor, config.max_target_positions, multilingual)
+        return speech.Examples(prepared, split, task, processor, config.max_target_positions, multilingual, most)
     text.require_length(config, length)
     tokenizer = loading.tokenizer(checkpoint)
     if holds_responses(prepared, split):
-        documents = responses.Conversations(prepared, split, tokenizer, length, loss_on or "responses")
-    elif loss_on not in (None, "everything"):
-        raise QuantuneError(f"'loss_on: {loss_on}' needs conversations, and '{prepared}' holds texts; leave it out")
+        documents = responses.Conversations(prepared, split, tokenizer, length, loss_on or "responses", most)
     elif packing is True:
-        return text.Blocks(text.blocks(prepared, split, tokenizer.eos_token_id, length))
+        return text.Blocks(text.blocks(prepared, split, tokenizer.eos_token_id, length, most))
     else:
-        documents = text.Documents(prepared, split, tokenizer, length, end_of_text)
+        documents = text.Documents(prepared, split, tokenizer, length, end_of_text, most)
     return packs.Packed(documents) if packing else documents

@@ -17,7 +17,7 @@ class Conversations(Documents):
 
     unit = "conversations"
 
-    def __init__(self, prepared: Path, split: str, tokenizer, length: int, loss_on: LossOn):
+    def __init__(self, prepared: Path, split: str, tokenizer, length: int, loss_on: LossOn, most: int | None = None):
         """Read a split.
 
         Args:
@@ -26,6 +26,7 @@ class Conversations(Documents):
             tokenizer: of the model.
             length: the most tokens of an example; the rest of a longer conversation is left out.
             loss_on: the tokens that the loss counts.
+            most: the number of conversations, from the first; None: all.
 
         Raises:
             QuantuneError: if no conversation has a label within its first `length` tokens.
@@ -33,7 +34,7 @@ class Conversations(Documents):
         self.before = self.after = numpy.empty(0, "int64")
         self.padding = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.length, self.loss_on = length, loss_on
-        self.ids, self.starts = column(prepared, split, "ids")
+        self.ids, self.starts = column(prepared, split, "ids", most)
         self.turns, _ = column(prepared, split, "turns")
         whole = numpy.diff(self.starts)
         counts = self._counts()

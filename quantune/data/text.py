@@ -45,15 +45,15 @@ class Stream:
         return sum(int((self.marks[first : first + PART] > 0).sum()) for first in range(0, len(self), PART))
 
 
-def column(prepared: Path, split: str, name: str) -> tuple[Column, numpy.ndarray]:
-    """Return one column (ids, bytes or words) of a split's documents, mapped from disk.
+def column(prepared: Path, split: str, name: str, most: int | None = None) -> tuple[Column, numpy.ndarray]:
+    """Return one column (ids, bytes or words) of a split's documents, or of the first `most`, mapped from disk.
 
     Returns:
         The values of all documents, one after the other, int32; and the index at which each document begins, with the
         end of the last document: shape (documents + 1,), int64.
     """
     mapped = Column(prepared, split, name)
-    return mapped, mapped.starts
+    return mapped, mapped.starts[: None if most is None else most + 1]
 
 
 def beginning(tokenizer) -> list[int]:
@@ -97,15 +97,17 @@ def stream(prepared: Path, split: str, tokenizer, apart: bool = False) -> Stream
     return Stream(*parts, parts[0].starts, parts[0].ends)
 
 
-def blocks(prepared: Path, split: str, end: int, length: int) -> "Cut":
+def blocks(prepared: Path, split: str, end: int, length: int, most: int | None = None) -> "Cut":
     """Return the split as training blocks, shape (blocks, length), int64: documents joined by token `end` and cut.
+
+    With `most`, only so many documents are read, from the first.
 
     Raises:
         QuantuneError: if the split has fewer tokens than one block.
     """
     if end is None:
         raise QuantuneError(f"the tokenizer has no end-of-text token to join the documents of '{split}' with")
-    whole = Joined(*column(prepared, split, "ids"), [end], [], closed=True)
+    whole = Joined(*column(prepared, split, "ids", most), [end], [], closed=True)
     if len(whole) < length:
         raise QuantuneError(
             f"split '{split}' has {len(whole)} tokens, fewer than one block of {length}; lower 'length'"
@@ -184,7 +186,7 @@ class Documents:
 
     unit = "documents"
 
-    def __init__(self, prepared: Path, split: str, tokenizer, length: int, end_of_text: bool):
+    def __init__(self, prepared: Path, split: str, tokenizer, length: int, end_of_text: bool, most: int | None = None):
         """Read a split.
 
         Args:
@@ -193,6 +195,7 @@ class Documents:
             tokenizer: of the model; its tokens that begin a text, such as `<s>`, begin each document.
             length: the most tokens of an example; the rest of a longer document is left out.
             end_of_text: whether the end-of-text token follows each document.
+            most: the number of documents, from the first; None: all.
 
         Raises:
             QuantuneError: if no document has two tokens, or the tokenizer lacks the end-of-text token.
@@ -203,7 +206,7 @@ class Documents:
         self.before, self.length = numpy.array(beginning(tokenizer), "int64"), length
         self.after = numpy.array([end] if end_of_text else [], "int64")
         self.padding = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.ids, self.starts = column(prepared, split, "ids")
+        self.ids, self.starts = column(prepared, split, "ids", most)
         whole = numpy.diff(self.starts)
         sizes = numpy.minimum(whole + len(self.before) + len(self.after), length)
         self.numbers = numpy.flatnonzero((whole > 0) & (sizes > 1))

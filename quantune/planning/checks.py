@@ -21,7 +21,7 @@ SPECIAL = 8
 
 def problems(config: Config) -> list[str]:
     """Return every problem, each once."""
-    lines = [*_work(config), *_names(config), *_references(config), *_unread(config), *_splits(config)]
+    lines = [*_work(config), *_names(config), *_references(config), *_mixed(config), *_unread(config), *_splits(config)]
     lines += conversations.unread(config)
     unusable = dict(_paths(config))
     lines += unusable.values()
@@ -69,6 +69,19 @@ def _references(config: Config) -> Iterator[str]:
                     noun = "dataset" if field == "dataset" else f"split of the dataset '{entry.dataset}'"
                     hint = f"allowed: {listed(known)}{nearest(value, known)}"
                     yield f"{section}.{name}.{field}: '{value}' is not a {noun}; {hint}"
+
+
+def _mixed(config: Config) -> Iterator[str]:
+    """Yield the datasets of a mixture that do not exist, or lack the split that is trained on."""
+    for name, entry in config.finetunings.items():
+        for other in entry.mix:
+            where = f"finetunings.{name}.mix.{other}"
+            if other not in config.datasets:
+                hint = f"allowed: {listed(config.datasets)}{nearest(other, config.datasets)}"
+                yield f"{where}: '{other}' is not a dataset; {hint}"
+            elif entry.train_split not in config.datasets[other].split_names():
+                known = listed(config.datasets[other].split_names())
+                yield f"{where}: it has no split '{entry.train_split}', the 'train_split'; its splits: {known}"
 
 
 def _unread(config: Config) -> Iterator[str]:
@@ -161,10 +174,13 @@ def _chains(config: Config, good_models: set[str]) -> Iterator[str]:
 def _tracks(config: Config, variant: chains.Variant) -> Iterator[str]:
     """Yield the recipes of a chain whose data its model cannot read."""
     for step in variant.steps:
-        dataset = getattr(getattr(config, f"{step.kind}s", {}).get(step.name), "dataset", None)
-        if dataset in config.datasets:
+        recipe = getattr(config, f"{step.kind}s", {}).get(step.name)
+        read = {getattr(recipe, "dataset", None): "dataset"} | dict.fromkeys(getattr(recipe, "mix", ()), "mix")
+        for dataset, key in read.items():
+            if dataset not in config.datasets:
+                continue
             try:
-                config.require_same_track(dataset, variant.model, f"{step.kind}s.{step.name}.dataset: ")
+                config.require_same_track(dataset, variant.model, f"{step.kind}s.{step.name}.{key}: ")
             except ConfigError as error:
                 yield str(error)
 

@@ -21,8 +21,10 @@ NEVER_APART = ("bloom",)
 def unread(config: Config) -> Iterator[str]:
     """Yield the trainings on texts or speech whose loss is to count responses, and speech models with a template."""
     for name, entry in config.finetunings.items():
-        if entry.loss_on and entry.dataset in config.datasets and not _chat(config, entry):
-            problem = f"'{entry.loss_on}' needs conversations, and '{entry.dataset}' has no key 'chat'"
+        names = (entry.dataset, *entry.mix)
+        chats = [getattr(config.datasets.get(item), "chat", None) for item in names]
+        if entry.loss_on and not any(chats) and all(item in config.datasets for item in names):
+            problem = f"'{entry.loss_on}' needs conversations, and {_quoted(names)} without the key 'chat'"
             yield f"finetunings.{name}.loss_on: {problem}; leave it out"
 
 
@@ -31,7 +33,7 @@ def problems(config: Config, variant: Variant) -> Iterator[str]:
     kind = config.config_of(variant.model).get("model_type")
     for step in variant.steps if kind in NEVER_APART else ():
         entry = config.finetunings.get(step.name)
-        if entry and entry.packing and (entry.packing == "separate" or _chat(config, entry)):
+        if entry and entry.packing and (entry.packing == "separate" or _chats(config, entry)):
             problem = f"a model of the type '{kind}' cannot keep packed documents apart"
             yield f"finetunings.{step.name}.packing: {problem}; set 'packing: false'"
     if _has_template(config, variant.model):
@@ -40,15 +42,21 @@ def problems(config: Config, variant: Variant) -> Iterator[str]:
     for step in variant.steps:
         recipes |= {f"{step.kind}s.{step.name}": getattr(config, f"{step.kind}s", {}).get(step.name)}
     for key, entry in recipes.items():
-        if entry and (_chat(config, entry) or getattr(entry, "chat", False)):
+        if entry and (_chats(config, entry) or getattr(entry, "chat", False)):
             problem = f"'{key}' needs a chat template, and the model has none"
             yield f"models.{variant.model}.chat_template: {problem}; give one of {listed(TEMPLATES)}, or Jinja"
             return
 
 
-def _chat(config: Config, entry: Any) -> str | None:
-    """Return the form of the conversations that a recipe reads, or None."""
-    return getattr(config.datasets.get(getattr(entry, "dataset", None)), "chat", None)
+def _chats(config: Config, entry: Any) -> bool:
+    """Return whether a recipe reads conversations."""
+    names = (getattr(entry, "dataset", None), *getattr(entry, "mix", ()))
+    return any(getattr(config.datasets.get(name), "chat", None) for name in names)
+
+
+def _quoted(names: tuple[str, ...]) -> str:
+    """Return names and their verb: "'a' is", "'a' and 'b' are"."""
+    return f"{' and '.join(map(repr, names))} {'is' if len(names) == 1 else 'are'}"
 
 
 def _has_template(config: Config, model: str) -> bool:
