@@ -7,7 +7,7 @@ from pathlib import Path
 
 from quantune.artefacts import job
 from quantune.core.errors import QuantuneError
-from quantune.sources import documents, download, draw, leaks
+from quantune.sources import chat, documents, download, draw, leaks
 from quantune.sources.texts import Texts
 
 
@@ -33,7 +33,8 @@ def dataset(order, inputs, folder, scratch):
             splits[split] = splits[split].chosen(numbers, Path(temporary, f"{split}.sample"))
         dropped = {}
         if recipe["remove_leaks"] != "none":
-            for split, kept in leaks.without_leaks(splits, recipe["remove_leaks"]).items():
+            compared = {split: chat.Contents(texts) if recipe.get("chat") else texts for split, texts in splits.items()}
+            for split, kept in leaks.without_leaks(compared, recipe["remove_leaks"]).items():
                 dropped[split] = len(splits[split]) - len(kept)
                 if dropped[split]:
                     splits[split] = splits[split].chosen(kept, Path(temporary, f"{split}.kept"))
@@ -42,7 +43,8 @@ def dataset(order, inputs, folder, scratch):
                 raise QuantuneError(
                     f"split '{split}' has no documents left (read {read}, empty {empty}, leaks {dropped})"
                 )
-            texts.write_parquet(folder / f"{split}.parquet")
+            write = texts.write_messages if recipe.get("chat") else texts.write_parquet
+            write(folder / f"{split}.parquet")
             print(f"{split}: {len(texts)} documents, {texts.characters} characters")
     print(f"dropped: {empty} empty, {sum(dropped.values())} held-out documents that repeat a training document")
     counts = {split: len(texts) for split, texts in splits.items()}

@@ -27,7 +27,8 @@ def model(order, inputs, folder, scratch):
         hashes = {path.name: order["sources"][path.name] for path in pickles}
         facts |= {"converted": {"files": hashes, "torch": hardware.version("torch")}}
     tensors = stored.tensors(files)
-    from quantune.models import inspection  # torch is imported once the files and headers are known to be good
+    from quantune.data import chat  # torch is imported once the files and headers are known to be good
+    from quantune.models import inspection
 
     weights = [path for path in files if path.suffix == ".safetensors"]
     try:
@@ -35,6 +36,8 @@ def model(order, inputs, folder, scratch):
             if path not in weights:
                 selection.copy(path, folder, link=scratch in path.parents)
         parameters = inspection.inspect(folder, tensors, scratch)
+        if template := order["recipe"].get("chat_template"):
+            chat.write_template(template, folder)
         inspection.require_finite(tensors.items())
     except QuantuneError as error:
         raise QuantuneError(f"{where}: {error}") from None

@@ -6,7 +6,7 @@ from quantune.artefacts import job
 
 
 def tokenize(order, inputs, folder, scratch):
-    from quantune.data import tokens
+    from quantune.data import chat, tokens
     from quantune.models import loading
     from quantune.sources import texts
 
@@ -15,7 +15,11 @@ def tokenize(order, inputs, folder, scratch):
         os.environ["TOKENIZERS_PARALLELISM"] = "true"  # the threads of the tokenizer; no other process is started
     tokenizer, counts = loading.tokenizer(model), {}
     for path in sorted(source.glob("*.parquet")):
-        count, counts[path.stem] = tokens.write(texts.read_parquet(path), tokenizer, folder / f"{path.stem}.arrow")
+        target = folder / f"{path.stem}.arrow"
+        if texts.holds_messages(path):
+            count, counts[path.stem] = chat.write(texts.read_messages(path), tokenizer, target)
+        else:
+            count, counts[path.stem] = tokens.write(texts.read_parquet(path), tokenizer, target)
         print(f"{path.stem}: {count} documents, {counts[path.stem]} tokens")
     return {"tokens": counts}
 

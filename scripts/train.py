@@ -9,23 +9,29 @@ from quantune.planning import config
 def train(order, inputs, folder, scratch):
     import peft  # noqa: F401 (this takes seconds; do it before the job takes the GPU)
 
-    from quantune.data import examples
+    from quantune.data import examples, mixing, packing
     from quantune.finetunings.training import checkpointing, loop, loss, precision
     from quantune.models import adapters, loading
 
     (parent,), (prepared,) = inputs["parent"], inputs["data"]
     recipe, seed = config.recipe_and_seed(config.AnyFinetuning, order)
-    splits = (recipe.train_split, recipe.validation_split)
-    form = {"task": recipe.task, "packing": recipe.packing, "end_of_text": recipe.end_of_text}
-    data, validation = (
-        examples.read(prepared, split, parent, recipe.length, **form) if split else None for split in splits
-    )
+    form = {name: getattr(recipe, name) for name in ("task", "packing", "end_of_text", "loss_on")}
+    names = (recipe.dataset, *sorted(recipe.mix))
+    parts = {
+        name: examples.read(path, recipe.train_split, parent, recipe.length, most=recipe.max_samples, **form)
+        for name, path in zip(names, (prepared, *inputs.get("mixed", [])), strict=True)
+    }
+    data = mixing.Mixture(parts, recipe.mix, recipe.mix_until, seed) if recipe.mix else parts[recipe.dataset]
+    validation = None
+    if recipe.validation_split:
+        validation = examples.read(prepared, recipe.validation_split, parent, recipe.length, **form)
     quantized = loading.quantization_method(parent) is not None
     model = loading.model([parent], precision.loaded_dtype(recipe, quantized))
     model.config.use_cache = False
     footprint = model.get_memory_footprint()
     original = next(iter(inputs.get("original", ())), None)
     model = recipe.prepare(model, seed, original)
+    packing.settle(model, [data, validation])
     checkpointing.enable(model, recipe)
     trainable, total = adapters.parameters(model)
     print(f"training {trainable:,} of {total:,} parameters ({trainable / total:.4%}) on {len(data)} examples")
@@ -35,7 +41,8 @@ def train(order, inputs, folder, scratch):
         facts = loop.train(model, recipe, seed, data, validation, folder, scratch, store)
     recipe.save(model, parent, folder)
     predicted = sum((order["predicted"] or {}).values()) or None
-    facts |= {} if recipe.packing or not hasattr(data, "cut") else {"documents_cut": data.cut}
+    facts |= {"documents_cut": data.cut} if hasattr(data, "cut") else {}
+    facts |= {"mixture": data.counts} if recipe.mix else {}
     facts |= {"trainable_parameters": trainable, "total_parameters": total, "base_footprint_bytes": footprint}
     return facts | {"estimated_bytes": predicted}
 

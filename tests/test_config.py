@@ -74,7 +74,7 @@ def test_a_valid_configuration_loads(raw):
         ("quantizations.nf4.bits", 4, ["unknown key", "allowed: ", "double_quantization", "compute_dtype"]),
         ("finetunings.lora.learning-rate", 0.1, ["unknown key; did you mean 'learning_rate'?", "rank, alpha"]),
         ("evaluations.harbour.strid", 8, ["unknown key; did you mean 'stride'?", "allowed: kind, dataset, split"]),
-        ("evaluations.prompts.dataset", "news", ["allowed: kind, prompts, max_new_tokens, sampling, dtype"]),
+        ("evaluations.prompts.dataset", "news", ["allowed: kind, prompts, chat, max_new_tokens, sampling, dtype"]),
         ("quantizations.rtn-w4.bits", 5, ["5 is not allowed; allowed: 2, 3, 4 or 8"]),
         ("quantizations.rtn-w4.method", "rtm", ["'rtm' is not known; allowed: ", "; did you mean 'rtn'?"]),
         ("quantizations.rtn-w4.method", DROP, ["is missing; allowed: ", "nf4", "rtn"]),

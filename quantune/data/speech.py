@@ -107,9 +107,18 @@ def labels(encoded: list[list[int]]) -> torch.Tensor:
 class Examples:
     """The clips of a split as training examples."""
 
-    def __init__(self, prepared: Path, split: str, task: Task, processor, positions: int, multilingual: bool = True):
+    def __init__(
+        self,
+        prepared: Path,
+        split: str,
+        task: Task,
+        processor,
+        positions: int,
+        multilingual: bool = True,
+        most: int | None = None,
+    ):
         self.clips, self.extractor = Clips(prepared, split), processor.feature_extractor
-        texts, languages = self.clips.texts(task), self.clips.column("language")
+        texts, languages = self.clips.texts(task)[:most], self.clips.column("language")[:most]
         if not multilingual and (other := sorted(set(languages) - {"en"})):
             raise QuantuneError(
                 f"the model is English-only, and '{split}' holds clips in other languages: {listed(other)}"

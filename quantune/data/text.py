@@ -2,67 +2,58 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy
-import pyarrow
 
-from quantune.core.errors import QuantuneError, listed, nearest
+from quantune.core.errors import QuantuneError
 from quantune.data.batches import BATCH_TOKENS, IGNORED
+from quantune.data.columns import Column, Joined, Own, Sequence, holds_responses
+
+PART = 2**20  # tokens that are counted at once
 
 
 @dataclass
 class Stream:
-    """Documents joined into one sequence of tokens."""
+    """Documents joined into one sequence of tokens, of which slices are read."""
 
-    ids: numpy.ndarray
+    ids: Sequence
     """Token ids; `bytes` and `words` belong to the same tokens: shape (tokens,), int32."""
-    bytes: numpy.ndarray
-    words: numpy.ndarray
+    bytes: Sequence
+    words: Sequence
     starts: numpy.ndarray
     """Index of each document's first token: shape (documents,), int64."""
     ends: numpy.ndarray
     """Index after each document's last token: shape (documents,), int64."""
+    marks: Sequence | None = None
+    """Of conversations: above 0 for a token of the content of a response."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    @cached_property
-    def own(self) -> numpy.ndarray:
-        """Whether a token belongs to a document: shape (tokens,), bool; false for tokens that join documents."""
-        change = numpy.zeros(len(self) + 1, dtype="int64")
-        numpy.add.at(change, self.starts, 1)
-        numpy.add.at(change, self.ends, -1)
-        return change[:-1].cumsum() > 0
+    @property
+    def own(self) -> Own:
+        """Whether a token is scored: it belongs to a document; of a conversation, to the content of a response."""
+        return Own(self.starts, self.ends, len(self), self.marks)
+
+    def scored(self) -> int:
+        """Return how many tokens are scored."""
+        if self.marks is None:
+            return int((self.ends - self.starts).sum())
+        return sum(int((self.marks[first : first + PART] > 0).sum()) for first in range(0, len(self), PART))
 
 
-def column(prepared: Path, split: str, name: str) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Return one column (ids, bytes or words) of a split's documents, without a Python object for each number.
+def column(prepared: Path, split: str, name: str, most: int | None = None) -> tuple[Column, numpy.ndarray]:
+    """Return one column (ids, bytes or words) of a split's documents, or of the first `most`, mapped from disk.
 
     Returns:
-        The values of all documents, concatenated, int32; and the index at which each document begins, with the end of
-        the last document: shape (documents + 1,), int64.
+        The values of all documents, one after the other, int32; and the index at which each document begins, with the
+        end of the last document: shape (documents + 1,), int64.
     """
-    path = Path(prepared) / f"{split}.arrow"
-    if not path.exists():
-        splits = [item.stem for item in Path(prepared).glob("*.arrow")]
-        raise QuantuneError(f"'{prepared}' has no split '{split}'; splits: {listed(splits)}{nearest(split, splits)}")
-    with pyarrow.memory_map(str(path)) as source:
-        chunks = pyarrow.ipc.open_file(source).read_all().column(name).chunks
-        values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]
-        sizes = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in chunks]
-        none = numpy.empty(0, "int32")
-        starts = numpy.concatenate([[0], numpy.cumsum(numpy.concatenate([none, *sizes]), dtype="int64")])
-        return numpy.concatenate([none, *values]), starts.astype("int64")
-
-
-def joined(values: numpy.ndarray, starts: numpy.ndarray, between: list[int]) -> numpy.ndarray:
-    """Return the documents of a column, concatenated, int32, with the tokens `between` between any two documents."""
-    after = starts[1:-1]  # the indices between two documents
-    return numpy.insert(values, numpy.repeat(after, len(between)), numpy.tile(between, len(after)).astype("int32"))
+    mapped = Column(prepared, split, name)
+    return mapped, mapped.starts[: None if most is None else most + 1]
 
 
 def beginning(tokenizer) -> list[int]:
@@ -91,41 +82,65 @@ def stream(prepared: Path, split: str, tokenizer, apart: bool = False) -> Stream
     Raises:
         QuantuneError: if the tokenizer has no token to join documents with.
     """
+    if holds_responses(prepared, split):  # the template begins a conversation, and each is alone
+        parts = [Joined(*column(prepared, split, name), [], [], False) for name in ("ids", "bytes", "words", "turns")]
+        return Stream(*parts[:3], parts[0].starts, parts[0].ends, parts[3])
     begin, end = beginning(tokenizer), tokenizer.eos_token_id
     between = begin if apart and begin else [end]
     first = between if apart else begin
-    (ids, starts), sizes, words = (column(prepared, split, name) for name in ("ids", "bytes", "words"))
-    if end is None and len(starts) > 2 and None in between:
+    columns = [column(prepared, split, name) for name in ("ids", "bytes", "words")]
+    if end is None and len(columns[0][1]) > 2 and None in between:
         raise QuantuneError(f"the tokenizer has no end-of-text token to join the documents of '{split}' with")
-    shift = len(first) + len(between) * numpy.arange(max(len(starts) - 1, 0))
-    parts = [(first, joined(ids, starts, between))]
-    parts += [([0] * len(first), joined(values, starts, [0] * len(between))) for values, _ in (sizes, words)]
-    arrays = [numpy.concatenate([numpy.array(head, dtype="int32"), rest]) for head, rest in parts]
-    return Stream(*arrays, starts[:-1] + shift, starts[1:] + shift)
+    between = [] if None in between else between
+    fills = [(between, first), *[([0] * len(between), [0] * len(first))] * 2]
+    parts = [Joined(*values, *fill, False) for values, fill in zip(columns, fills, strict=True)]
+    return Stream(*parts, parts[0].starts, parts[0].ends)
 
 
-def blocks(prepared: Path, split: str, end: int, length: int) -> numpy.ndarray:
+def blocks(prepared: Path, split: str, end: int, length: int, most: int | None = None) -> "Cut":
     """Return the split as training blocks, shape (blocks, length), int64: documents joined by token `end` and cut.
+
+    With `most`, only so many documents are read, from the first.
 
     Raises:
         QuantuneError: if the split has fewer tokens than one block.
     """
     if end is None:
         raise QuantuneError(f"the tokenizer has no end-of-text token to join the documents of '{split}' with")
-    values, starts = column(prepared, split, "ids")
-    whole = numpy.append(joined(values, starts, [end]), [end] if len(starts) > 1 else []).astype("int64")
-    count = len(whole) // length
-    if not count:
+    whole = Joined(*column(prepared, split, "ids", most), [end], [], closed=True)
+    if len(whole) < length:
         raise QuantuneError(
             f"split '{split}' has {len(whole)} tokens, fewer than one block of {length}; lower 'length'"
         )
-    return whole[: count * length].reshape(count, length)
+    return Cut(whole, length)
+
+
+class Cut(Sequence):
+    """A sequence cut into blocks of one length: an array of shape (blocks, length) whose rows are read from disk."""
+
+    dtype = numpy.dtype("int64")
+
+    def __init__(self, whole: Sequence, length: int):
+        self.whole, self.shape = whole, (len(whole) // length, length)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def part(self, begin: int, end: int) -> numpy.ndarray:
+        """Return neighbouring blocks."""
+        length = self.shape[1]
+        return self.whole[begin * length : end * length].reshape(-1, length).astype("int64")
+
+    def __getitem__(self, place: Any) -> numpy.ndarray:
+        if isinstance(place, list):
+            return numpy.concatenate([self.part(number, number + 1) for number in place])
+        return self.part(place, place + 1)[0] if isinstance(place, int) else super().__getitem__(place)
 
 
 class Blocks:
     """Blocks of a split as examples; see `batches.Data`."""
 
-    def __init__(self, blocks: numpy.ndarray):
+    def __init__(self, blocks: "numpy.ndarray | Cut"):
         self.blocks = blocks
 
     def __len__(self) -> int:
@@ -171,7 +186,7 @@ class Documents:
 
     unit = "documents"
 
-    def __init__(self, prepared: Path, split: str, tokenizer, length: int, end_of_text: bool):
+    def __init__(self, prepared: Path, split: str, tokenizer, length: int, end_of_text: bool, most: int | None = None):
         """Read a split.
 
         Args:
@@ -180,6 +195,7 @@ class Documents:
             tokenizer: of the model; its tokens that begin a text, such as `<s>`, begin each document.
             length: the most tokens of an example; the rest of a longer document is left out.
             end_of_text: whether the end-of-text token follows each document.
+            most: the number of documents, from the first; None: all.
 
         Raises:
             QuantuneError: if no document has two tokens, or the tokenizer lacks the end-of-text token.
@@ -190,11 +206,13 @@ class Documents:
         self.before, self.length = numpy.array(beginning(tokenizer), "int64"), length
         self.after = numpy.array([end] if end_of_text else [], "int64")
         self.padding = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.ids, self.starts = column(prepared, split, "ids")
+        self.ids, self.starts = column(prepared, split, "ids", most)
         whole = numpy.diff(self.starts)
         sizes = numpy.minimum(whole + len(self.before) + len(self.after), length)
         self.numbers = numpy.flatnonzero((whole > 0) & (sizes > 1))
         self.sizes = sizes[self.numbers]
+        self.label_counts = self.sizes - 1
+        """Labels of each document: each token but the first is predicted."""
         self.cut = int((whole + len(self.before) + len(self.after) > length).sum())
         if not len(self):
             raise QuantuneError(f"split '{split}': no document has two tokens; there is nothing to predict")
@@ -206,14 +224,15 @@ class Documents:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def example(self, number: int) -> numpy.ndarray:
-        """Return the token ids of a document, int64."""
+    def example(self, number: int) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """Return the token ids and the labels of a document, int64; nothing predicts the first token."""
         begin, end = self.starts[self.numbers[number] :][:2]
-        return numpy.concatenate([self.before, self.ids[begin:end], self.after])[: self.length]
+        ids = numpy.concatenate([self.before, self.ids[begin:end], self.after])[: self.length]
+        return ids, numpy.concatenate([[IGNORED], ids[1:]])
 
     def content(self, number: int) -> bytes:
         """Return the bytes that identify a document."""
-        return self.example(number).astype("<i8").tobytes()
+        return self.example(number)[0].astype("<i8").tobytes()
 
     def lengths(self) -> list[int]:
         """Return the tokens in each document."""
@@ -224,15 +243,15 @@ class Documents:
         return int(self.sizes[chosen].sum())
 
     def labels(self, chosen: list[int]) -> int:
-        """Return the labels of some of the documents: each token but the first is predicted."""
-        return self.tokens(chosen) - len(chosen)
+        """Return the labels of some of the documents."""
+        return int(self.label_counts[chosen].sum())
 
     def inputs(self, chosen: list[int]) -> Iterator[dict[str, Any]]:
         """Yield some of the documents as a model's inputs, one in each batch."""
         import torch
 
         for number in chosen:
-            yield {"input_ids": torch.from_numpy(self.example(number))[None]}
+            yield {"input_ids": torch.from_numpy(self.example(number)[0])[None]}
 
     def batch(self, examples: list[int]) -> dict[str, Any]:
         """Return input_ids, attention_mask (0: padding) and labels, each of shape (examples, longest), int64."""
@@ -242,9 +261,8 @@ class Documents:
         tokens, labels = torch.full(shape, self.padding), torch.full(shape, IGNORED)
         mask = torch.zeros(shape, dtype=torch.int64)
         for row, number in enumerate(examples):
-            ids = torch.from_numpy(self.example(number))
-            tokens[row, : len(ids)], mask[row, : len(ids)] = ids, 1
-            labels[row, 1 : len(ids)] = ids[1:]  # nothing predicts the first token
+            ids, targets = map(torch.from_numpy, self.example(number))
+            tokens[row, : len(ids)], mask[row, : len(ids)], labels[row, : len(ids)] = ids, 1, targets
         return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
 
 

@@ -9,6 +9,7 @@ number of these cuts is printed.
 
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,7 @@ def write(documents: Iterable[memoryview], tokenizer, path: Path) -> tuple[int, 
         QuantuneError: if the tokenizer gives no offsets (a slow tokenizer).
     """
     count = 0
-    with (
-        pyarrow.OSFile(str(path), "wb") as sink,
-        pyarrow.ipc.new_file(sink, SCHEMA) as writer,
-        tempfile.TemporaryDirectory(dir=path.parent) as folder,
-    ):
-        rows = _Rows(Path(folder), writer)
+    with writer(path, SCHEMA) as rows:
         for batch in _batches(documents):
             if isinstance(batch, list):
                 parts = ([part] for part in _whole([str(text, "utf-8") for text in batch], tokenizer))
@@ -93,12 +89,12 @@ def _batches(documents: Iterable[memoryview]) -> Iterator[list[memoryview] | mem
         yield short
 
 
-class _Rows:
+class Rows:
     """Rows of an Arrow file that grow piece by piece; the values of one batch lie in files until it is written."""
 
-    def __init__(self, folder: Path, writer: Any):
-        self.files = {name: (folder / name).open("w+b") for name in SCHEMA.names}
-        self.writer, self.ends, self.total = writer, [0], 0
+    def __init__(self, folder: Path, writer: Any, schema: pyarrow.Schema):
+        self.files = {name: (folder / name).open("w+b") for name in schema.names}
+        self.writer, self.schema, self.ends, self.total = writer, schema, [0], 0
 
     def append(self, parts: Iterable[dict[str, numpy.ndarray]]) -> None:
         """Append a document, given as its pieces."""
@@ -126,7 +122,7 @@ class _Rows:
             file.flush()
             values = numpy.memmap(file, "<i4", "r") if self.ends[-1] else numpy.empty(0, "<i4")
             columns.append(pyarrow.ListArray.from_arrays(offsets, pyarrow.array(values, pyarrow.int32())))
-        self.writer.write_batch(pyarrow.record_batch(columns, schema=SCHEMA))
+        self.writer.write_batch(pyarrow.record_batch(columns, schema=self.schema))
         self.total += self.ends[-1]
         self.ends = [0]
         for file in self.files.values():
@@ -134,7 +130,18 @@ class _Rows:
             file.truncate()
 
 
-def _tokenized(texts: list[str], tokenizer) -> Iterator[tuple[numpy.ndarray, numpy.ndarray]]:
+@contextmanager
+def writer(path: Path, schema: pyarrow.Schema) -> Iterator[Rows]:
+    """Open an Arrow file whose rows are documents: lists of numbers in each column."""
+    with (
+        pyarrow.OSFile(str(path), "wb") as sink,
+        pyarrow.ipc.new_file(sink, schema) as opened,
+        tempfile.TemporaryDirectory(dir=path.parent) as folder,
+    ):
+        yield Rows(Path(folder), opened, schema)
+
+
+def tokenized(texts: list[str], tokenizer) -> Iterator[tuple[numpy.ndarray, numpy.ndarray]]:
     """Yield ids and offsets (begin and end in characters, shape (tokens, 2)) of each text."""
     if not tokenizer.is_fast:
         raise QuantuneError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed")
@@ -145,13 +152,13 @@ def _tokenized(texts: list[str], tokenizer) -> Iterator[tuple[numpy.ndarray, num
 
 def _whole(texts: list[str], tokenizer) -> Iterator[dict[str, numpy.ndarray]]:
     """Yield ids, bytes and words of each text, tokenized at once."""
-    for text, (ids, offsets) in zip(texts, _tokenized(texts, tokenizer), strict=True):
+    for text, (ids, offsets) in zip(texts, tokenized(texts, tokenizer), strict=True):
         ends = numpy.maximum.accumulate(offsets[:, 1])
         ends[-1:] = len(text)
-        yield {"ids": ids, **_Positions(text).counts(ends, 0)}
+        yield {"ids": ids, **Positions(text).counts(ends, 0)}
 
 
-class _Positions:
+class Positions:
     """Bytes and words before each character of a text, and before its end."""
 
     def __init__(self, text: str, after_space: bool = True):
@@ -175,9 +182,9 @@ class _Piece:
     def __init__(self, document: memoryview, begin: int, end: int, tokenizer):
         self.begin, self.end = begin, end
         text = str(document[begin:end], "utf-8")
-        ((self.ids, offsets),) = _tokenized([text], tokenizer)
+        ((self.ids, offsets),) = tokenized([text], tokenizer)
         before = bytes(document[max(0, begin - 4) : begin]).decode("utf-8", "ignore")
-        self.at, self.length = _Positions(text, not before or before[-1].isspace()), len(text)
+        self.at, self.length = Positions(text, not before or before[-1].isspace()), len(text)
         self.ends = numpy.maximum.accumulate(offsets[:, 1])
         places = (begin + self.at.bytes[offsets[:, 0]], begin + self.at.bytes[self.ends])
         self.tokens = numpy.stack([self.ids, *places], axis=1)

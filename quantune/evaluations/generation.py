@@ -15,6 +15,9 @@ from quantune.core.recipe import LONGEST, Dtype, Entry, NonEmpty, Seed
 from quantune.core.workload import Inference
 from quantune.evaluations import Evaluation
 
+TEMPLATE = 128
+"""Tokens that a chat template adds to a prompt, assumed for estimates."""
+
 
 class Sampling(Entry):
     """How tokens are drawn."""
@@ -42,12 +45,14 @@ class Generation(Evaluation):
     """Continuations of fixed prompts, greedy or sampled."""
 
     version: ClassVar[int] = 2
-    neutral: ClassVar[frozenset[str]] = frozenset({"sampling"})
+    neutral: ClassVar[frozenset[str]] = frozenset({"sampling", "chat"})
 
     kind: Literal["generation"]
     """Continue fixed prompts."""
     prompts: list[NonEmpty] = Field(min_length=1)
     """The prompts."""
+    chat: bool = False
+    """Whether each prompt is a user's message, written by the model's chat template; false: a text to continue."""
     max_new_tokens: int = Field(default=40, gt=0, le=LONGEST)
     """Tokens generated at most for each prompt."""
     sampling: Sampling | None = None
@@ -64,11 +69,11 @@ class Generation(Evaluation):
         from tqdm import tqdm
 
         from quantune.core.errors import QuantuneError
-        from quantune.data import text
+        from quantune.data import chat, text
         from quantune.models import adapters, finite, loading
 
         tokenizer, loaded = loading.tokenizer(variant.base), variant.model(self.dtype)
-        encoded = [text.prompt(prompt, tokenizer) for prompt in self.prompts]
+        encoded = [(chat if self.chat else text).prompt(prompt, tokenizer) for prompt in self.prompts]
         longest = max(map(len, encoded)) + adapters.virtual_tokens(loaded)
         limit = getattr(loaded.config, "max_position_embeddings", None)
         if limit and longest + self.max_new_tokens > limit:
@@ -95,6 +100,6 @@ class Generation(Evaluation):
         return {"kind": self.kind, "prompts": len(self.prompts)}
 
     def workload(self, config: dict[str, Any]) -> Inference:
-        """Return the workload: one prompt at a time; a token has at least one character."""
-        length = max(map(len, self.prompts)) + self.max_new_tokens
+        """Return the workload: one prompt at a time; a token has at least one character. A chat template adds some."""
+        length = max(map(len, self.prompts)) + self.max_new_tokens + (TEMPLATE if self.chat else 0)
         return Inference(self.dtype, 1, length, cache=True, logits=1)

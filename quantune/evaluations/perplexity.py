@@ -2,7 +2,9 @@
 
 Only the documents' own tokens are scored, never those that join documents. With `context: stream` a token's context is
 all that precedes it in the window: documents joined by the end-of-text token, as in training. With `context: document`
-it is its own document alone.
+it is its own document alone. Of conversations only the contents of responses are scored, each with its own conversation
+before it; what the chat template adds, the end of a turn among it, is not scored, so that models with other templates
+compare by bits per byte.
 
 Non-overlapping windows (`stride: null`) are the protocol of the GPTQ and AWQ papers: the documents are joined, cut into
 windows of `length` tokens, and a rest shorter than a window is left out; the first token of a window is only context.
@@ -48,7 +50,8 @@ class Perplexity(Evaluation):
     """Number of windows, from the first; null: all."""
     context: Literal["stream", "document"] = "stream"
     """Context of a token: the documents before it too, joined by the end-of-text token (stream), or only its own
-    document (document). A published protocol that joins texts before it tokenizes them: `join` of the dataset."""
+    document (document; a conversation always). A published protocol that joins texts before it tokenizes them: `join`
+    of the dataset."""
     batch_size: int = Field(default=1, gt=0, le=LARGEST_BATCH)
     """Windows evaluated together."""
     dtype: Dtype = "float32"
@@ -79,14 +82,18 @@ class Perplexity(Evaluation):
         """Return (begin, first scored, end) token positions of each window in a stream of documents.
 
         With `context: document`, windows of a document overlap by one token if `stride` is null: each token is scored
-        once.
+        once. Of conversations, only windows with a token of a response are returned.
         """
-        if self.context == "stream":
+        chat = stream.marks is not None
+        if self.context == "stream" and not chat:
             return self.windows(len(stream))[: self.max_windows]
         spans = []
-        for first, end in zip((stream.starts - 1).tolist(), stream.ends.tolist(), strict=True):
+        before = 0 if chat else 1  # tokens that begin a document; a chat template writes them itself
+        for first, end in zip((stream.starts - before).tolist(), stream.ends.tolist(), strict=True):
             parts = self.windows(end - first, stride=self.length - 1)
             spans += [tuple(first + position for position in part) for part in parts]
+        if chat:
+            spans = [span for span in spans if stream.own[span[1] : span[2]].any()]
         return spans[: self.max_windows]
 
     def evaluate(self, variant, data: Path | None, folder: Path) -> dict[str, Any]:
@@ -124,7 +131,8 @@ class Perplexity(Evaluation):
         )
         items.to_parquet(folder / "items.parquet", index=False)
         broken = {} if numpy.isfinite(items.nll).all() else {"broken": finite.reason(loaded)}
-        return {"kind": self.kind, "tokens_in_split": int(stream.own.sum()), **rates.perplexity(items), **broken}
+        broken |= {} if stream.marks is None else {"responses": True}
+        return {"kind": self.kind, "tokens_in_split": stream.scored(), **rates.perplexity(items), **broken}
 
     def _losses(self, model, stream, spans: list[tuple[int, int, int]]) -> list[float]:
         """Return each window's summed negative log-likelihood in nats, computed from float32 logits."""
@@ -161,7 +169,10 @@ class Perplexity(Evaluation):
 
         joined = "documents joined by the end-of-text token" if self.context == "stream" else "each document alone"
         details = {"context": f"{joined}; only the documents' own tokens are scored"}
-        broken = json.loads((folder / "result.json").read_text()).get("broken")
+        result = json.loads((folder / "result.json").read_text())
+        if result.get("responses"):
+            details = {"context": "each conversation alone; only the contents of its responses are scored"}
+        broken = result.get("broken")
         return Measurement(PERPLEXITY, pandas.read_parquet(folder / "items.parquet"), details, broken=broken)
 
     def workload(self, config: dict[str, Any]) -> Inference:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from quantune.core.recipe import LARGEST_BATCH, LONGEST, MANY, Recipe, subclasses
+from quantune.core.recipe import LARGEST_BATCH, LONGEST, MANY, Name, Recipe, subclasses
 from quantune.core.workload import Training
 from quantune.models.architecture import Architecture
 
@@ -34,8 +34,8 @@ class Finetuning(Recipe):
     seeded: ClassVar[bool] = True
     settings: ClassVar[frozenset[str]] = frozenset({"save_every"})
     neutral: ClassVar[frozenset[str]] = frozenset(
-        {"max_validation", "packing", "end_of_text", "group_by_length", "warmup_ratio", "log_every"}
-        | {"keep", "keep_checkpoints", "optimizer", "attention"}
+        {"max_validation", "packing", "loss_on", "end_of_text", "group_by_length", "warmup_ratio", "log_every"}
+        | {"keep", "keep_checkpoints", "optimizer", "attention", "max_samples", "mix", "mix_until"}
     )
     numbers: ClassVar[tuple[str, ...]] = (
         *("parameters", "trainable_parameters", "total_parameters", "base_footprint_bytes"),
@@ -56,6 +56,14 @@ class Finetuning(Recipe):
     """Name of the dataset to train on."""
     train_split: str = "train"
     """Split of the dataset to train on."""
+    max_samples: int | None = Field(default=None, gt=0, le=MANY)
+    """Documents, conversations or clips to train on, from the first of `train_split`, of each dataset; null: all."""
+    mix: dict[Name, Annotated[float, Field(gt=0, lt=1)]] = {}
+    """Other datasets to train on, too: dataset -> its share of the examples (sequences with packing); `dataset` has the
+    rest. {general: 0.3}: three of ten examples are of `general`. Each has the split `train_split`."""
+    mix_until: Literal["first", "all"] | Annotated[int, Field(gt=0, le=MANY, strict=True)] = "first"
+    """End of an epoch of `mix`. first: when one dataset is exhausted, none is repeated; all: when all are, the others
+    are repeated; or a number of examples."""
     validation_split: str | None = "validation"
     """Split of the dataset for the validation loss during training; null: no validation loss."""
     max_validation: int | None = Field(default=None, gt=0, le=MANY)
@@ -71,10 +79,13 @@ class Finetuning(Recipe):
     length: int = Field(default=512, gt=1, le=LONGEST)
     """Tokens in one training sequence; documents are joined by the end-of-text token and cut at this length. Speech has
     the length of its transcripts."""
-    packing: bool = True
-    """For text: join documents and cut them into sequences of `length` tokens. false: each document is one example of
-    at most `length` tokens (the rest is left out); a batch is padded to its longest, and the loss ignores the padding.
-    Memory is estimated for `length`."""
+    packing: bool | Literal["separate"] = True
+    """true: join documents of text and cut them into sequences of `length` tokens. separate, and for conversations true
+    as well: put whole ones into sequences of at most `length` tokens; no token attends to another one. false: each
+    document or conversation is one example; a batch is padded to its longest, and the loss ignores the padding. What is
+    longer than `length` is cut. Memory is estimated for `length`."""
+    loss_on: Literal["everything", "responses", "last-response"] | None = None
+    """Tokens that the loss counts; for conversations. null: their responses, and all tokens of texts."""
     end_of_text: bool = True
     """With `packing: false`: append the end-of-text token to each document, so that the model learns to end."""
     group_by_length: bool = True
@@ -134,8 +145,16 @@ class Finetuning(Recipe):
             raise ValueError("give either 'warmup_steps' or 'warmup_ratio', not both")
         if self.keep == "best" and self.validation_split is None:
             raise ValueError("'keep: best' needs a validation loss; give 'validation_split', or take 'keep: last'")
-        if self.packing and not self.end_of_text:
-            raise ValueError("'end_of_text: false' needs 'packing: false'; joined documents are divided by this token")
+        if sum(self.mix.values()) >= 1:
+            total = f"{sum(self.mix.values()):g}"
+            raise ValueError(f"the shares of 'mix' add up to {total}; they must leave some for 'dataset'")
+        if self.dataset in self.mix:
+            raise ValueError(f"'mix' names other datasets; '{self.dataset}' is 'dataset' and has the rest")
+        if "mix_until" in self.model_fields_set and not self.mix:
+            raise ValueError("'mix_until' belongs to 'mix'; leave it out")
+        if self.packing is True and not self.end_of_text:
+            others = "'packing: false' or 'packing: separate'"
+            raise ValueError(f"'end_of_text: false' needs {others}; joined documents are divided by this token")
         return self
 
     def total_steps(self, examples: int) -> int:

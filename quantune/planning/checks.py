@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantune.core.errors import ConfigError, listed, nearest
-from quantune.planning import chains, expected
+from quantune.planning import chains, conversations, expected
 from quantune.sources import origins, selection
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ SPECIAL = 8
 
 def problems(config: Config) -> list[str]:
     """Return every problem, each once."""
-    lines = [*_work(config), *_names(config), *_references(config), *_unread(config), *_splits(config)]
-    lines += _attention(config)
+    lines = [*_work(config), *_names(config), *_references(config), *_mixed(config), *_unread(config), *_splits(config)]
+    lines += [*_attention(config), *conversations.unread(config)]
     unusable = dict(_paths(config))
     lines += unusable.values()
     good_models = {name for name in config.models if f"models.{name}" not in unusable and config.config_available(name)}
@@ -78,6 +78,19 @@ def _references(config: Config) -> Iterator[str]:
                     yield f"{section}.{name}.{field}: '{value}' is not a {noun}; {hint}"
 
 
+def _mixed(config: Config) -> Iterator[str]:
+    """Yield the datasets of a mixture that do not exist, or lack the split that is trained on."""
+    for name, entry in config.finetunings.items():
+        for other in entry.mix:
+            where = f"finetunings.{name}.mix.{other}"
+            if other not in config.datasets:
+                hint = f"allowed: {listed(config.datasets)}{nearest(other, config.datasets)}"
+                yield f"{where}: '{other}' is not a dataset; {hint}"
+            elif entry.train_split not in config.datasets[other].split_names():
+                known = listed(config.datasets[other].split_names())
+                yield f"{where}: it has no split '{entry.train_split}', the 'train_split'; its splits: {known}"
+
+
 def _unread(config: Config) -> Iterator[str]:
     """Yield the recipes that read their dataset in a way that it does not allow: translations, draws of text."""
     for section in ("finetunings", "evaluations"):
@@ -88,8 +101,9 @@ def _unread(config: Config) -> Iterator[str]:
                 yield f"{section}.{name}.task: 'translate' {reason}"
     for name, entry in config.quantizations.items():
         dataset = config.datasets.get(getattr(entry, "dataset", None))
-        if dataset and dataset.track == "speech" and entry.draw != "blocks":
-            problem = f"'{entry.draw}' is for text, and '{entry.dataset}' is speech"
+        form = "is speech" if dataset and dataset.track == "speech" else "holds conversations"
+        if dataset and (dataset.track == "speech" or dataset.chat) and entry.draw != "blocks":
+            problem = f"'{entry.draw}' is for text, and '{entry.dataset}' {form}"
             yield f"quantizations.{name}.draw: {problem}; leave it out"
 
 
@@ -160,16 +174,20 @@ def _chains(config: Config, good_models: set[str]) -> Iterator[str]:
         if config.track(variant.model) == "text":
             yield from _lengths(config, variant)
             yield from _generations(config, variant)
+            yield from conversations.problems(config, variant)
         yield from _tracks(config, variant)
 
 
 def _tracks(config: Config, variant: chains.Variant) -> Iterator[str]:
     """Yield the recipes of a chain whose data its model cannot read."""
     for step in variant.steps:
-        dataset = getattr(getattr(config, f"{step.kind}s", {}).get(step.name), "dataset", None)
-        if dataset in config.datasets:
+        recipe = getattr(config, f"{step.kind}s", {}).get(step.name)
+        read = {getattr(recipe, "dataset", None): "dataset"} | dict.fromkeys(getattr(recipe, "mix", ()), "mix")
+        for dataset, key in read.items():
+            if dataset not in config.datasets:
+                continue
             try:
-                config.require_same_track(dataset, variant.model, f"{step.kind}s.{step.name}.dataset: ")
+                config.require_same_track(dataset, variant.model, f"{step.kind}s.{step.name}.{key}: ")
             except ConfigError as error:
                 yield str(error)
 

@@ -15,8 +15,9 @@ from quantune.models import config_values
 from quantune.models.architecture import SPEECH
 from quantune.planning import chains
 from quantune.sources import selection
-from quantune.sources.entries import AnyDataset, Model, Recording, Speech, Text
+from quantune.sources.entries import AnyDataset, Model, Speech, Text
 from quantune.sources.lock import Lock
+from quantune.sources.recordings import Recording
 
 
 def union(recipes: list[type[Recipe]], tag: str) -> Any:

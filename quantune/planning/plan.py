@@ -168,9 +168,9 @@ class Plan:
         names = [str(variant) for variant in self.config.evaluated]
         artefacts = [self.checkpoint(name) for name in names]
         artefacts += [self.evaluation(name, item) for name in names for item in self._evaluations(name)]
-        return tuple(
-            {item.parents["data"].path: item.parents["data"] for item in artefacts if "data" in item.parents}.values()
-        )
+        read = [item.parents["data"] for item in artefacts if "data" in item.parents]
+        read += [other for item in artefacts for other in item.parents.get("mixed", ())]
+        return tuple({item.path: item for item in read}.values())
 
     def all_datasets(self) -> tuple[Artefact, ...]:
         """The datasets that the variants are calibrated, trained or evaluated on."""
@@ -245,7 +245,10 @@ class Plan:
     def _read(self, recipe, variant: Variant) -> dict[str, Artefact]:
         """The prepared data that a recipe with a `dataset` reads."""
         dataset = getattr(recipe, "dataset", None)
-        return {"data": self.prepared(dataset, variant.model)} if dataset else {}
+        if not dataset:
+            return {}
+        mixed = tuple(self.prepared(name, variant.model) for name in sorted(getattr(recipe, "mix", ())))
+        return {"data": self.prepared(dataset, variant.model), **({"mixed": mixed} if mixed else {})}
 
     def _artefact(self, place: tuple, stage: str, version: int, recipe: dict, **more) -> Artefact:
         options = {"work": self.work, "deterministic": self.config.deterministic, **more.pop("options", {})}

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from quantune.core.errors import QuantuneError, listed
-from quantune.sources import tables, text_files
+from quantune.sources import chat, row_templates, tables, text_files
 from quantune.sources.selection import FORMATS, format_of
 
 BETWEEN = {"line": r"\n", "paragraph": r"\n[ \t]*\n", "file": r"(?!)"}
@@ -20,7 +20,7 @@ def read_documents(path: Path, recipe: dict) -> Iterator[Iterable[str]]:
 
     Args:
         path: a text, JSON, JSON lines, CSV, TSV or Parquet file, or one of these compressed with gzip.
-        recipe: the dataset's recipe: format, column, document, first, join.
+        recipe: the dataset's recipe: format, column, document, first, join; template or chat.
 
     Raises:
         QuantuneError: naming the file, the place and the column, if the file cannot be read, or the column is missing
@@ -45,6 +45,14 @@ def _documents(path: Path, recipe: dict) -> Iterator[str]:
     if kind is None:
         known = listed(sorted(set(FORMATS.values())))
         raise QuantuneError(f"'{path}': unknown format '{path.suffix}'; set the dataset's 'format' to one of: {known}")
+    form, template = recipe.get("chat"), recipe.get("template")
+    if kind == "text" and (form or template):
+        key = "chat" if form else "template"
+        raise QuantuneError(f"'{path}' is plain text, and '{key}' needs rows: json, csv, tsv or parquet; set 'format'")
+    if form:
+        return chat.read(path, kind, form, recipe.get("columns", {}))
+    if template:
+        return row_templates.read(path, kind, template)
     if kind == "text":
         return _divided(path, recipe["document"])
     column = recipe["column"]

@@ -1,4 +1,4 @@
-"""Entries for files from outside: models, texts, speech, recordings; each identified by its content."""
+"""Entries for files from outside: models, texts, speech; each identified by its content."""
 
 import re
 from pathlib import PurePosixPath
@@ -7,9 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from quantune.core import credentials
-from quantune.core.errors import listed
-from quantune.core.recipe import LARGEST_BATCH, MANY, Dtype, Entry, Name, NonEmpty, Recipe, Seed
-from quantune.core.workload import Inference
+from quantune.core.errors import listed, nearest
+from quantune.core.recipe import MANY, Entry, Name, NonEmpty, Recipe, Seed
+from quantune.sources import chat, row_templates
+from quantune.sources.chat_templates import ChatTemplate
 
 
 def _checked(pattern: str, expected: str) -> AfterValidator:
@@ -73,11 +74,15 @@ class Model(External):
     """Where a model comes from."""
 
     settings: ClassVar[frozenset[str]] = frozenset({"path", "hub", "revision"})
+    neutral: ClassVar[frozenset[str]] = frozenset({"chat_template"})
     numbers: ClassVar[tuple[str, ...]] = ("parameters",)
 
     path: str | None = None
     """Folder in Hugging Face layout (config.json, tokenizer, safetensors or pytorch_model.bin); may hold environment
     variables."""
+    chat_template: ChatTemplate | None = None
+    """Chat template of the model: alpaca, chatml, plain, vicuna, or a template itself, in Jinja; null: the model's own.
+    It stands in every checkpoint of the model."""
 
 
 class Download(Entry):
@@ -147,7 +152,9 @@ class Text(Dataset):
 
     ways: ClassVar[tuple[str, ...]] = (*Dataset.ways, "texts")
     settings: ClassVar[frozenset[str]] = Dataset.settings | {"texts"}
+    neutral: ClassVar[frozenset[str]] = Dataset.neutral | {"template", "chat", "columns"}
     track: ClassVar[Literal["text", "speech"]] = "text"
+    of_rows: ClassVar[tuple[str, ...]] = ("column", "document")
 
     texts: list[NonEmpty] = []
     """The documents themselves, written here: one sentence, for example, to show what bad calibration does."""
@@ -157,6 +164,14 @@ class Text(Dataset):
     """Format of the files (json: also JSON lines); null: by their ending."""
     column: NonEmpty = "text"
     """Column that holds the text, for every format but plain text."""
+    template: NonEmpty | None = None
+    """Text of a document from several columns: `"{quote} — {author}"`; write {{ and }} for braces."""
+    chat: Literal["alpaca", "prompt-completion", "sharegpt", "messages"] | None = None
+    """Rows are conversations. alpaca: instruction, input and output, also history (earlier pairs) and system;
+    prompt-completion: prompt and completion; sharegpt: `conversations`, a list of {from, value}; messages: `messages`,
+    OpenAI's list of {role, content}. The model's chat template writes them. null: rows are texts."""
+    columns: dict[NonEmpty, NonEmpty] = {}
+    """With `chat`: field -> its column, where the names differ, such as {instruction: question, output: answer}."""
     document: Literal["file", "paragraph", "line"] = "paragraph"
     """The unit that is one document in plain text; paragraphs are separated by blank lines."""
     first: int | None = Field(default=None, gt=0, le=MANY)
@@ -171,13 +186,30 @@ class Text(Dataset):
 
     @model_validator(mode="after")
     def _texts_are_documents(self):
-        of_files = sorted({"format", "column", "document", "first", "join"} & self.model_fields_set)
+        of_files = sorted({"format", *self.of_rows, "first", "join", "template", "chat"} & self.model_fields_set)
         if self.texts and of_files:
             raise ValueError(f"'{of_files[0]}' belongs to files, and 'texts' are the documents; leave it out")
         if self.texts and self.splits and not self.shares():
             raise ValueError(
                 "splits of 'texts' are shares, such as {train: 0.9, test: 0.1}; without them all are 'train'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_form_of_rows(self):
+        given = self.model_fields_set
+        for key, others in (("chat", {*self.of_rows, "join", "template"}), ("template", {*self.of_rows, "columns"})):
+            if other := sorted(others & given if getattr(self, key) else ()):
+                raise ValueError(f"'{other[0]}' does not go with '{key}'; leave one of the two out")
+        if self.columns and not self.chat:
+            raise ValueError("'columns' belongs to 'chat'; for texts give 'column' or 'template'")
+        if self.template:
+            row_templates.parts(self.template)
+        known = [name for names in chat.FIELDS.get(self.chat, ()) for name in names]
+        for name in self.columns:
+            if name not in known:
+                hint = f"fields of '{self.chat}': {listed(known)}{nearest(name, known)}"
+                raise ValueError(f"columns: '{name}' is not a field; {hint}")
         return self
 
 
@@ -241,30 +273,6 @@ class Speech(Dataset):
     def split_names(self) -> list[str]:
         """Return the names of the splits."""
         return list(self.chosen_splits()) or ["train"]
-
-
-class Recording(Recipe):
-    """A recording of your own to transcribe, of any length; identified by its content."""
-
-    settings: ClassVar[frozenset[str]] = frozenset({"path", "batch_size"})
-
-    path: NonEmpty
-    """The file: WAV, FLAC, MP3 or OGG; may hold environment variables."""
-    language: Language
-    """Whisper's code of the language spoken, such as en or zh."""
-    task: Literal["transcribe", "translate"] = "transcribe"
-    """Write the spoken words, or their English translation."""
-    beams: int = Field(default=1, gt=0, le=1000)
-    """Beams of the search; 1: greedy."""
-    batch_size: int = Field(default=8, gt=0, le=LARGEST_BATCH)
-    """Windows transcribed together."""
-    dtype: Dtype = "float32"
-    """Dtype of the computation and of the weights that are not packed."""
-
-    def workload(self, config: dict[str, Any]) -> Inference:
-        """Return the workload of transcribing with a model of this config.json, for estimates of memory."""
-        positions = config["max_target_positions"]
-        return Inference(self.dtype, self.batch_size * self.beams, positions, cache=True, logits=1)
 
 
 def _with_layout(raw: Any) -> Any:

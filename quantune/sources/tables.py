@@ -20,7 +20,14 @@ BATCH_ROWS = 32  # the most rows, because a few may be much longer than the mean
 csv.field_size_limit(LARGEST)
 
 
-def rows(path: Path, kind: str, needed: Iterable[str], more: Iterable[str] = ()) -> Iterator[tuple[str, dict]]:
+def rows(
+    path: Path,
+    kind: str,
+    needed: Iterable[str],
+    more: Iterable[str] = (),
+    nested: Iterable[str] = (),
+    keys: str = "'column'",
+) -> Iterator[tuple[str, dict]]:
     """Yield the rows of a table: the place ("line 3", "row 3") and column -> value.
 
     Args:
@@ -28,16 +35,18 @@ def rows(path: Path, kind: str, needed: Iterable[str], more: Iterable[str] = ())
         kind: json, csv, tsv or parquet.
         needed: columns that must exist; a row of JSON may lack some.
         more: columns that are read, too, if they exist (Parquet reads no others).
+        nested: those of them that may hold lists; all others hold text.
+        keys: the dataset's keys that name columns, for errors.
 
     Raises:
         QuantuneError: naming file, line and problem, if the file cannot be read or has no such column.
     """
     needed = list(needed)
     if kind == "parquet":
-        for number, (_, _, row) in enumerate(parquet(path, needed, more), 1):
+        for number, (_, _, row) in enumerate(parquet(path, needed, more, nested, keys), 1):
             yield f"row {number}", row
     else:
-        yield from _json(path, needed) if kind == "json" else _separated(path, kind, needed)
+        yield from _json(path, needed, keys) if kind == "json" else _separated(path, kind, needed, keys)
 
 
 def text(value: Any, path: Path, place: str, column: str) -> str:
@@ -79,7 +88,7 @@ def columns(path: Path, kind: str) -> list[str]:
     return _header(path, kind, csv.reader(text_files.lines(path), **_dialect(kind)))
 
 
-def _json(path: Path, needed: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json(path: Path, needed: list[str], keys: str = "'column'") -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the objects of a file: one a line, one after the other, or in one array."""
     seen: dict[str, None] = {}
     for number, row in _objects(path):
@@ -87,7 +96,7 @@ def _json(path: Path, needed: list[str]) -> Iterator[tuple[str, dict[str, Any]]]
             seen.update(dict.fromkeys(row))
         yield f"line {number}", row
     for column in [name for name in needed if name not in seen]:
-        raise no_column(path, column, seen)
+        raise no_column(path, column, seen, keys)
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -165,7 +174,7 @@ def _header(path: Path, kind: str, reader: Iterator[list[str]]) -> list[str]:
     return names
 
 
-def _separated(path: Path, kind: str, needed: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
+def _separated(path: Path, kind: str, needed: list[str], keys: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the rows of a CSV or TSV file; a row must have one field for each name of the header."""
     taken: list[str] = []  # the lines of the present row
 
@@ -180,7 +189,7 @@ def _separated(path: Path, kind: str, needed: list[str]) -> Iterator[tuple[str, 
         for column in needed:
             if names.count(column) != 1:
                 twice = f"'{path}' has two columns '{column}'; rename one"
-                raise QuantuneError(twice) if column in names else no_column(path, column, names)
+                raise QuantuneError(twice) if column in names else no_column(path, column, names, keys)
         taken.clear()
         for fields in reader:
             place = f"line {reader.line_num - len(taken) + 1}"
@@ -235,8 +244,10 @@ def _parquet_file(path: Path) -> Iterator[Any]:
         raise QuantuneError(f"'{path}' cannot be read as parquet: {reason}; is the file whole?") from None
 
 
-def parquet(path: Path, needed: list[str], more: Iterable[str] = ()) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """Yield row group, row in the group and column -> text of each row of a Parquet file.
+def parquet(
+    path: Path, needed: list[str], more: Iterable[str] = (), nested: Iterable[str] = (), keys: str = "'column'"
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Yield row group, row in the group and column -> text of each row of a Parquet file; `nested` columns hold lists.
 
     Raises:
         QuantuneError: if the file is damaged, a needed column is missing, or a column does not hold text.
@@ -247,14 +258,14 @@ def parquet(path: Path, needed: list[str], more: Iterable[str] = ()) -> Iterator
         schema = opened.schema_arrow
         for column in needed:
             if column not in schema.names:
-                raise no_column(path, column, schema.names)
+                raise no_column(path, column, schema.names, keys)
         chosen = [*dict.fromkeys([*needed, *(name for name in more if name in schema.names)])]
         for column in chosen:
             if schema.names.count(column) != 1:
                 raise QuantuneError(f"'{path}' has two columns '{column}'; rename one")
             kind = schema.field(column).type
             kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-            if not any(
+            if column not in nested and not any(
                 getattr(pyarrow.types, f"is_{name}")(kind) for name in ("string", "large_string", "string_view", "null")
             ):
                 remedy = "set the dataset's keys to columns of text"

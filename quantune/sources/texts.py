@@ -1,5 +1,6 @@
 """Documents on disk: memory holds one document, and eight bytes for each of them."""
 
+import json
 import mmap
 from array import array
 from collections.abc import Iterable, Iterator
@@ -84,9 +85,44 @@ class Texts:
             pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.chunked_array(chunks)}), path)
             del data, part, chunks
 
+    def write_messages(self, path: Path) -> None:
+        """Write conversations, given as JSON, as the column `messages` of a Parquet file; a few are in memory."""
+        import pyarrow
+        import pyarrow.parquet
+
+        message = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+        schema = pyarrow.schema([("messages", pyarrow.list_(message))])
+        with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+            rows, size = [], 0
+            for text in self:
+                rows.append(json.loads(text))
+                size += len(text)
+                if size > BATCH_BYTES:
+                    writer.write_table(pyarrow.table({"messages": rows}, schema=schema))
+                    rows, size = [], 0
+            if rows:
+                writer.write_table(pyarrow.table({"messages": rows}, schema=schema))
+
+
+def holds_messages(path: Path) -> bool:
+    """Return whether a Parquet file holds conversations, as `Texts.write_messages` writes them."""
+    import pyarrow.parquet
+
+    return "messages" in pyarrow.parquet.read_schema(path).names
+
 
 def read_parquet(path: Path) -> Iterator[memoryview]:
     """Yield the UTF-8 bytes of each document of a file that `Texts.write_parquet` wrote."""
+    return (memoryview(value.as_buffer()) for value in _read(path, "text"))
+
+
+def read_messages(path: Path) -> Iterator[list[dict[str, str]]]:
+    """Yield the messages of each conversation of a file that `Texts.write_messages` wrote."""
+    return (value.as_py() for value in _read(path, "messages"))
+
+
+def _read(path: Path, column: str) -> Iterator[Any]:
+    """Yield the values of a column, with a bar of progress; some rows are in memory."""
     import pyarrow.parquet
     from tqdm import tqdm
 
@@ -95,7 +131,6 @@ def read_parquet(path: Path) -> Iterator[memoryview]:
         total = sum(facts.row_group(number).total_byte_size for number in range(facts.num_row_groups))
         size = max(1, min(ROWS, BATCH_BYTES * facts.num_rows // max(1, total)))
         with tqdm(total=facts.num_rows, desc=path.stem, unit="document") as bar:
-            for batch in opened.iter_batches(size, columns=["text"]):
-                for value in batch.column(0):
-                    yield memoryview(value.as_buffer())
+            for batch in opened.iter_batches(size, columns=[column]):
+                yield from batch.column(0)
                 bar.update(batch.num_rows)
