@@ -35,6 +35,7 @@ def train(order, inputs, folder, scratch):
         store = partial(recipe.save, model, parent)
         facts = loop.train(model, recipe, seed, data, validation, folder, scratch, store)
     recipe.save(model, parent, folder)
+    facts |= recipe.facts(model)
     predicted = sum((order["predicted"] or {}).values()) or None
     facts |= {} if recipe.packing or not hasattr(data, "cut") else {"documents_cut": data.cut}
     facts |= {"trainable_parameters": trainable, "total_parameters": total, "base_footprint_bytes": footprint}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from quantune.core.errors import ConfigError
+from quantune.core.errors import ConfigError, QuantuneError
 from quantune.data import text
 from quantune.finetunings.training import loop, loss, precision
 from quantune.models import adapters, architecture, checkpoints, decoding, loading, stored
@@ -54,6 +54,11 @@ ROWS = {
     "p-tuning": (
         {"method": "p-tuning", "virtual_tokens": 7, "hidden_size": 32},
         7 * WIDTH + 32 * (WIDTH + 1) + 32 * 33 + WIDTH * 33,
+        [None, "nf4", "int8", "rtn"],
+    ),
+    "adalora": (
+        {"method": "adalora", "initial_rank": 6, "rank": 3, "learning_rate": 0.02},
+        2 * 6 * LAYERS * (2 * WIDTH + 1),
         [None, "nf4", "int8", "rtn"],
     ),
     "lora+": ({"method": "lora", "rank": 4, "learning_rate_ratio": 4}, PAIR, [None]),
@@ -235,6 +240,8 @@ def test_a_chain_that_cannot_work_is_refused_before_any_job(raw, finetuning, var
     ("name", "keys", "problem"),
     [
         ("norms", {"parts": "all"}, "freezes nothing but embeddings; take 'method: full'"),
+        ("adalora", {"rank": 7}, "'rank' 7 is more than 'initial_rank' 6"),
+        ("adalora", {"warmup_share": 0.8}, "nothing is left for the pruning"),
         ("dora", {"initialization": "pissa"}, "'dora: true' needs 'initialization: default'"),
     ],
     ids=str,
@@ -330,8 +337,29 @@ def test_virtual_tokens_need_room_and_text(raw):
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("method", ["ia3", "prompt", "prefix", "p-tuning", "dora"])
+@pytest.mark.parametrize("method", ["ia3", "prompt", "prefix", "p-tuning", "dora", "adalora"])
 def test_the_number_of_trained_parameters_is_predicted_for_other_families(name, method):
     recipe = recipe_of(method)
     model = recipe.prepare(built(SMALL[name]), 0)
     assert adapters.parameters(model)[0] == recipe.trained(architecture.read(SMALL[name]))
+
+
+@pytest.mark.parametrize("precision_", ["float32", "bfloat16"])
+def test_ranks_of_adalora_move_to_the_budget_and_differ(tmp_path, data, precision_):
+    """12 steps: 1 with all ranks, 4 at the end with fixed ones; the mean rank falls from 6 to 3."""
+    recipe = recipe_of("adalora", steps=12, precision=precision_, keep_checkpoints=3)
+    model, _ = train(recipe, OPT, tmp_path, data, data)
+    ranks = recipe.facts(model)["ranks"]
+    assert sum(ranks.values()) == 3 * len(ranks) == 3 * 2 * LAYERS and len(set(ranks.values())) > 1
+    sizes = []
+    for step in (3, 6):
+        tensors = checkpoints.Tensors(tmp_path / f"checkpoint-{step}")
+        sizes.append(sum(int((tensors[name] != 0).sum()) for name in tensors.names() if "lora_E" in name))
+    assert 6 * len(ranks) >= sizes[0] > sizes[1] > sum(ranks.values())
+    again = logits(loading.model([OPT, tmp_path / "saved"], "float32"))
+    assert distance(again, logits(model.float())) < (1e-5 if precision_ == "float32" else 0.03)
+
+
+def test_adalora_needs_steps_to_prune(data, tmp_path):
+    with pytest.raises(QuantuneError, match="cannot prune within 1 steps; give more 'steps'"):
+        train(recipe_of("adalora", steps=1), OPT, tmp_path, data)
