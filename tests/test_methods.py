@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from quantune.core.errors import ConfigError, QuantuneError
 from quantune.data import text
 from quantune.finetunings.training import loop, loss, precision
-from quantune.models import adapters, architecture, checkpoints, decoding, loading, stored
+from quantune.models import adapters, architecture, checkpoints, decoding, loading, probes, stored
 from quantune.planning import load, resources
 from quantune.planning.config import AnyFinetuning
 from quantune.planning.plan import Plan
@@ -60,6 +60,16 @@ ROWS = {
         {"method": "adalora", "initial_rank": 6, "rank": 3, "learning_rate": 0.02},
         2 * 6 * LAYERS * (2 * WIDTH + 1),
         [None, "nf4", "int8", "rtn"],
+    ),
+    "houlsby": (
+        {"method": "bottleneck", "size": 8},
+        2 * LAYERS * (2 * 8 * WIDTH + 8 + WIDTH),
+        [None, "nf4", "int8", "rtn"],
+    ),
+    "pfeiffer": (
+        {"method": "bottleneck", "size": 8, "placement": "pfeiffer"},
+        LAYERS * (2 * 8 * WIDTH + 8 + WIDTH),
+        [None],
     ),
     "lora+": ({"method": "lora", "rank": 4, "learning_rate_ratio": 4}, PAIR, [None]),
 }
@@ -331,13 +341,18 @@ def test_virtual_tokens_need_room_and_text(raw):
     raw["finetunings"]["tuned"]["length"] = positions - 19
     with pytest.raises(ConfigError, match=rf"allowed: up to {positions - 20}") as caught:
         load.load(raw)
+    raw["finetunings"]["tuned"]["length"] = 16
+    raw["benchmark"] = {"prompt_lengths": [positions - 30], "new_tokens": 20}
+    with pytest.raises(ConfigError, match="of which a variant takes 20 for virtual tokens; lower one of the two"):
+        load.load(raw)
+    load.load(raw | {"variants": ["opt"]})
     assert "of which 'opt+tuned' takes 20 for virtual tokens" in str(caught.value)
     config = json.loads((WHISPER / "config.json").read_text())
     assert "is for text models; for speech take" in recipe_of("prefix").unsuitable(config)
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("method", ["ia3", "prompt", "prefix", "p-tuning", "dora", "adalora"])
+@pytest.mark.parametrize("method", ["ia3", "prompt", "prefix", "p-tuning", "dora", "adalora", "houlsby", "pfeiffer"])
 def test_the_number_of_trained_parameters_is_predicted_for_other_families(name, method):
     recipe = recipe_of(method)
     model = recipe.prepare(built(SMALL[name]), 0)
@@ -363,3 +378,17 @@ def test_ranks_of_adalora_move_to_the_budget_and_differ(tmp_path, data, precisio
 def test_adalora_needs_steps_to_prune(data, tmp_path):
     with pytest.raises(QuantuneError, match="cannot prune within 1 steps; give more 'steps'"):
         train(recipe_of("adalora", steps=1), OPT, tmp_path, data)
+
+
+@pytest.mark.parametrize("name", ["ia3", "full", "freeze", "biases", "adalora", "houlsby", "dora"])
+def test_methods_of_speech_models_train_what_is_planned_and_are_loaded_again(tmp_path, name):
+    recipe = recipe_of(name)
+    shape = architecture.read(json.loads((WHISPER / "config.json").read_text()))
+    model = recipe.prepare(loading.model([WHISPER], "float32"), 0)
+    assert adapters.parameters(model)[0] == recipe.trained(shape)
+    with torch.no_grad():
+        for value in (value for value in model.parameters() if value.requires_grad):
+            value.mul_(1.01).add_(1e-3)
+    recipe.save(model.eval(), WHISPER, tmp_path)
+    again = loaded(recipe, WHISPER, tmp_path)
+    assert distance(probes.probe_logits(again), probes.probe_logits(model)) < 1e-2  # the base is stored in 16 bits
