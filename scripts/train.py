@@ -40,6 +40,7 @@ def train(order, inputs, folder, scratch):
         store = partial(recipe.save, model, parent)
         facts = loop.train(model, recipe, seed, data, validation, folder, scratch, store)
     recipe.save(model, parent, folder)
+    facts |= recipe.facts(model)
     predicted = sum((order["predicted"] or {}).values()) or None
     facts |= {"documents_cut": data.cut} if hasattr(data, "cut") else {}
     facts |= {"mixture": data.counts} if recipe.mix else {}

@@ -8,10 +8,10 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from quantune.core.errors import ConfigError
+from quantune.core.errors import ConfigError, QuantuneError
 from quantune.data import text
 from quantune.finetunings.training import loop, loss, precision
-from quantune.models import adapters, architecture, checkpoints, decoding, loading, stored
+from quantune.models import adapters, architecture, checkpoints, decoding, loading, probes, stored
 from quantune.planning import load, resources
 from quantune.planning.config import AnyFinetuning
 from quantune.planning.plan import Plan
@@ -55,6 +55,21 @@ ROWS = {
         {"method": "p-tuning", "virtual_tokens": 7, "hidden_size": 32},
         7 * WIDTH + 32 * (WIDTH + 1) + 32 * 33 + WIDTH * 33,
         [None, "nf4", "int8", "rtn"],
+    ),
+    "adalora": (
+        {"method": "adalora", "initial_rank": 6, "rank": 3, "learning_rate": 0.02},
+        2 * 6 * LAYERS * (2 * WIDTH + 1),
+        [None, "nf4", "int8", "rtn"],
+    ),
+    "houlsby": (
+        {"method": "bottleneck", "size": 8},
+        2 * LAYERS * (2 * 8 * WIDTH + 8 + WIDTH),
+        [None, "nf4", "int8", "rtn"],
+    ),
+    "pfeiffer": (
+        {"method": "bottleneck", "size": 8, "placement": "pfeiffer"},
+        LAYERS * (2 * 8 * WIDTH + 8 + WIDTH),
+        [None],
     ),
     "lora+": ({"method": "lora", "rank": 4, "learning_rate_ratio": 4}, PAIR, [None]),
 }
@@ -235,6 +250,8 @@ def test_a_chain_that_cannot_work_is_refused_before_any_job(raw, finetuning, var
     ("name", "keys", "problem"),
     [
         ("norms", {"parts": "all"}, "freezes nothing but embeddings; take 'method: full'"),
+        ("adalora", {"rank": 7}, "'rank' 7 is more than 'initial_rank' 6"),
+        ("adalora", {"warmup_share": 0.8}, "nothing is left for the pruning"),
         ("dora", {"initialization": "pissa"}, "'dora: true' needs 'initialization: default'"),
     ],
     ids=str,
@@ -324,14 +341,54 @@ def test_virtual_tokens_need_room_and_text(raw):
     raw["finetunings"]["tuned"]["length"] = positions - 19
     with pytest.raises(ConfigError, match=rf"allowed: up to {positions - 20}") as caught:
         load.load(raw)
+    raw["finetunings"]["tuned"]["length"] = 16
+    raw["benchmark"] = {"prompt_lengths": [positions - 30], "new_tokens": 20}
+    with pytest.raises(ConfigError, match="of which a variant takes 20 for virtual tokens; lower one of the two"):
+        load.load(raw)
+    load.load(raw | {"variants": ["opt"]})
     assert "of which 'opt+tuned' takes 20 for virtual tokens" in str(caught.value)
     config = json.loads((WHISPER / "config.json").read_text())
     assert "is for text models; for speech take" in recipe_of("prefix").unsuitable(config)
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("method", ["ia3", "prompt", "prefix", "p-tuning", "dora"])
+@pytest.mark.parametrize("method", ["ia3", "prompt", "prefix", "p-tuning", "dora", "adalora", "houlsby", "pfeiffer"])
 def test_the_number_of_trained_parameters_is_predicted_for_other_families(name, method):
     recipe = recipe_of(method)
     model = recipe.prepare(built(SMALL[name]), 0)
     assert adapters.parameters(model)[0] == recipe.trained(architecture.read(SMALL[name]))
+
+
+@pytest.mark.parametrize("precision_", ["float32", "bfloat16"])
+def test_ranks_of_adalora_move_to_the_budget_and_differ(tmp_path, data, precision_):
+    """12 steps: 1 with all ranks, 4 at the end with fixed ones; the mean rank falls from 6 to 3."""
+    recipe = recipe_of("adalora", steps=12, precision=precision_, keep_checkpoints=3)
+    model, _ = train(recipe, OPT, tmp_path, data, data)
+    ranks = recipe.facts(model)["ranks"]
+    assert sum(ranks.values()) == 3 * len(ranks) == 3 * 2 * LAYERS and len(set(ranks.values())) > 1
+    sizes = []
+    for step in (3, 6):
+        tensors = checkpoints.Tensors(tmp_path / f"checkpoint-{step}")
+        sizes.append(sum(int((tensors[name] != 0).sum()) for name in tensors.names() if "lora_E" in name))
+    assert 6 * len(ranks) >= sizes[0] > sizes[1] > sum(ranks.values())
+    again = logits(loading.model([OPT, tmp_path / "saved"], "float32"))
+    assert distance(again, logits(model.float())) < (1e-5 if precision_ == "float32" else 0.03)
+
+
+def test_adalora_needs_steps_to_prune(data, tmp_path):
+    with pytest.raises(QuantuneError, match="cannot prune within 1 steps; give more 'steps'"):
+        train(recipe_of("adalora", steps=1), OPT, tmp_path, data)
+
+
+@pytest.mark.parametrize("name", ["ia3", "full", "freeze", "biases", "adalora", "houlsby", "dora"])
+def test_methods_of_speech_models_train_what_is_planned_and_are_loaded_again(tmp_path, name):
+    recipe = recipe_of(name)
+    shape = architecture.read(json.loads((WHISPER / "config.json").read_text()))
+    model = recipe.prepare(loading.model([WHISPER], "float32"), 0)
+    assert adapters.parameters(model)[0] == recipe.trained(shape)
+    with torch.no_grad():
+        for value in (value for value in model.parameters() if value.requires_grad):
+            value.mul_(1.01).add_(1e-3)
+    recipe.save(model.eval(), WHISPER, tmp_path)
+    again = loaded(recipe, WHISPER, tmp_path)
+    assert distance(probes.probe_logits(again), probes.probe_logits(model)) < 1e-2  # the base is stored in 16 bits

@@ -199,6 +199,16 @@ class Finetuning(Recipe):
         """Return the factor of the learning rate of a trained parameter, from its name."""
         return 1.0
 
+    def hook(self, model, steps: int):
+        """Return what runs after each optimizer step, or None: an object with `step(number)`, `state_dict()` and
+        `load_state_dict(state)`.
+        """
+        return None
+
+    def facts(self, model) -> dict[str, Any]:
+        """Return what the provenance says of the trained model beside its losses."""
+        return {}
+
     @property
     def mixed(self) -> bool:
         """Whether the model computes in mixed precision: matrix products in 16 bits, weights of norms in float32."""

@@ -18,7 +18,56 @@ from quantune.models import architecture
 from quantune.models.architecture import Architecture
 
 
-class LoRA(Finetuning):
+class LowRank(Finetuning):
+    """Train low-rank updates beside chosen linear layers."""
+
+    rank_key: ClassVar[str] = "rank"
+    """Key of the largest rank."""
+
+    alpha: float = Field(default=16, gt=0, le=1e6)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    target_modules: Annotated[list[NonEmpty], Field(min_length=1)] | Literal["all-linear"] = ["q_proj", "v_proj"]
+    """Names of the linear layers that get an adapter, or all-linear."""
+
+    def unsuitable(self, config: dict[str, Any]) -> str | None:
+        """Return why the target modules or the rank do not fit a model with this config.json, or None.
+
+        An architecture whose shape is not known is checked by the job, before it trains.
+        """
+        try:
+            shape = architecture.read(config)
+        except (QuantuneError, ArithmeticError, TypeError, ValueError):
+            return None
+        linears = {linear.name: linear for linear in (*(linear for _, linear in shape.linears()), shape.head)}
+        targets = list(linears) if self.target_modules == "all-linear" else self.target_modules
+        names = [target.split(".")[-1] for target in targets]  # a target may name the modules around a layer too
+        if problem := _unknown(names, list(linears)):
+            return problem
+        most = max(min(linears[name].inputs, linears[name].outputs) for name in names)
+        too_high = f".{self.rank_key}: {self.bottleneck} is more than the width of the layers; allowed: up to {most}"
+        return too_high if self.bottleneck > most else None
+
+    def require_targets(self, model) -> None:
+        """Raise QuantuneError if a target is not a linear layer of the model."""
+        if self.target_modules != "all-linear":
+            linear = ("in_features", "nf")  # of linear layers, and of the transposed ones of GPT-2
+            layers = [name for name, part in model.named_modules() if any(hasattr(part, key) for key in linear)]
+            if problem := _unknown(self.target_modules, layers):
+                raise QuantuneError(problem.removeprefix("."))
+
+    def adapts(self, layer: str) -> bool:
+        """Return whether a linear layer with this name gets an adapter."""
+        return self.target_modules == "all-linear" or layer in self.target_modules
+
+    @property
+    def adapter_dropout(self) -> float:
+        """Dropout on the adapter's input."""
+        return self.dropout
+
+
+class LoRA(LowRank):
     """Train a low-rank update of chosen linear layers."""
 
     neutral: ClassVar[frozenset[str]] = Finetuning.neutral | {
@@ -29,12 +78,6 @@ class LoRA(Finetuning):
     """Low-rank adaptation."""
     rank: int = Field(default=8, gt=0, le=2**16)
     """Rank of the update (`r`): parameters and capacity grow with it."""
-    alpha: float = Field(default=16, gt=0, le=1e6)
-    """The update is scaled by alpha / rank."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on the adapter's input."""
-    target_modules: Annotated[list[NonEmpty], Field(min_length=1)] | Literal["all-linear"] = ["q_proj", "v_proj"]
-    """Names of the linear layers that get an adapter, or all-linear."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """Which biases are trained too: of all the model's layers, or of those with an adapter. They are saved with the
     adapter, and replace those of the base."""
@@ -77,36 +120,13 @@ class LoRA(Finetuning):
         reason = "also holds the error of the quantization, which the original weights do not have"
         return reason if self.reads_original else None
 
-    def unsuitable(self, config: dict[str, Any]) -> str | None:
-        """Return why the target modules or the rank do not fit a model with this config.json, or None.
-
-        An architecture whose shape is not known is checked by the job, before it trains.
-        """
-        try:
-            shape = architecture.read(config)
-        except (QuantuneError, ArithmeticError, TypeError, ValueError):
-            return None
-        linears = {linear.name: linear for linear in (*(linear for _, linear in shape.linears()), shape.head)}
-        targets = list(linears) if self.target_modules == "all-linear" else self.target_modules
-        names = [target.split(".")[-1] for target in targets]  # a target may name the modules around a layer too
-        if problem := _unknown(names, list(linears)):
-            return problem
-        most = max(min(linears[name].inputs, linears[name].outputs) for name in names)
-        too_high = f".rank: {self.rank} is more than the width of the layers; allowed: up to {most}"
-        return too_high if self.rank > most else None
-
     def prepare(self, model, seed: int, original: Path | None = None):
         """Return a `PeftModel` with adapters initialized from the seed; only they require gradients.
 
         Raises:
             QuantuneError: if a target is not a linear layer of the model.
         """
-        if self.target_modules != "all-linear":
-            linear = ("in_features", "nf")  # of linear layers, and of the transposed ones of GPT-2
-            layers = [name for name, part in model.named_modules() if any(hasattr(part, key) for key in linear)]
-            if problem := _unknown(self.target_modules, layers):
-                raise QuantuneError(problem.removeprefix("."))
-
+        self.require_targets(model)
         import torch
         from peft import LoraConfig, get_peft_model
 
@@ -153,10 +173,6 @@ class LoRA(Finetuning):
         """Return the factor of the learning rate: that of B."""
         return self.learning_rate_ratio if ".lora_B." in name else 1.0
 
-    def adapts(self, layer: str) -> bool:
-        """Return whether a linear layer with this name gets an adapter."""
-        return self.target_modules == "all-linear" or layer in self.target_modules
-
     @property
     def mixed(self) -> bool:
         """Whether the model computes in mixed precision: in float16, or in 16 bits with trained biases."""
@@ -166,11 +182,6 @@ class LoRA(Finetuning):
     def bottleneck(self) -> int:
         """The rank: values for each token between the two matrices."""
         return self.rank
-
-    @property
-    def adapter_dropout(self) -> float:
-        """Dropout on the adapter's input."""
-        return self.dropout
 
 
 def _unknown(targets: list[str], layers: list[str]) -> str | None:

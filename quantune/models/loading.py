@@ -231,6 +231,8 @@ def import_libraries(base: Path, adapted: bool) -> None:
     mapping.get(type(config(base)), None)
     if adapted:
         import peft  # noqa: F401
+
+        from quantune.models import bottleneck  # noqa: F401 (PEFT then knows the method)
     method = quantization_method(base)
     if method == "compressed-tensors":
         import compressed_tensors  # noqa: F401

@@ -206,6 +206,19 @@ def _evaluations(config: Config, good_models: set[str]) -> Iterator[str]:
             yield f"evaluations.{name}: {reason}, and none of the models is a {entry.track} model: {models}"
 
 
+def _sound(config: Config) -> Iterator[chains.Variant]:
+    """Yield the listed variants whose chains can work."""
+    try:
+        texts = chains.expand(config.variants)
+    except ConfigError:
+        return
+    for text in texts:
+        try:
+            yield chains.parse(text, config)
+        except ConfigError:
+            continue
+
+
 def _recordings(config: Config, good_models: set[str]) -> Iterator[str]:
     """Yield the recordings that no model can transcribe."""
     if good_models == set(config.models) and "speech" not in map(config.track, good_models):
@@ -271,9 +284,12 @@ def _benchmark(config: Config, good_models: set[str]) -> Iterator[str]:
     for model in sorted(good_models) if config.benchmark else []:
         track, new_tokens = config.track(model), config.benchmark.new_tokens
         positions, longest = config.positions(model), config.benchmark.longest(track)
-        if positions is None or longest <= positions:
+        taken = max((_virtual(config, variant) for variant in _sound(config) if variant.model == model), default=0)
+        if positions is None or longest + taken <= positions:
             continue
         limit = f"the model '{model}' has {positions} positions"
+        limit += f", of which a variant takes {taken} for virtual tokens" if taken else ""
+        positions -= taken
         if track == "speech":
             most = positions - (longest - new_tokens)
             yield f"benchmark.new_tokens: {new_tokens} is too many, {limit}; allowed for it: up to {most}"

@@ -68,7 +68,8 @@ def train(
     shape = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
     schedule = get_scheduler(shape, optimizer, recipe.warmup(steps), steps)
     scaler = precision.scaler(model, recipe)
-    parts = {"optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    hook = recipe.hook(model, steps)
+    parts = {"optimizer": optimizer, "schedule": schedule, "scaler": scaler, **({"hook": hook} if hook else {})}
     made_by = f"{recipe.identity()}, seed {seed}, {steps} steps, {len(data)} examples"
     progress = restore(scratch, trained, parts, made_by) or Progress()
     resumed, started, checkpoints = progress.step, time.time(), Checkpoints(scratch, recipe.keep_checkpoints)
@@ -95,6 +96,8 @@ def train(
         torch.nn.utils.clip_grad_norm_(trained.values(), recipe.max_gradient_norm)
         if precision.step(scaler, optimizer):
             schedule.step()
+            if hook:
+                hook.step(progress.step)
         else:
             progress.skipped += 1
         optimizer.zero_grad(set_to_none=True)
