@@ -11,15 +11,14 @@ def tokenize(order, inputs, folder, scratch):
     from quantune.sources import texts
 
     (source,), (model,) = inputs["dataset"], inputs["model"]
-    if int(os.environ["OMP_NUM_THREADS"]) > 1:
-        os.environ["TOKENIZERS_PARALLELISM"] = "true"  # the threads of the tokenizer; no other process is started
+    processes = int(os.environ["OMP_NUM_THREADS"])  # the cores of the rule
     tokenizer, counts = loading.tokenizer(model), {}
     for path in sorted(source.glob("*.parquet")):
         target = folder / f"{path.stem}.arrow"
         if texts.holds_messages(path):
-            count, counts[path.stem] = chat.write(texts.read_messages(path), tokenizer, target)
+            count, counts[path.stem] = chat.write(texts.read_messages(path), tokenizer, target, processes)
         else:
-            count, counts[path.stem] = tokens.write(texts.read_parquet(path), tokenizer, target)
+            count, counts[path.stem] = tokens.write(texts.read_parquet(path), tokenizer, target, processes)
         print(f"{path.stem}: {count} documents, {counts[path.stem]} tokens")
     return {"tokens": counts}
 

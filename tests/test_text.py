@@ -3,6 +3,10 @@
 import copy
 import json
 import math
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy
@@ -10,9 +14,11 @@ import pyarrow
 import pytest
 
 from quantune.core.errors import QuantuneError
-from quantune.data import text, tokens
+from quantune.data import chat, text, tokens
 from quantune.evaluations.perplexity import Perplexity
-from quantune.sources import leaks
+from quantune.sources import chat_templates, leaks
+from tests.conftest import ROOT
+from tests.workflow import wait_for
 
 NASTY = [
     "",
@@ -177,6 +183,56 @@ def test_documents_are_loaded_as_they_were_written(prepared):
     for name, values in {"ids": [3, 4], "bytes": [1, 2], "words": [1, 0]}.items():
         found, starts = text.column(folder, "test", name)
         assert found.tolist() == values and starts.tolist() == [0, 2, 2]
+
+
+@pytest.mark.parametrize("kind", ["text", "chat"])
+def test_several_processes_write_the_same_bytes(tokenizer, tmp_path, kind):
+    rows = [f"Entry {number}: wind from the north." * (1 + number % 7) for number in range(700)]
+    rows[300] = "a long document of many words " * 10_000
+    if kind == "chat":
+        rows = [[{"role": "user", "content": "And?"}, {"role": "assistant", "content": row}] for row in rows]
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = chat_templates.ALPACA
+    for processes in (1, 2):
+        target = tmp_path / f"{processes}.arrow"
+        if kind == "chat":
+            chat.write(rows, tokenizer, target, processes)
+        else:
+            assert tokens.write((row.encode() for row in rows), tokenizer, target, processes)[0] == 700
+    assert (tmp_path / "1.arrow").read_bytes() == (tmp_path / "2.arrow").read_bytes()
+
+
+def test_processes_end_with_a_killed_parent():
+    """A killed job leaves no process behind that waits for work."""
+    code = (
+        "import multiprocessing, os, signal, time\n"
+        "from quantune.data import workers\n"
+        "with workers.pool(abs, 2) as mapped:\n"
+        "    list(mapped([-1, -2, -3, -4]))\n"
+        "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=60)
+    children = [int(pid) for pid in done.stdout.split()]
+    assert len(children) == 2
+    wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in children), 20)
+
+
+def test_a_split_is_mapped_and_only_what_is_read_is_in_memory(prepared):
+    """16 MB of tokens: their blocks, a batch and a slice of the stream take a small part of it."""
+    folder = prepared(documents(*[list(range(1000))] * 4000), "train")
+    tracemalloc.start()
+    try:
+        blocks = text.Blocks(text.blocks(folder, "train", 2, 512))
+        batch = blocks.batch([0, len(blocks) - 1])
+        stream = text.stream(folder, "train", Prefixed([1]))
+        part = stream.ids[2_000_000:2_000_100]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(blocks) == 4_004_000 // 512 and batch["input_ids"].shape == (2, 512) and len(part) == 100
+    assert peak < 2_000_000
+    assert not text.column(folder, "train", "ids")[0][10:20].flags.owndata
 
 
 def test_blocks_are_cut_from_documents_that_end_with_the_end_token(prepared):

@@ -7,6 +7,7 @@ White space after the end of a turn is not part of it, because no model is asked
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy
 import pyarrow
 
 from quantune.core.errors import QuantuneError
-from quantune.data import text, tokens
+from quantune.data import text, tokens, workers
 from quantune.models import loading
 from quantune.sources import chat_templates
 
@@ -143,20 +144,37 @@ def _columns(whole: str, responses: list[Response], ids: numpy.ndarray, offsets:
     return columns
 
 
-def write(conversations: Iterable[Messages], tokenizer, path: Path) -> tuple[int, int]:
-    """Tokenize conversations and write them as an Arrow file with the columns of `SCHEMA`; return their number and
-    that of their tokens.
+def write(conversations: Iterable[Messages], tokenizer, path: Path, processes: int = 1) -> tuple[int, int]:
+    """Tokenize conversations, in several processes, and write them as an Arrow file with the columns of `SCHEMA`.
+
+    Returns:
+        The number of conversations and the number of tokens.
 
     Raises:
         QuantuneError: naming the conversation's number, from 1, if the template cannot write it.
     """
-    waiting, count = iter(conversations), 0
-    with tokens.writer(path, SCHEMA) as rows:
-        while batch := list(islice(waiting, BATCH)):
-            for columns in encode(batch, tokenizer, f"split '{path.stem}', conversation", count + 1):
+    count, work = 0, partial(_encoded, tokenizer=tokenizer, where=f"split '{path.stem}', conversation")
+    with tokens.writer(path, SCHEMA) as rows, workers.pool(work, processes) as mapped:
+        for parts in mapped(_numbered(conversations)):
+            for columns in parts:
                 rows.append([columns])
-            count += len(batch)
+            count += len(parts)
         return count, rows.close()
+
+
+def _numbered(conversations: Iterable[Messages]) -> Iterator[tuple[int, list[Messages]]]:
+    """Yield batches of conversations, and the number of the first, from 1."""
+    waiting, first = iter(conversations), 1
+    while batch := list(islice(waiting, BATCH)):
+        yield first, batch
+        first += len(batch)
+
+
+def _encoded(batch: tuple[int, list[Messages]], tokenizer, where: str) -> list[dict[str, numpy.ndarray]]:
+    """Return the columns of each conversation of a batch, as 32-bit integers."""
+    first, conversations = batch
+    parts = encode(conversations, tokenizer, where, first)
+    return [{name: values.astype("<i4") for name, values in part.items()} for part in parts]
 
 
 def prompt(question: str, tokenizer) -> list[int]:

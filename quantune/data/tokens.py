@@ -10,6 +10,8 @@ number of these cuts is printed.
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,16 @@ import numpy
 import pyarrow
 
 from quantune.core.errors import QuantuneError
+from quantune.data import workers
 
 SCHEMA = pyarrow.schema([(name, pyarrow.list_(pyarrow.int32())) for name in ("ids", "bytes", "words")])
 ROWS = 1024  # documents in one record batch
 PIECE = 2**18  # bytes of the longest text that is tokenized at once
 OVERLAP = 2**12  # bytes that two pieces share
 AGREED = 16  # tokens before and after a join that both pieces must share
-BATCH = 2**20  # bytes of short documents that are tokenized together
+BATCH = 2**18  # bytes of short documents that are tokenized together
 MOST = 2**31 - 1  # tokens in one record batch
-SPACES = numpy.array([code for code in range(0x3001) if chr(code).isspace()], "uint32")
+SPACE = numpy.array([chr(code).isspace() for code in range(0x3002)])  # by code; no later one is a space
 
 
 def encode(texts: list[str], tokenizer) -> dict[str, list]:
@@ -46,13 +49,14 @@ def encode(texts: list[str], tokenizer) -> dict[str, list]:
     return columns
 
 
-def write(documents: Iterable[memoryview], tokenizer, path: Path) -> tuple[int, int]:
+def write(documents: Iterable[memoryview], tokenizer, path: Path, processes: int = 1) -> tuple[int, int]:
     """Tokenize documents and write them as an Arrow file; memory holds a few pieces, whatever a document's length.
 
     Args:
         documents: the UTF-8 bytes of each document.
         tokenizer: a fast tokenizer.
         path: the file to write: one row for each document, with the columns of `SCHEMA`.
+        processes: that tokenize; the result is the same whatever their number.
 
     Returns:
         The number of documents and the number of tokens.
@@ -61,19 +65,27 @@ def write(documents: Iterable[memoryview], tokenizer, path: Path) -> tuple[int, 
         QuantuneError: if the tokenizer gives no offsets (a slow tokenizer).
     """
     count = 0
-    with writer(path, SCHEMA) as rows:
-        for batch in _batches(documents):
-            if isinstance(batch, list):
-                parts = ([part] for part in _whole([str(text, "utf-8") for text in batch], tokenizer))
+    with writer(path, SCHEMA) as rows, workers.pool(partial(_short, tokenizer=tokenizer), processes) as mapped:
+        for short, batches in groupby(_batches(documents), lambda batch: isinstance(batch, list)):
+            if short:
+                for parts in mapped(batches):
+                    for part in parts:
+                        rows.append([part])
+                    count += len(parts)
             else:
-                parts = [_in_pieces(batch, tokenizer)]
-            for document in parts:
-                rows.append(document)
-                count += 1
+                for document in batches:
+                    rows.append(_in_pieces(document, tokenizer))
+                    count += 1
         return count, rows.close()
 
 
-def _batches(documents: Iterable[memoryview]) -> Iterator[list[memoryview] | memoryview]:
+def _short(batch: list[bytes], tokenizer) -> list[dict[str, numpy.ndarray]]:
+    """Return the columns of each document of a batch, as 32-bit integers."""
+    parts = _whole([str(text, "utf-8") for text in batch], tokenizer)
+    return [{name: values.astype("<i4") for name, values in part.items()} for part in parts]
+
+
+def _batches(documents: Iterable[memoryview]) -> Iterator[list[bytes] | memoryview]:
     """Yield lists of short documents, and long documents one by one, in their order."""
     short, size = [], 0
     for document in documents:
@@ -83,7 +95,7 @@ def _batches(documents: Iterable[memoryview]) -> Iterator[list[memoryview] | mem
         if len(document) > PIECE:
             yield document
         else:
-            short.append(document)
+            short.append(bytes(document))
             size += len(document)
     if short:
         yield short
@@ -145,9 +157,11 @@ def tokenized(texts: list[str], tokenizer) -> Iterator[tuple[numpy.ndarray, nump
     """Yield ids and offsets (begin and end in characters, shape (tokens, 2)) of each text."""
     if not tokenizer.is_fast:
         raise QuantuneError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed")
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    options = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+    encoded = tokenizer(texts, return_offsets_mapping=True, verbose=False, **options)
     for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        yield numpy.array(ids, "int64"), numpy.array(offsets, "int64").reshape(-1, 2)
+        places = numpy.fromiter(chain.from_iterable(offsets), "int64", 2 * len(offsets))
+        yield numpy.array(ids, "int64"), places.reshape(-1, 2)
 
 
 def _whole(texts: list[str], tokenizer) -> Iterator[dict[str, numpy.ndarray]]:
@@ -164,7 +178,7 @@ class Positions:
     def __init__(self, text: str, after_space: bool = True):
         codes = numpy.frombuffer(text.encode("utf-32-le"), "<u4")
         widths = 1 + (codes > 0x7F).astype("int64") + (codes > 0x7FF) + (codes > 0xFFFF)
-        spaces = numpy.concatenate([[after_space], numpy.isin(codes, SPACES)])
+        spaces = numpy.concatenate([[after_space], SPACE[numpy.minimum(codes, len(SPACE) - 1)]])
         self.bytes = numpy.concatenate([[0], numpy.cumsum(widths)])
         self.words = numpy.concatenate([[0], numpy.cumsum(spaces[:-1] & ~spaces[1:])])
 

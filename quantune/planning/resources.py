@@ -16,6 +16,7 @@ from quantune.planning.plan import Plan
 DATA = ("dataset", "clips", "tokenize", "resample")
 """Stages that read and prepare data."""
 PYTHON_BYTES, TOKENIZE_BYTES, CLIPS_BYTES = 400_000_000, 300_000_000, 1_000_000_000
+WORKER_BYTES = 150_000_000  # of each process that tokenizes beside the first
 LONGEST = 2**29  # bytes of the longest document; see `quantune.sources.text_files`
 UNPACKED = 8  # assumed ratio of compression
 COMPUTES = ("quantize", "train", "merge", "evaluate", "transcribe", "benchmark")
@@ -98,7 +99,8 @@ def data_bytes(plan: Plan, artefact: Artefact) -> int:
         compared = sum(size for size, _ in sizes) if artefact.recipe["remove_leaks"] == "near" else 0
         return PYTHON_BYTES + 4 * longest + 2 * compared
     if stage == "tokenize":
-        return hardware.LIBRARY_BYTES + TOKENIZE_BYTES + 2 * longest
+        workers = (plan.config.threads - 1) * WORKER_BYTES
+        return hardware.LIBRARY_BYTES + TOKENIZE_BYTES + workers + 2 * longest
     return hardware.LIBRARY_BYTES + CLIPS_BYTES + (2 * longest if stage == "clips" else 0)
 
 

@@ -42,8 +42,9 @@ def _order(count: int, seed: int) -> Any:
     """Return the order of `order` as an array, int64."""
     import numpy
 
-    digests = b"".join(hashlib.sha256(f"{seed}:{number}".encode()).digest() for number in range(count))
-    return numpy.lexsort(numpy.frombuffer(digests, ">u8").reshape(count, 4).T[::-1])
+    hashed = (hashlib.sha256(f"{seed}:{number}".encode()).digest() for number in range(count))
+    digests = numpy.fromiter(hashed, "S32", count)  # no list of them in memory
+    return numpy.lexsort(digests.view(">u8").reshape(count, 4).T[::-1])
 
 
 def divide(items: list, parts: dict[str, float], seed: int) -> dict[str, list]:
