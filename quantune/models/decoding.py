@@ -249,7 +249,9 @@ def choose(requested: str, model: PreTrainedModel, prompt: Prompt, steps: int):
     if requested == "auto":
         away = any(map(is_away, model.modules()))
         requested = "compiled" if tokens.device.type == "cuda" and not away else "eager"
-    forced = torch.randint(model.config.vocab_size, (min(PROBED, steps), len(tokens), 1), generator=_generator())
+    forced = torch.randint(
+        model.config.vocab_size, (min(PROBED, steps), len(tokens), 1), generator=torch.Generator().manual_seed(0)
+    )
     forced = forced.to(tokens.device)
     expected = None if requested == "eager" else _forced_logits(Eager(model, prompt, steps), forced)
     reasons = {}
@@ -298,7 +300,3 @@ def _require_agreement(logits: torch.Tensor, expected: torch.Tensor) -> None:
     distance = float((logits - expected).norm() / expected.norm())
     if not distance <= AGREEMENT:
         raise UnsupportedError(f"its logits are {distance:.2g} away from the eager decoder's, relatively")
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
