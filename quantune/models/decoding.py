@@ -189,8 +189,7 @@ def forward(model: PreTrainedModel, cache: Cache, encoded: torch.Tensor | None, 
     """
     if encoded is not None:
         inputs = {f"decoder_{name}": value for name, value in inputs.items()} | {"encoder_outputs": (encoded,)}
-    if virtual_tokens(model):
-        model = model.base_model  # the virtual tokens are in the cache
+    model = model.base_model if virtual_tokens(model) else model  # the virtual tokens are in the cache
     return model(past_key_values=cache, use_cache=True, **inputs).logits[:, -1]
 
 
@@ -297,6 +296,5 @@ def _forced_logits(decoder, forced: torch.Tensor) -> torch.Tensor:
 
 
 def _require_agreement(logits: torch.Tensor, expected: torch.Tensor) -> None:
-    distance = float((logits - expected).norm() / expected.norm())
-    if not distance <= AGREEMENT:
+    if not (distance := float((logits - expected).norm() / expected.norm())) <= AGREEMENT:
         raise UnsupportedError(f"its logits are {distance:.2g} away from the eager decoder's, relatively")
