@@ -57,8 +57,8 @@ class Bottleneck(Finetuning):
 
         torch.manual_seed(seed)
         task = None if model.config.is_encoder_decoder else "CAUSAL_LM"
-        found = [name for name in self.targets if name in names]
-        return get_peft_model(model, BottleneckConfig(task_type=task, target_modules=found, size=self.size))
+        present = [name for name in self.targets if name in names]
+        return get_peft_model(model, BottleneckConfig(task_type=task, target_modules=present, size=self.size))
 
     def trained(self, shape: Architecture) -> int:
         """Return the parameters of two linear layers with biases behind each target."""

@@ -128,14 +128,9 @@ class Freeze(OwnWeights):
 
     def _of(self, stack) -> list[int]:
         """Return the numbers of the chosen layers of a stack."""
-        every = range(len(stack))
-        return list(
-            every
-            if self.layers == "all"
-            else sorted(set(self.layers))
-            if type(self.layers) is list
-            else every[-self.layers :]
-        )
+        if type(self.layers) is list:
+            return sorted(set(self.layers))
+        return list(range(len(stack)))[0 if self.layers == "all" else -self.layers :]
 
     def _missing(self, count: int) -> str | None:
         """Return why a stack of so many layers does not have the chosen ones, or None."""
