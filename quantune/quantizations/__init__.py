@@ -23,9 +23,6 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 class Quantization(Recipe):
     """How a checkpoint is quantized. Subclasses set the literal `method` and implement the functions below."""
 
-    keeps_inputs: ClassVar[bool] = False
-    """Whether, when an adapter is trained on top, quantized layers keep their inputs for the backward pass."""
-
     rescales: ClassVar[bool] = False
     """Whether the method rescales inputs and outputs of layers, so that they differ from the parent's."""
     settings: ClassVar[frozenset[str]] = frozenset({"if_destroyed"})

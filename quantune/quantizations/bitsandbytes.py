@@ -3,7 +3,7 @@
 """
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -58,8 +58,6 @@ class BitsAndBytes(Quantization):
 
 class Int8(BitsAndBytes):
     """LLM.int8(): rows of int8 with one scale each; input features with outliers are computed in 16 bits."""
-
-    keeps_inputs: ClassVar[bool] = True
 
     method: Literal["int8"]
     """bitsandbytes LLM.int8()."""
