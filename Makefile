@@ -18,13 +18,15 @@ nothing_to_do = snakemake $(KEPT) --dry-run 2>&1 | tee -a /dev/stderr | grep -q 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-# torch first: its build decides which builds of its dependencies are installed
+# torch first: its build decides which builds of its dependencies are installed. The rest is pinned whole, so pip need not
+# look for dependencies; if this Python or platform needs more, pip looks
 $(VENV)/ready: envs/pinned.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quantune needs Python 3.11 or newer; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile $$(grep '^torch==' envs/pinned.txt)
-	$(BIN)/python -m pip install --quiet --no-compile -r envs/pinned.txt
-	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true  # pip would compile on one core
+	$(BIN)/python -m pip install --quiet --no-compile -c envs/pinned.txt torch
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps -r envs/pinned.txt
+	@$(BIN)/python -m pip check > /dev/null || $(BIN)/python -m pip install --quiet --no-compile -r envs/pinned.txt
+	@$(BIN)/python -m compileall -qq -j 0 -x '/(tests?|pip|transformers/models|torch/testing)/' $(VENV)/lib || true  # pip would compile all, on one core
 	@touch $@
 
 $(VENV)/ready-for-dvc: $(VENV)/ready envs/pinned-dvc.txt

@@ -32,7 +32,8 @@ def call_or_stop(function, *arguments):
     try:
         return function(*arguments)
     except QuantuneError as error:
-        raise WorkflowError(str(error)) from None
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 # Snakemake takes them for wildcards: files from outside with them are read, but no inputs of a rule.

@@ -10,7 +10,7 @@ def train(order, inputs, folder, scratch):
     import peft  # noqa: F401 (this takes seconds; do it before the job takes the GPU)
 
     from quantune.data import examples
-    from quantune.finetunings.training import loop, loss, precision
+    from quantune.finetunings.training import checkpointing, loop, loss, precision
     from quantune.models import adapters, loading
 
     (parent,), (prepared,) = inputs["parent"], inputs["data"]
@@ -26,12 +26,11 @@ def train(order, inputs, folder, scratch):
     footprint = model.get_memory_footprint()
     original = next(iter(inputs.get("original", ())), None)
     model = recipe.prepare(model, seed, original)
-    if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpointing.enable(model, recipe)
     trainable, total = adapters.parameters(model)
     print(f"training {trainable:,} of {total:,} parameters ({trainable / total:.4%}) on {len(data)} examples")
 
-    with loss.fused(model):
+    with loss.fused(model), precision.attending(recipe):
         store = partial(recipe.save, model, parent)
         facts = loop.train(model, recipe, seed, data, validation, folder, scratch, store)
     recipe.save(model, parent, folder)

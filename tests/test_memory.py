@@ -20,7 +20,6 @@ from quantune.core.workload import Inference
 from quantune.data.batches import BATCH_TOKENS
 from quantune.finetunings.lora import LoRA
 from quantune.finetunings.training import loss, precision
-from quantune.finetunings.training.precision import keep_masters
 from quantune.models import architecture, decoding, loading, offloading
 from quantune.planning import costs, memory, resources
 from quantune.planning.activations import Pass
@@ -256,8 +255,7 @@ def peak_of_training(model, recipe: LoRA) -> int:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    if recipe.precision != "float32":
-        keep_masters(model)
+    precision.prepare(model, recipe)
     with loss.fused(model):
         step()
         return peak(step)

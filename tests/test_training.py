@@ -1,6 +1,8 @@
 """Training: the loss in chunks, float32 weights in a half-precision model, a loss that is not finite."""
 
 import math
+import weakref
+from contextlib import nullcontext
 
 import numpy
 import pytest
@@ -10,8 +12,10 @@ from quantune.core.errors import QuantuneError
 from quantune.data import text
 from quantune.data.batches import IGNORED
 from quantune.finetunings.lora import LoRA
-from quantune.finetunings.training import loop, loss, precision
+from quantune.finetunings.training import checkpointing, loop, loss, low_rank, precision
 from quantune.models import loading
+from quantune.quantizations.bitsandbytes import Int8, NormalFloat4
+from quantune.quantizations.rtn import RoundToNearest
 from tests.conftest import OPT
 
 KEYS = {"method": "lora", "dataset": "any", "rank": 4, "target_modules": "all-linear", "validation_split": None}
@@ -20,6 +24,17 @@ KEYS = {"method": "lora", "dataset": "any", "rank": 4, "target_modules": "all-li
 @pytest.fixture(scope="module")
 def tokens() -> numpy.ndarray:
     return numpy.random.default_rng(0).integers(3, 12000, (8, 48))
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory) -> dict:
+    """Kind -> checkpoint of opt-2m: dense, and quantized by bitsandbytes and by RTN."""
+    folders = {"dense": OPT}
+    recipes = {"nf4": NormalFloat4(method="nf4"), "int8": Int8(method="int8")}
+    for name, recipe in (recipes | {"packed": RoundToNearest(method="rtn", group_size=64)}).items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        recipe.quantize(OPT, folders[name], None, 0)
+    return folders
 
 
 def gradients(model) -> torch.Tensor:
@@ -99,3 +114,103 @@ def test_a_loss_that_is_not_finite_names_its_step(tokens, tmp_path):
     model = recipe.prepare(loading.model([OPT], "float32"), 0)
     with pytest.raises(QuantuneError, match="the loss is nan at step 3; lower 'learning_rate'"):
         loop.train(model, recipe, 0, Broken(tokens), None, tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("base", ["dense", "nf4", "packed"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_adapted_layers_in_fewer_passes_compute_as_pefts(tokens, bases, base, dropout):
+    """The same logits and gradients, with and without dropout, on dense and packed weights; in evaluation too."""
+    gradient, logits = {}, {}
+    for own in (False, True):
+        recipe = LoRA(**KEYS, steps=1, dropout=dropout)
+        model = recipe.prepare(loading.model([bases[base]], "float32"), 0)
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(value, std=0.02)
+        if own:
+            low_rank.fuse(model)
+            ours = [part for part in model.modules() if "forward" in vars(part)]
+            assert len(ours) == 6 * model.config.num_hidden_layers
+        ids = torch.from_numpy(tokens[:2])
+        logits[own] = model.eval()(input_ids=ids).logits
+        torch.manual_seed(1)
+        model.train()(input_ids=ids, labels=ids).loss.backward()
+        gradient[own] = gradients(model)
+    assert torch.allclose(logits[False], logits[True], atol=1e-4)
+    assert (gradient[False] - gradient[True]).norm() / gradient[False].norm() < 1e-5
+    assert gradient[True].count_nonzero() > 0.9 * gradient[True].numel()
+
+
+def test_variants_of_lora_stay_pefts_own(tokens):
+    """DoRA and adapters with a bias are not x Wᵀ + s (x Aᵀ) Bᵀ."""
+    from peft import LoraConfig, get_peft_model
+
+    for keys in ({"use_dora": True}, {"lora_bias": True}):
+        config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], **keys)
+        model = get_peft_model(loading.model([OPT], "float32"), config)
+        low_rank.fuse(model)
+        assert not [part for part in model.modules() if "forward" in vars(part)]
+
+
+def test_an_attention_that_the_device_lacks_is_one_error(tokens):
+    recipe = LoRA(**KEYS, steps=1, attention="cudnn")
+    model = recipe.prepare(loading.model([OPT], "float32"), 0)
+    with pytest.raises(QuantuneError, match="attention: auto"), precision.attending(recipe):
+        model(input_ids=torch.from_numpy(tokens[:2]))
+    outputs = []
+    for kind in ("auto", "math"):
+        with precision.attending(LoRA(**KEYS, steps=1, attention=kind)), torch.no_grad():
+            outputs.append(model(input_ids=torch.from_numpy(tokens[:2])).logits)
+    assert torch.allclose(*outputs, atol=1e-4)
+
+
+def test_offloaded_inputs_give_the_same_gradients(tokens):
+    """Bit for bit, through checkpointed layers with dropout; a tensor that several layers save is copied once."""
+    results = []
+    for smallest in (None, 1):
+        recipe = LoRA(**KEYS, steps=1, dropout=0.2, gradient_checkpointing="offload")
+        model = recipe.prepare(loading.model([OPT], "float32"), 0).train()
+        checkpointing.enable(model, recipe)
+        hooks, ids = checkpointing.Offloaded(smallest) if smallest else nullcontext(), torch.from_numpy(tokens[:2])
+        torch.manual_seed(1)
+        with hooks:
+            value = model(input_ids=ids, labels=ids).loss
+        value.backward()
+        results.append(gradients(model))
+    assert torch.equal(*results)
+    assert len({id(copy) for _, _, copy in hooks.copies.values()}) >= model.config.num_hidden_layers
+
+    states, weight = torch.ones(3, 5), torch.ones(5, requires_grad=True)
+    with (once := checkpointing.Offloaded(1)):
+        first, second = states * weight, states * weight
+    states.mul_(2)  # the copies are of before
+    with once:
+        third = states * weight
+    assert len(once.copies) == 1
+    (first + second + third).sum().backward()
+    assert weight.grad.tolist() == [3 + 3 + 6] * 5
+
+
+def test_int8_layers_keep_no_input_and_the_gradients_of_bitsandbytes(tokens, bases):
+    """Checkpointing frees the input of each layer when the next one begins; the gradient has the same bits."""
+    recipe, ids = LoRA(**KEYS, steps=1, gradient_checkpointing=True), torch.from_numpy(tokens[:2])
+    results, kept = [], []
+    for own in (False, True):
+        model = recipe.prepare(loading.model([bases["int8"]], "float32"), 0).train()
+        if own:
+            precision.prepare(model, recipe)
+        checkpointing.enable(model, recipe)
+        inputs = []
+
+        def watch(_, states, inputs=inputs):
+            inputs.append(weakref.ref(states[0]))
+
+        for name, layer in model.named_modules():
+            if name.endswith("fc2.base_layer"):
+                layer.register_forward_pre_hook(watch)
+        value = model(input_ids=ids, labels=ids).loss
+        kept.append(sum(reference() is not None for reference in inputs))
+        value.backward()
+        results.append(gradients(model))
+    assert kept == [len(inputs) // 2, 0]
+    assert torch.equal(*results)

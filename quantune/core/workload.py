@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 PROBE_TOKENS = 512
 """Tokens of the probe text that a quantized model and its parent read, at most."""
@@ -41,8 +42,9 @@ class Training:
     """Sequences in one forward and backward pass."""
     length: int
     """Tokens in each sequence."""
-    recomputed: bool = False
-    """Whether activations are recomputed in the backward pass (gradient checkpointing)."""
+    kept: Literal["activations", "inputs", "none"] = "activations"
+    """What the device keeps for the backward pass: all activations, only the inputs of layers (gradient checkpointing),
+    or none, because the inputs are offloaded."""
     mixed: bool = False
     """Mixed precision: matrix products compute in `dtype`; norms, and a quantized base's other weights, in float32."""
 

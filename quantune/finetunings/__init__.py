@@ -37,7 +37,7 @@ class Finetuning(Recipe):
     settings: ClassVar[frozenset[str]] = frozenset({"save_every"})
     neutral: ClassVar[frozenset[str]] = frozenset(
         {"max_validation", "packing", "end_of_text", "group_by_length", "warmup_ratio", "log_every"}
-        | {"keep", "keep_checkpoints", "optimizer"}
+        | {"keep", "keep_checkpoints", "optimizer", "attention"}
     )
     numbers: ClassVar[tuple[str, ...]] = (
         *("parameters", "trainable_parameters", "total_parameters", "base_footprint_bytes"),
@@ -98,12 +98,16 @@ class Finetuning(Recipe):
     """Decoupled weight decay of AdamW."""
     max_gradient_norm: float = Field(default=1.0, gt=0, le=1e9)
     """Gradients are scaled down to at most this L2 norm."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: bool | Literal["offload"] = False
+    """Recompute activations in the backward pass: less memory, about a third more time. offload: with a GPU, the inputs
+    of the layers wait in main memory, too. The result is the same."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Dtype of the frozen weights and the computation; adapters are always trained in float32. float16 is mixed
     precision: norms, and all weights of a quantized model that are not packed, stay float32; the loss is scaled so that
     small gradients do not vanish, and steps whose gradients overflow are skipped and counted."""
+    attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
+    """Implementation of attention, of those in PyTorch; auto: PyTorch's choice. cudnn is the fastest on a Hopper GPU,
+    and needs `deterministic: false`. math computes in plain matrix products and takes the most memory."""
     compile: bool = False
     """Compile the layers (torch.compile): faster on a GPU, after about a minute."""
     evaluate_every: Annotated[int, Field(gt=0, le=MANY, strict=True)] | Literal["epoch"] = 50
@@ -213,7 +217,8 @@ class Finetuning(Recipe):
 
     def workload(self) -> Training:
         """Return the workload of training, for estimates of memory."""
-        return Training(self.precision, self.batch_size, self.length, self.gradient_checkpointing, self.mixed)
+        kept = {False: "activations", True: "inputs", "offload": "none"}[self.gradient_checkpointing]
+        return Training(self.precision, self.batch_size, self.length, kept, self.mixed)
 
 
 def methods() -> list[type[Finetuning]]:

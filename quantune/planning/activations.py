@@ -9,14 +9,13 @@ feed-forward size F and s bytes for a value of the dtype computed in, each layer
 - attention (`sdpa` with a flash kernel: no matrix of length x length): queries, keys, values, output, and one float32 a
   token and head.
 - feed-forward: ReLU keeps its result, N·F·s; GELU its input; SwiGLU the gate, its SiLU and `up_proj`, 3·N·F·s.
-- frozen linear layers: nothing; those of LLM.int8() keep their input.
+- frozen linear layers: nothing.
 - adapted linear layers: their input, shared by layers that read the same tensor; with dropout each layer keeps a copy
   of its own. Between A and B, N·rank·s. In 16 bits also A and B in this dtype.
 - dropout: a mask of one byte a value, after each part of the layer.
 
 In mixed precision (torch.autocast) norms keep a float32 input, attention computes in 16 bits, and each adapted layer
-that reads a float32 tensor, such as the output of a norm, keeps a 16-bit copy of its own. Layers of bitsandbytes return
-the dtype of their input, other linear layers 16 bits.
+that reads a float32 tensor, such as the output of a norm, keeps a 16-bit copy of its own. Linear layers return 16 bits.
 
 Adapters are float32 whatever the base is (PEFT's `autocast_adapter_dtype`). In training they compute in the dtype of
 their input (`finetunings/training/precision.py`), in inference in float32.
@@ -29,7 +28,6 @@ from quantune.core.workload import LOSS_CHUNK
 from quantune.finetunings import Finetuning
 from quantune.models.architecture import Architecture, Layers, Linear
 from quantune.quantizations import Quantization
-from quantune.quantizations.packed import Packed
 
 FLOAT = BYTES["float32"]
 
@@ -85,7 +83,7 @@ class Pass:
         """Return the bytes that one layer keeps for the backward pass; only adapters are trained."""
         attention = 2 * (layers.queries + layers.keys) * self._factor + layers.heads * FLOAT
         cross = 2 * layers.queries * self._factor + layers.heads * FLOAT if layers.cross else 0
-        feed_forward = (3 if layers.gated else 1) * layers.feed_forward * self._output
+        feed_forward = (3 if layers.gated else 1) * layers.feed_forward * self._factor
         masks = layers.norms * layers.width if layers.dropout else 0
         encoded = 2 * self.batch * self.model.frames * layers.keys * self._factor if layers.cross else 0
         per_token = attention + cross + feed_forward + masks
@@ -112,9 +110,7 @@ class Pass:
                 total += positions * linear.inputs * (self._factor + 1)
             elif adapted and self._float(linear):
                 total += positions * linear.inputs * self._factor
-            kept = adapted and not copied and not self._float(linear)
-            keeps = kept or (self.quantization is not None and self.quantization.keeps_inputs)
-            if keeps and linear.reads not in saved:
+            if adapted and not copied and not self._float(linear) and linear.reads not in saved:
                 total += positions * linear.inputs * self.size
                 saved.add(linear.reads)
         return total
@@ -145,7 +141,7 @@ class Pass:
 
         Those of the feed-forward part: input and output of the activation; for SwiGLU both factors and the product.
         """
-        feed_forward = (3 if layers.gated else 2) * layers.feed_forward * self._output
+        feed_forward = (3 if layers.gated else 2) * layers.feed_forward * self._factor
         return self.tokens(layers) * feed_forward + self._unpacked(layers)
 
     def loss(self) -> int:
@@ -166,15 +162,10 @@ class Pass:
         """Bytes of one value of a factor of a matrix product."""
         return 2 if self.mixed else self.size
 
-    @property
-    def _output(self) -> int:
-        """Bytes of one value that a linear layer returns after a norm."""
-        return self._factor if self.quantization is None or isinstance(self.quantization, Packed) else self.size
-
     def _float(self, linear: Linear) -> bool:
         """Return whether a linear layer reads a float32 tensor in mixed precision, and casts it."""
-        sizes = {"feed-forward": self._output, "encoder output": self.size}
-        return self.mixed and ("norm" in linear.reads or sizes.get(linear.reads) == FLOAT)
+        reads_float = "norm" in linear.reads or (linear.reads == "encoder output" and self.size == FLOAT)
+        return self.mixed and reads_float
 
     @property
     def _copy(self) -> int:

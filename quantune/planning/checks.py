@@ -22,6 +22,7 @@ SPECIAL = 8
 def problems(config: Config) -> list[str]:
     """Return every problem, each once."""
     lines = [*_work(config), *_names(config), *_references(config), *_unread(config), *_splits(config)]
+    lines += _attention(config)
     unusable = dict(_paths(config))
     lines += unusable.values()
     good_models = {name for name in config.models if f"models.{name}" not in unusable and config.config_available(name)}
@@ -42,6 +43,13 @@ def _work(config: Config) -> Iterator[str]:
         yield f"work: '{nearest_folder}' is not a folder, so '{work}' cannot be one; give another folder"
     elif nearest_folder != work and not os.access(nearest_folder, os.W_OK | os.X_OK):
         yield f"work: '{work}' cannot be made: you may not write in '{nearest_folder}'; give another folder"
+
+
+def _attention(config: Config) -> Iterator[str]:
+    """Yield which fine-tunings ask for an attention that is not deterministic, in a deterministic run."""
+    for name, recipe in config.finetunings.items():
+        if recipe.attention == "cudnn" and config.deterministic:
+            yield f"finetunings.{name}.attention: cudnn needs 'deterministic: false'; or take 'attention: auto'"
 
 
 def _names(config: Config) -> Iterator[str]:

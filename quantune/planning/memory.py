@@ -127,8 +127,11 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
     step = Pass(model, work.batch, length, dtype, quantization, finetuning, work.mixed)
     parameters = finetuning.trained(model)
     loss = 3 * step.logits("float32") if finetuning.trains_head else step.loss()
-    if work.recomputed:
-        activations = sum(layers.count * step.hidden(layers) + step.norm(layers) for layers in model.layers)
+    if work.kept != "activations":
+        inputs = (layers.count if work.kept == "inputs" else 1 for layers in model.layers)
+        activations = sum(
+            count * step.hidden(layers) + step.norm(layers) for count, layers in zip(inputs, model.layers, strict=True)
+        )
         layer = max(step.saved_for_backward(layers) + step.gradients(layers) for layers in model.layers)
     else:
         activations = sum(layers.count * step.saved_for_backward(layers) for layers in model.layers)

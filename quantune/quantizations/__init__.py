@@ -25,9 +25,6 @@ class Quantization(Recipe):
 
     readable: ClassVar[bool] = True
     """Whether PEFT can read the dense weights of a loaded layer in each step, as DoRA does."""
-    keeps_inputs: ClassVar[bool] = False
-    """Whether, when an adapter is trained on top, quantized layers keep their inputs for the backward pass."""
-
     rescales: ClassVar[bool] = False
     """Whether the method rescales inputs and outputs of layers, so that they differ from the parent's."""
     settings: ClassVar[frozenset[str]] = frozenset({"if_destroyed"})

@@ -59,7 +59,6 @@ class BitsAndBytes(Quantization):
 class Int8(BitsAndBytes):
     """LLM.int8(): rows of int8 with one scale each; input features with outliers are computed in 16 bits."""
 
-    keeps_inputs: ClassVar[bool] = True
     readable: ClassVar[bool] = False
 
     method: Literal["int8"]

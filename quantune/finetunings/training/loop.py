@@ -21,7 +21,7 @@ from transformers import get_scheduler
 from quantune.core.errors import QuantuneError
 from quantune.data.batches import IGNORED, Data, in_batches
 from quantune.finetunings import Finetuning
-from quantune.finetunings.training import hooks, optimizers, precision
+from quantune.finetunings.training import checkpointing, hooks, optimizers, precision
 from quantune.finetunings.training.kept import Checkpoints
 from quantune.finetunings.training.state import Progress, copied, restore, save, take
 
@@ -193,15 +193,17 @@ def mean_loss(model: torch.nn.Module, data: Data | None, recipe: Finetuning) -> 
 
 def _loss(model: torch.nn.Module, batch: dict[str, torch.Tensor], recipe: Finetuning) -> torch.Tensor:
     """Return the mean loss of the labels of a batch, in nats: a scalar."""
-    with precision.computing(model, recipe):
+    with precision.computing(model, recipe), checkpointing.saving(model, recipe):
         return model(**_placed(batch, model)).loss
 
 
 def _placed(batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return a batch on the model's device, floating-point values in the dtype of its first weights."""
     first = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    if first.is_cuda:  # a copy from pinned memory does not wait for the step before
+        batch = {name: value.pin_memory() for name, value in batch.items()}
     return {
-        name: value.to(first.device, first.dtype if value.is_floating_point() else value.dtype)
+        name: value.to(first.device, first.dtype if value.is_floating_point() else value.dtype, non_blocking=True)
         for name, value in batch.items()
     }
 

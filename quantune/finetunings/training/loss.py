@@ -84,10 +84,16 @@ class _CrossEntropy(torch.autograd.Function):
 
 def _rows(states, weight, bias, targets, kept, with_slope: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the summed loss of some rows, and its gradient with respect to their hidden states."""
-    chances = torch.nn.functional.linear(states, weight, bias).float().log_softmax(-1)
+    logits = torch.nn.functional.linear(states, weight, bias)
+    if not logits.is_cuda:
+        logits = logits.float()  # a GPU casts inside the kernel
+    chances = logits.log_softmax(-1, dtype=torch.float32)
+    del logits
     place = torch.arange(len(chances), device=states.device), targets.clamp(min=0)
-    loss = -(chances[place] * kept).sum()
+    likely = chances[place]
+    loss = -(likely * kept).sum()
     if not with_slope:
         return loss, None
-    chances.exp_()[place] -= 1
-    return loss, chances.mul_(kept[:, None]).to(states.dtype) @ weight
+    slope = chances.exp_().to(states.dtype)
+    slope[place] = (likely.exp() - 1).to(slope.dtype)
+    return loss, (slope @ weight).mul_(kept[:, None])
