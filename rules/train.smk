@@ -1,5 +1,5 @@
-"""Train: takes a checkpoint and tokenized documents; makes `checkpoints/{parent}+{finetuning}`, a PEFT adapter with its
-loss curves. Its state is saved in `tmp`; a job that was killed resumes from it."""
+"""Train: takes a checkpoint and tokenized documents; makes `checkpoints/{parent}+{finetuning}`, a PEFT adapter or a
+whole model with its loss curves. Its state is saved in `tmp`; a job that was killed resumes from it."""
 
 trained = Job(lambda wildcards: PLAN.checkpoint(f"{wildcards.parent}+{wildcards.finetuning}"))
 

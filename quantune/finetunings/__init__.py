@@ -28,6 +28,8 @@ class Finetuning(Recipe):
     """Whether each step reads the dense weights of the base's layers."""
     unmergeable: ClassVar[str | None] = None
     """Why the trained parameters cannot be merged into the base's weights, after the step's name; None: they can."""
+    trains_head: ClassVar[bool] = False
+    """Whether the output embedding is trained: then the model computes its loss from all logits at once."""
     taken_positions: ClassVar[int] = 0
     """Positions of the model that the method takes before every text."""
     version: ClassVar[int] = 3

@@ -39,6 +39,8 @@ class OwnWeights(Finetuning):
 class Full(OwnWeights):
     """Train all weights of the model."""
 
+    trains_head: ClassVar[bool] = True
+
     method: Literal["full"]
     """Full fine-tuning."""
 

@@ -18,7 +18,7 @@ class IA3(Finetuning):
     """Train a factor for each key, each value and each feed-forward activation of every layer."""
 
     method: Literal["ia3"]
-    """(IA)³."""
+    """(IA)³, with PEFT."""
 
     def unsuitable(self, config: dict[str, Any]) -> str | None:
         """Return why a model with this config.json has none of the layers, or None."""

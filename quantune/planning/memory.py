@@ -125,7 +125,8 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
     dtype = "float32" if work.mixed and (quantization or own) else work.dtype
     length = work.length + finetuning.taken_positions
     step = Pass(model, work.batch, length, dtype, quantization, finetuning, work.mixed)
-    parameters, loss = finetuning.trained(model), step.loss()
+    parameters = finetuning.trained(model)
+    loss = 3 * step.logits("float32") if finetuning.trains_head else step.loss()
     if work.kept != "activations":
         inputs = (layers.count if work.kept == "inputs" else 1 for layers in model.layers)
         activations = sum(
