@@ -10,7 +10,7 @@ def train(order, inputs, folder, scratch):
     import peft  # noqa: F401 (this takes seconds; do it before the job takes the GPU)
 
     from quantune.data import examples, mixing, packing
-    from quantune.finetunings.training import checkpointing, loop, loss, precision
+    from quantune.finetunings.training import checkpointing, loop, loss, noise, precision
     from quantune.models import adapters, loading
 
     (parent,), (prepared,) = inputs["parent"], inputs["data"]
@@ -36,7 +36,7 @@ def train(order, inputs, folder, scratch):
     trainable, total = adapters.parameters(model)
     print(f"training {trainable:,} of {total:,} parameters ({trainable / total:.4%}) on {len(data)} examples")
 
-    with loss.fused(model), precision.attending(recipe):
+    with loss.fused(model, recipe.label_smoothing), noise.noisy(model, recipe), precision.attending(recipe):
         store = partial(recipe.save, model, parent)
         facts = loop.train(model, recipe, seed, data, validation, folder, scratch, store)
     recipe.save(model, parent, folder)

@@ -38,6 +38,7 @@ class Finetuning(Recipe):
     neutral: ClassVar[frozenset[str]] = frozenset(
         {"max_validation", "packing", "loss_on", "end_of_text", "group_by_length", "warmup_ratio", "log_every"}
         | {"keep", "keep_checkpoints", "optimizer", "attention", "max_samples", "mix", "mix_until"}
+        | {"learning_rate_floor", "embedding_noise", "label_smoothing", "patience"}
     )
     numbers: ClassVar[tuple[str, ...]] = (
         *("parameters", "trainable_parameters", "total_parameters", "base_footprint_bytes"),
@@ -94,13 +95,16 @@ class Finetuning(Recipe):
     """Put examples of similar length into a batch, so that there is little padding; false: in random order."""
     task: Literal["transcribe", "translate"] = "transcribe"
     """For speech models: write a transcript, or an English translation if the data has one."""
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor"] = "adamw"
     """AdamW. 8bit: its two means have 8 bits, in blocks of 256 values (tensors below 4,096 values keep 32 bits). paged:
-    they move to main memory when the GPU is full (tensors below 100,000 values do not). Both are bitsandbytes'."""
+    they move to main memory when the GPU is full (tensors below 100,000 values do not). Both are bitsandbytes'.
+    adafactor keeps the means of rows and columns only, with the learning rate given here."""
     learning_rate: float = Field(default=2e-4, gt=0, le=1)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """How the learning rate falls to zero after the warm-up."""
+    learning_rate_floor: float = Field(default=0.0, ge=0, lt=1)
+    """With `schedule: cosine`: the learning rate falls to this share of its peak."""
     warmup_steps: int = Field(default=0, ge=0, le=MANY)
     """Optimizer steps over which the learning rate rises from zero."""
     warmup_ratio: float | None = Field(default=None, ge=0, le=1)
@@ -109,6 +113,10 @@ class Finetuning(Recipe):
     """Decoupled weight decay of AdamW."""
     max_gradient_norm: float = Field(default=1.0, gt=0, le=1e9)
     """Gradients are scaled down to at most this L2 norm."""
+    embedding_noise: float = Field(default=0.0, ge=0, le=1e4)
+    """For text: strength of the uniform noise on the embeddings during training (NEFTune's alpha; 5 is usual)."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Probability that the training loss spreads evenly over all tokens; the validation loss is without."""
     gradient_checkpointing: bool | Literal["offload"] = False
     """Recompute activations in the backward pass: less memory, about a third more time. offload: with a GPU, the inputs
     of the layers wait in main memory, too. The result is the same."""
@@ -129,6 +137,8 @@ class Finetuning(Recipe):
     keep: Literal["last", "best"] = "last"
     """Which trained weights are the result: those of the last step, or those of the point after step 0 with the lowest
     validation loss."""
+    patience: int | None = Field(default=None, gt=0, le=MANY)
+    """With `keep: best`: training ends after so many points without a lower validation loss; null: after all steps."""
     keep_checkpoints: int = Field(default=0, ge=0, le=1000)
     """Trained weights of so many points of the validation loss stay in folders `checkpoint-STEP` of the result, the
     newest; the last step is the result itself."""
@@ -147,6 +157,10 @@ class Finetuning(Recipe):
             raise ValueError("give either 'warmup_steps' or 'warmup_ratio', not both")
         if self.keep == "best" and self.validation_split is None:
             raise ValueError("'keep: best' needs a validation loss; give 'validation_split', or take 'keep: last'")
+        if self.patience and self.keep != "best":
+            raise ValueError("'patience' needs 'keep: best'")
+        if self.learning_rate_floor and self.schedule != "cosine":
+            raise ValueError(f"'learning_rate_floor' needs 'schedule: cosine', not '{self.schedule}'")
         if sum(self.mix.values()) >= 1:
             total = f"{sum(self.mix.values()):g}"
             raise ValueError(f"the shares of 'mix' add up to {total}; they must leave some for 'dataset'")
@@ -231,7 +245,12 @@ class Finetuning(Recipe):
         return 0.0
 
     def optimizer_bytes(self, parameters: int) -> int:
-        """Return the bytes of AdamW's two means. Paged ones count too: they leave the device only when it is full."""
+        """Return the bytes of the optimizer's means. Paged ones count too: they leave the device only when it is full.
+
+        Adafactor's depend on the shapes of the weights; they are small, and counted as those of matrices of rank 8.
+        """
+        if self.optimizer == "adafactor":
+            return parameters // 8 * 4
         return int(2 * parameters * (1 + 4 / 256 if self.optimizer.endswith("8bit") else 4))
 
     def workload(self) -> Training:

@@ -22,9 +22,8 @@ SPECIAL = 8
 def problems(config: Config) -> list[str]:
     """Return every problem, each once."""
     lines = [*_work(config), *_names(config), *_references(config), *_mixed(config), *_unread(config), *_splits(config)]
-    lines += [*_attention(config), *conversations.unread(config)]
     unusable = dict(_paths(config))
-    lines += unusable.values()
+    lines += [*_training(config), *conversations.unread(config), *unusable.values()]
     good_models = {name for name in config.models if f"models.{name}" not in unusable and config.config_available(name)}
     lines += [*_chains(config, good_models), *_evaluations(config, good_models), *_recordings(config, good_models)]
     lines += [*_benchmark(config, good_models), *expected.problems(config, good_models)]
@@ -45,11 +44,14 @@ def _work(config: Config) -> Iterator[str]:
         yield f"work: '{work}' cannot be made: you may not write in '{nearest_folder}'; give another folder"
 
 
-def _attention(config: Config) -> Iterator[str]:
-    """Yield which fine-tunings ask for an attention that is not deterministic, in a deterministic run."""
+def _training(config: Config) -> Iterator[str]:
+    """Yield keys of fine-tunings that do not go with the rest of the configuration."""
     for name, recipe in config.finetunings.items():
         if recipe.attention == "cudnn" and config.deterministic:
             yield f"finetunings.{name}.attention: cudnn needs 'deterministic: false'; or take 'attention: auto'"
+        data = config.datasets.get(recipe.dataset)
+        if recipe.embedding_noise and data and data.track == "speech":
+            yield f"finetunings.{name}.embedding_noise: a speech model reads audio, not embeddings; leave it out"
 
 
 def _names(config: Config) -> Iterator[str]:

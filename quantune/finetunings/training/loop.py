@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import get_scheduler
 
 from quantune.core.errors import QuantuneError
 from quantune.data.batches import IGNORED, Data, in_batches
@@ -65,8 +64,7 @@ def train(
     steps = recipe.total_steps(len(data))
     order = Order(len(data), seed, data.lengths() if recipe.group_by_length else None, recipe.batch_size)
     optimizer = hooks.with_rates(optimizers.build(recipe, trained.values()), recipe, trained)
-    shape = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
-    schedule = get_scheduler(shape, optimizer, recipe.warmup(steps), steps)
+    schedule = optimizers.schedule(recipe, optimizer, steps)
     scaler = precision.scaler(model, recipe)
     hook = recipe.hook(model, steps)
     parts = {"optimizer": optimizer, "schedule": schedule, "scaler": scaler, **({"hook": hook} if hook else {})}
@@ -82,7 +80,7 @@ def train(
     model.train()
     bar = tqdm(total=steps, initial=resumed, desc="training", unit="step")
     losses: list[torch.Tensor] = []  # of steps whose losses are not in `progress` yet
-    while progress.step < steps:
+    while progress.step < steps and not _stale(recipe, progress):
         loss = torch.zeros((), device=model.device)
         examples = [order.example(progress.step * per_step + place) for place in range(per_step)]
         labels = data.labels(examples)
@@ -126,9 +124,12 @@ def train(
         if saved:
             save(scratch, progress, trained, parts, made_by)
     bar.close()
+    if progress.step < steps:
+        print(f"training ends after step {progress.step}: the validation loss fell no more")
+    facts, steps = {"stopped_early": True} if progress.step < steps else {}, progress.step
     seconds = max(time.time() - started, 1e-9)
     write_curves(folder / "curves.csv", progress.curves)
-    facts = {"checkpoints": checkpoints.link(folder)} if recipe.keep_checkpoints else {}
+    facts |= {"checkpoints": checkpoints.link(folder)} if recipe.keep_checkpoints else {}
     if progress.best:
         take(trained, progress.best.pop("trained"))
         print(f"the weights of step {progress.best['step']} are kept: their validation loss is the lowest")
@@ -147,6 +148,13 @@ def train(
         "validation_loss": kept["validation_loss"],
         "run": {"steps_per_second": round((steps - resumed) / seconds, 3), "resumed_from_step": resumed},
     }
+
+
+def _stale(recipe: Finetuning, progress: Progress) -> bool:
+    """Return whether the last `patience` points had no lower validation loss than the best one."""
+    best = progress.best.get("step", progress.step)
+    later = sum(point["validation_loss"] is not None and point["step"] > best for point in progress.curves)
+    return recipe.patience is not None and later >= recipe.patience
 
 
 def _due(every: int | str, step: int, per_step: int, examples: int) -> bool:

@@ -7,6 +7,7 @@ of logits in 16 bits, and four copies of it in float32.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 
@@ -18,21 +19,29 @@ SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_m
 
 
 @contextmanager
-def fused(model: torch.nn.Module) -> Iterator[None]:
+def fused(model: torch.nn.Module, smoothing: float = 0.0) -> Iterator[None]:
     """Let a causal language model compute its loss in chunks; inside, its `logits` are the hidden states.
 
     Models keep their own loss if they change the logits after the product, or if the output embedding is trained.
+    `smoothing` is the probability that the loss spreads over all tokens, while the model is in training mode.
     """
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     head, config = model.get_output_embeddings(), model.config.get_text_config()
     scaled = any(getattr(config, key, None) for key in SCALED)
     plain = type(head) is torch.nn.Linear and not any(value.requires_grad for value in head.parameters())
     if model.config.is_encoder_decoder or not plain or scaled:
-        yield
+        hook = model.register_forward_hook(partial(_smoothed, smoothing), with_kwargs=True) if smoothing else None
+        try:
+            yield
+        finally:
+            if hook:
+                hook.remove()
         return
     own = model.loss_function
     head.forward = lambda states: states
-    model.loss_function = lambda logits, labels, *_, **more: causal(logits, labels, head)
+    model.loss_function = lambda logits, labels, *_, **more: causal(
+        logits, labels, head, smoothing if model.training else 0.0
+    )
     try:
         yield
     finally:
@@ -40,13 +49,27 @@ def fused(model: torch.nn.Module) -> Iterator[None]:
         model.loss_function = own
 
 
-def causal(states: torch.Tensor, labels: torch.Tensor, head: torch.nn.Linear) -> torch.Tensor:
+def _smoothed(smoothing: float, model, _, inputs: dict, output):
+    """Put the loss with smoothed labels into a model's output, in training mode."""
+    if model.training and inputs.get("labels") is not None:
+        labels, logits = inputs["labels"], output.logits
+        if not model.config.is_encoder_decoder:
+            labels = torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:]
+        labels = labels.flatten().to(logits.device)
+        output.loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, -2).float(), labels, ignore_index=IGNORED, label_smoothing=smoothing
+        )
+    return output
+
+
+def causal(states: torch.Tensor, labels: torch.Tensor, head: torch.nn.Linear, smoothing: float = 0.0) -> torch.Tensor:
     """Return the mean negative log-likelihood of the labels, in nats, computed in float32: a scalar.
 
     Args:
         states: hidden states before the output embedding, shape (batch, length, features).
         labels: token ids, shape (batch, length); position i predicts label i + 1; `IGNORED` is not counted.
         head: the output embedding, which is not trained.
+        smoothing: probability that is spread evenly over all tokens (Szegedy et al., 2016, arXiv:1512.00567).
     """
     targets = torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:].reshape(-1).to(states.device)
     states, weight, bias, context = states.reshape(-1, states.shape[-1]), head.weight, head.bias, nullcontext()
@@ -56,21 +79,21 @@ def causal(states: torch.Tensor, labels: torch.Tensor, head: torch.nn.Linear) ->
         context = torch.autocast("cpu", enabled=False)
         states, weight, bias = (None if value is None else value.float() for value in (states, weight, bias))
     with context:
-        return _CrossEntropy.apply(states, weight, bias, targets)
+        return _CrossEntropy.apply(states, weight, bias, targets, smoothing)
 
 
 class _CrossEntropy(torch.autograd.Function):
     """Mean cross-entropy over rows of hidden states; their gradient is computed with the loss, in chunks."""
 
     @staticmethod
-    def forward(ctx, states, weight, bias, targets):
+    def forward(ctx, states, weight, bias, targets, smoothing):
         kept = targets != IGNORED
         count, total = kept.sum(), torch.zeros((), device=states.device)
         gradient = torch.empty_like(states) if states.requires_grad else None
         size = max(1, LOSS_CHUNK // len(weight))
         for first in range(0, len(states), size):
             rows = slice(first, first + size)
-            loss, slope = _rows(states[rows], weight, bias, targets[rows], kept[rows], states.requires_grad)
+            loss, slope = _rows(states[rows], weight, bias, targets[rows], kept[rows], smoothing, states.requires_grad)
             total += loss
             if gradient is not None:
                 gradient[rows] = slope.to(gradient.dtype) / count
@@ -79,10 +102,12 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, slope):
-        return ctx.saved_tensors[0] * slope, None, None, None
+        return ctx.saved_tensors[0] * slope, None, None, None, None
 
 
-def _rows(states, weight, bias, targets, kept, with_slope: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _rows(
+    states, weight, bias, targets, kept, smoothing: float, with_slope: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the summed loss of some rows, and its gradient with respect to their hidden states."""
     logits = torch.nn.functional.linear(states, weight, bias)
     if not logits.is_cuda:
@@ -91,9 +116,12 @@ def _rows(states, weight, bias, targets, kept, with_slope: bool) -> tuple[torch.
     del logits
     place = torch.arange(len(chances), device=states.device), targets.clamp(min=0)
     likely = chances[place]
+    spread = smoothing / chances.shape[-1]  # the part of the probability that each token has
     loss = -(likely * kept).sum()
+    if smoothing:
+        loss = (1 - smoothing) * loss - spread * (chances.sum(-1) * kept).sum()
     if not with_slope:
         return loss, None
-    slope = chances.exp_().to(states.dtype)
-    slope[place] = (likely.exp() - 1).to(slope.dtype)
+    slope = (chances.exp_().sub_(spread) if smoothing else chances.exp_()).to(states.dtype)
+    slope[place] = (likely.exp() - (1 - smoothing) - spread).to(slope.dtype)
     return loss, (slope @ weight).mul_(kept[:, None])

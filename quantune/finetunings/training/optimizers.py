@@ -1,12 +1,14 @@
-"""AdamW, with its two means in 32 or 8 bits, on the device or paged to main memory when the device is full.
+"""The optimizers and the schedule of their learning rate: AdamW, with its two means in 32 or 8 bits, on the device or
+paged to main memory when the device is full, and Adafactor.
 
 The 8-bit and the paged ones are those of bitsandbytes (Dettmers et al., 2022, arXiv:2110.02861, and 2023,
-arXiv:2305.14314).
+arXiv:2305.14314); Adafactor (Shazeer and Stern, 2018, arXiv:1804.04235) is that of transformers.
 """
 
 from collections.abc import Iterable
 
 import torch
+from transformers import get_scheduler
 
 from quantune.finetunings import Finetuning
 
@@ -17,6 +19,10 @@ def build(recipe: Finetuning, parameters: Iterable[torch.nn.Parameter]) -> torch
     options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(parameters, **options, fused=parameters[0].is_cuda)
+    if recipe.optimizer == "adafactor":
+        from transformers.optimization import Adafactor
+
+        return Adafactor(parameters, scale_parameter=False, relative_step=False, **options)
     from bitsandbytes import optim
 
     kinds = {
@@ -25,6 +31,14 @@ def build(recipe: Finetuning, parameters: Iterable[torch.nn.Parameter]) -> torch
         "paged_adamw_8bit": optim.PagedAdamW8bit,
     }
     return kinds[recipe.optimizer](parameters, **options)
+
+
+def schedule(recipe: Finetuning, optimizer: torch.optim.Optimizer, steps: int):
+    """Return the schedule of the learning rate over a number of steps."""
+    shape, keys = {"constant": "constant_with_warmup"}.get(recipe.schedule, recipe.schedule), None
+    if recipe.learning_rate_floor:
+        shape, keys = "cosine_with_min_lr", {"min_lr_rate": recipe.learning_rate_floor}
+    return get_scheduler(shape, optimizer, recipe.warmup(steps), steps, scheduler_specific_kwargs=keys)
 
 
 def page(optimizer: torch.optim.Optimizer) -> None:
