@@ -72,7 +72,7 @@ def test_a_valid_configuration_loads(raw):
         ("datasets.harbour.colum", "x", ["unknown key; did you mean 'column'?; allowed: path, hub, revision, urls,"]),
         ("quantizations.rtn-w4.groupsize", 32, ["unknown key; did you mean 'group_size'?", "bits, group_size"]),
         ("quantizations.nf4.bits", 4, ["unknown key", "allowed: ", "double_quantization", "compute_dtype"]),
-        ("finetunings.lora.learning-rate", 0.1, ["unknown key; did you mean 'learning_rate'?", "rank, alpha"]),
+        ("finetunings.lora.learning-rate", 0.1, ["unknown key; did you mean 'learning_rate'?", "alpha, dropout"]),
         ("evaluations.harbour.strid", 8, ["unknown key; did you mean 'stride'?", "allowed: kind, dataset, split"]),
         ("evaluations.prompts.dataset", "news", ["allowed: kind, prompts, chat, max_new_tokens, sampling, dtype"]),
         ("quantizations.rtn-w4.bits", 5, ["5 is not allowed; allowed: 2, 3, 4 or 8"]),
