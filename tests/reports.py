@@ -12,7 +12,8 @@ from quantune.report.figures import gallery
 from tests import records
 
 TOKENS, WINDOWS = 100, 40
-NOISE = numpy.tile([1.0, -1.0], WINDOWS // 2)  # sums to zero: it widens intervals and moves nothing
+NOISE = numpy.random.default_rng(1).permutation(numpy.tile([1.0, -1.0], WINDOWS // 2))
+"""Sums to zero: it widens intervals and moves nothing."""
 SHA = "ab" * 32
 RECIPES = {
     "home": {"kind": "perplexity", "dataset": "home", "general": False},

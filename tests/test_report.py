@@ -19,10 +19,10 @@ def told(gathered: gather.Report) -> dict[str, str]:
 
 def test_changes_are_paired(work):
     change = gather.gather(work.order()).variants["m+rough"].scores["home"].from_root
-    error = math.sqrt(WINDOWS / (WINDOWS - 1) * WINDOWS) / (WINDOWS * TOKENS)  # residuals of 1 nat a window
     assert change.change == pytest.approx(math.expm1(0.2))
-    assert change.low == pytest.approx(math.expm1(0.2 - 1.959964 * error), rel=1e-6)
-    assert change.high == pytest.approx(math.expm1(0.2 + 1.959964 * error), rel=1e-6)
+    assert change.estimate.items == WINDOWS and change.estimate.degrees == 4  # one cosine for ten windows
+    margin = 2.776445 * change.estimate.error
+    assert (change.low, change.high) == pytest.approx((math.expm1(0.2 - margin), math.expm1(0.2 + margin)), rel=1e-5)
     assert change.verdict == "worse" and change.against == "m"
 
 
@@ -51,14 +51,16 @@ def test_bits_are_those_of_the_quantization_in_force(work):
 def test_findings_say_what_the_numbers_say(work):
     found = told(gather.gather(work.order()))
     assert found["Compared"].startswith("5 variants of `m` (and 1 ancestor, to measure each step against)")
-    smallest = found["Smallest without a significant loss against `m` (1.00 kB)"]
-    assert "On every evaluation, `m+fine` (400 bytes, 60 % smaller)." in smallest
-    assert "below 1 % on every evaluation, at 95 % confidence, `m+fine`" in smallest
+    smallest = found["Smallest without a loss against `m` (1.00 kB)"]
+    assert (
+        "On home, `m+fine` (400 bytes, 60 % smaller) loses less than 1 %: perplexity +0.01 % (95 % interval" in smallest
+    )
+    assert "On every evaluation, `m+fine` (400 bytes, 60 % smaller) loses less than 1 %." in smallest
     assert "`m+rough`" not in smallest
     tuned = found["What fine-tuning changed"]
-    assert "`m+tune` against `m`: perplexity −39.35 % (95 % interval −39.54 to −39.16 %) on its target domain" in tuned
+    assert "`m+tune` against `m`: perplexity −39.35 % (95 % interval −39.56 to −39.13 %) on its target domain" in tuned
     assert "on general text (away)" in tuned
-    assert "to +22.14 % (95 % interval +21.76 to +22.52 %) with `m+rough`" in found["What quantizing changed"]
+    assert "to +22.14 % (95 % interval +21.71 to +22.57 %) with `m+rough`" in found["What quantizing changed"]
 
 
 def test_a_loss_everywhere_is_said(tmp_path):
@@ -69,7 +71,8 @@ def test_a_loss_everywhere_is_said(tmp_path):
     work.perplexity("m+rough", "home", 5.2, 1.0)
     found = told(gather.gather(work.order()))
     assert (
-        "On home, none of the smaller variants." in found["Smallest without a significant loss against `m` (1.00 kB)"]
+        found["Smallest without a loss against `m` (1.00 kB)"]
+        == "On home, no smaller variant is shown to lose less than 1 %."
     )
     assert "What fine-tuning changed" not in found
 
@@ -144,7 +147,7 @@ def test_lineage_leads_to_the_sources(work, tmp_path):
     places = {Path(path).relative_to(work.folder).as_posix(): item for path, item in lineage.items()}
     evaluation = places["evaluations/m+tune/home"]
     assert evaluation["again"].endswith("evaluations/m+tune/home --configfile my.yaml")
-    assert evaluation["numbers"]["token perplexity"].startswith("90.0")
+    assert evaluation["numbers"]["token perplexity"].startswith("90 (95 % interval ")
     assert evaluation["parents"] == [str(work.folder / "checkpoints/m+tune")]
     assert str(work.folder / "checkpoints/m") in places["checkpoints/m+tune"]["parents"]
     assert places["checkpoints/m"]["sources"] == {"model.bin": SHA}

@@ -105,12 +105,16 @@ def test_the_change_is_that_of_the_two_perplexities():
 
 
 def test_interval_and_p_value_by_hand():
-    # differences 1, 3 over 10 tokens each: 0.2 nats a token, residuals -1 and 1, error sqrt(2 * 2) / 20 = 0.1
-    found = significance.perplexity_change(windows([11.0, 13.0], [10, 10]), windows([10.0, 10.0], [10, 10]))
+    # 0.2 nats a token in the mean; ten windows, so one cosine: t with one degree
+    differences = numpy.array([1.0, 1, 2, 2, 4, 2, 2, 2, 1, 3])
+    found = significance.perplexity_change(windows(10 + differences, [10] * 10), windows([10.0] * 10, [10] * 10))
+    wave = [math.cos(math.pi * (place + 0.5) / 10) for place in range(10)]
+    error = math.sqrt(2) * abs(sum((differences - 2) * wave)) / 100  # root of 10 windows times 2 / 10, over the tokens
     assert found["change"] == pytest.approx(math.exp(0.2) - 1)
-    assert found["low"] == pytest.approx(math.exp(0.2 - 1.959964 * 0.1) - 1, rel=1e-5)
-    assert found["high"] == pytest.approx(math.exp(0.2 + 1.959964 * 0.1) - 1, rel=1e-5)
-    assert found["p_value"] == pytest.approx(0.0455003, rel=1e-5)  # two standard errors, two-sided
+    assert found["low"] == pytest.approx(math.exp(0.2 - 12.7062 * error) - 1, rel=1e-5)
+    assert found["high"] == pytest.approx(math.exp(0.2 + 12.7062 * error) - 1, rel=1e-5)
+    assert found["p_value"] == pytest.approx(1 - 2 * math.atan(0.2 / error) / math.pi)
+    assert found["estimate"].method == "cosine transforms (1) over 10 windows in their order, Student's t"
 
 
 def test_an_interval_covers_no_change_nineteen_times_out_of_twenty():
@@ -126,7 +130,15 @@ def test_an_interval_covers_no_change_nineteen_times_out_of_twenty():
 
 def test_identical_evaluations_do_not_differ():
     items = synthetic(20, seed=10)
-    assert significance.perplexity_change(items, items) == {"change": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0}
+    found = significance.perplexity_change(items, items)
+    assert [found[key] for key in ("change", "low", "high", "p_value")] == [0.0, 0.0, 0.0, 1.0]
+
+
+def test_nine_windows_are_too_few():
+    items = synthetic(9, seed=10)
+    found = significance.perplexity_change(items, items.assign(nll=items.nll * 1.1))
+    assert math.isfinite(found["change"]) and math.isnan(found["low"]) and math.isnan(found["p_value"])
+    assert found["estimate"].method == "no interval: 9 windows, at least 10 are needed"
 
 
 @pytest.mark.parametrize("column", ["begin", "tokens"])
@@ -145,5 +157,5 @@ def test_a_broken_variant_is_infinitely_worse():
 
 
 def test_a_difference_without_spread_is_certain():
-    found = significance.perplexity_change(windows([20.0, 20.0], [10, 10]), windows([10.0, 10.0], [10, 10]))
+    found = significance.perplexity_change(windows([20.0] * 10, [10] * 10), windows([10.0] * 10, [10] * 10))
     assert found["p_value"] == 0

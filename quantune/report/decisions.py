@@ -1,41 +1,19 @@
-"""What the numbers decide: which variant is smallest without a loss, fastest, what a step gained. No words here."""
+"""What the numbers decide: which variant is fastest, what a step gained. No words here."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
+from quantune.report import losses
 from quantune.report.gather import Report, VariantResult
 from quantune.report.scores import Change
 from quantune.report.speed import Performance, Speed
 
-TOLERANCE = 0.01  # a loss that most uses would not notice: 1 % of perplexity, or 1 point of an error rate
 STEADY = 0.25  # largest spread of repeats, over their median, at which speeds are compared
 LONG = 4  # times the length of the calibration samples: windows that a variant was not calibrated for
 SPELLED_OUT = 3  # fine-tunings that are described one by one; of more, those that gained most
 
 Role = Literal["target", "general", "other"]
-
-
-@dataclass(frozen=True)
-class Smallest:
-    """The smallest variant without a loss."""
-
-    evaluations: tuple[str, ...]
-    """Without a loss on all of them."""
-    bounded: bool
-    """Whether the 95 % interval of the loss lies below `TOLERANCE`; else the loss is not significant."""
-    variant: VariantResult | None
-    """None if no smaller variant is without a loss."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The smallest variants of a model."""
-
-    model: VariantResult
-    smaller: int
-    """Listed variants that are smaller than the model."""
-    smallest: list[Smallest]
 
 
 @dataclass(frozen=True)
@@ -108,7 +86,7 @@ class Unfit:
 
 @dataclass(frozen=True)
 class Advice:
-    """Among the variants without a significant loss: which takes least memory, which is fastest."""
+    """Among the variants whose loss is shown to be below the tolerance: which takes least memory, which is fastest."""
 
     phase: str
     batch: int
@@ -126,37 +104,6 @@ class Performances:
     unfit: list[Unfit]
     advice: Advice | None
     """None without evaluations, or without variants to advise on."""
-
-
-def unharmed(variant: VariantResult, evaluations: list[str] | tuple[str, ...]) -> bool:
-    """Return whether no evaluation shows a significant loss; false where that cannot be tested."""
-    changes = [variant.scores[name].from_root for name in evaluations]
-    return all(math.isfinite(change.p_value) and change.verdict != "worse" for change in changes)
-
-
-def bounded(variant: VariantResult, evaluations: list[str] | tuple[str, ...]) -> bool:
-    """Return whether the whole 95 % interval of every loss lies below the tolerance."""
-    return all(variant.scores[name].from_root.largest_loss < TOLERANCE for name in evaluations)
-
-
-def sizes(report: Report) -> list[Sizes]:
-    """Return, for each model with evaluated variants, the smallest ones: by evaluation, on all, within tolerance."""
-    decided = []
-    for model in (report.variants[name] for name in report.models):
-        evaluations = tuple(report.scored(model))
-        listed = [item for item in report.variants.values() if item.listed and model.name in item.ancestors]
-        if not listed or not evaluations:
-            continue
-        smaller = sorted((item for item in listed if item.size_bytes < model.size_bytes), key=lambda it: it.size_bytes)
-
-        def first(names: tuple[str, ...], within: bool, among: list[VariantResult] = smaller) -> Smallest:
-            test = bounded if within else unharmed
-            return Smallest(names, within, next((item for item in among if test(item, names)), None))
-
-        single = [first((name,), False) for name in evaluations]
-        together = [first(evaluations, False)] if len(evaluations) > 1 else []
-        decided.append(Sizes(model, len(smaller), [*single, *together, first(evaluations, True)]))
-    return decided
 
 
 def gains(report: Report) -> list[Gains]:
@@ -253,7 +200,7 @@ def _performances(report: Report, model: VariantResult, others: list[VariantResu
         if phase != own.leading
     ]
     evaluations, advised = report.scored(model), bool(others and own.shown(own.leading))
-    kept = [other for other in others if unharmed(other, evaluations)] if evaluations else []
+    kept = [other for other in others if losses.bounded(other, evaluations)] if evaluations else []
     advice = _advice(model, kept) if evaluations and advised else None
     return Performances(model, Lightest(model, least, saves), [*leading, *further], _unfit([model, *others]), advice)
 

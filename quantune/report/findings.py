@@ -1,12 +1,26 @@
 """The findings that open the report: sentences over decisions, the most useful for deciding first."""
 
+import math
 from dataclasses import dataclass
 
 from quantune.core.units import plural, size
-from quantune.report import decisions
-from quantune.report.decisions import TOLERANCE, Advice, Comparisons, Fastest, Gain, Lightest, Performances, Smallest
+from quantune.report import comparisons, decisions, losses
+from quantune.report.decisions import Advice, Comparisons, Fastest, Gain, Lightest, Performances
 from quantune.report.gather import Report, VariantResult
-from quantune.report.wording import evidence, labelled, listing, of_length, rate, scored, speed
+from quantune.report.losses import Smallest
+from quantune.report.scores import Change
+from quantune.report.wording import (
+    digits,
+    evidence,
+    labelled,
+    listing,
+    of_length,
+    rate,
+    rounded,
+    speed,
+    tolerance,
+    with_interval,
+)
 
 VERBS = {
     "prefill": "Reading the prompt",
@@ -26,7 +40,7 @@ class Finding:
 
 def findings(report: Report) -> list[Finding]:
     """Return all findings."""
-    quality = [*_smallest(report), *_finetuning(report), *_quantizing(report), *_calibrating(report)]
+    quality = [*_smallest(report), *_finetuning(report), *_quantizing(report), *_calibrating(report), *_seeds(report)]
     return [_scope(report), *(quality if report.scored() else []), *_warnings(report), *performance(report)]
 
 
@@ -64,7 +78,7 @@ def _scope(report: Report) -> Finding:
     sentences = [" ".join([f"{variants}, {listing(by)}.", *notes]), *converted]
     if len(report.variants) == 1:
         (first,) = report.variants.values()
-        numbers = [f"{score.metric.label} {scored(score)} on {name}" for name, score in first.scores.items()]
+        numbers = [f"{score.metric.label} {with_interval(score)} on {name}" for name, score in first.scores.items()]
         sentences.append(f"`{first.name}` alone: {listing(numbers)}. There is no variant to compare it with.")
     mixed = [name for name, item in metrics.items() if item.across_models and report.of_several_models(name)]
     if mixed:
@@ -83,29 +97,44 @@ def _data(report: Report, name: str) -> str:
 def _smallest(report: Report) -> list[Finding]:
     """Say which variants of a model are smallest without a loss."""
     texts = []
-    for decided in decisions.sizes(report):
+    for decided in losses.sizes(report):
         model = decided.model
-        heading = f"Smallest without a significant loss against `{model.name}` ({size(model.size_bytes)})"
-        sentences = [_smallest_on(item, model) for item in decided.smallest]
+        heading = f"Smallest without a loss against `{model.name}` ({size(model.size_bytes)})"
+        sentences = [sentence for item in decided.smallest for sentence in _smallest_on(item, model)]
         texts.append(
             Finding(heading, sentences if decided.smaller else ["No listed variant is smaller than the model."])
         )
     return texts
 
 
-def _smallest_on(item: Smallest, model: VariantResult) -> str:
+def _smallest_on(item: Smallest, model: VariantResult) -> list[str]:
     where = item.evaluations[0] if len(item.evaluations) == 1 else "every evaluation"
-    text = "none of the smaller variants"
+    limit = tolerance(item.tolerance) if item.tolerance else ""
     if item.variant:
         share = 100 * (1 - item.variant.size_bytes / model.size_bytes)
-        text = f"`{item.variant.name}` ({size(item.variant.size_bytes)}, {share:.0f} % smaller)"
-    if item.bounded:
-        relative = model.scores[item.evaluations[0]].metric.relative
-        tolerance = f"{100 * TOLERANCE:g} %" if relative else plural(round(100 * TOLERANCE), "point")
-        return f"With a loss below {tolerance} on {where}, at 95 % confidence, {text}."
-    alone = item.variant and len(item.evaluations) == 1
-    change = f": {labelled(item.variant.scores[item.evaluations[0]].from_root)}" if alone else ""
-    return f"On {where}, {text}{change}."
+        text = f"`{item.variant.name}` ({size(item.variant.size_bytes)}, {share:.0f} % smaller) loses less than {limit}"
+        text += "" if len(item.evaluations) > 1 else f": {labelled(item.variant.scores[where].from_root)}"
+    else:
+        text = f"no smaller variant is shown to lose less than {limit}"
+    sentences = [f"On {where}, {text}."]
+    if item.unclear and len(item.evaluations) == 1:
+        change = item.unclear.scores[where].from_root
+        sentences.append(
+            f"On {where}, the data cannot tell whether `{item.unclear.name}` ({size(item.unclear.size_bytes)}) loses"
+            f" less than {limit}: {labelled(change)}; {_more(item, change)}."
+        )
+    return sentences
+
+
+def _more(item: Smallest, change: Change) -> str:
+    """Say how much more data would settle what is unclear."""
+    unit = change.metric.item
+    if not math.isfinite(change.low):
+        return change.estimate.method if change.estimate else f"more {unit}s are needed"
+    if item.needed is None:
+        return f"the loss measured is not below the limit, so more {unit}s are not likely to show that it is"
+    now = f" instead of {change.estimate.items:,}" if change.estimate else ""
+    return f"about {rounded(item.needed):,} {unit}s{now} would settle it if the loss is as measured"
 
 
 def _finetuning(report: Report) -> list[Finding]:
@@ -137,6 +166,20 @@ def _quantizing(report: Report) -> list[Finding]:
         cost = f"from {texts[0]} to {texts[-1]}" if len(texts) > 1 else texts[0]
         sentences.append(f"On {item.evaluation}, {_label(item)} {cost}.")
     return [Finding("What quantizing changed", sentences)] if sentences else []
+
+
+def _seeds(report: Report) -> list[Finding]:
+    """Say how far seeds spread, apart from the error of the data."""
+    sentences = []
+    for item in comparisons.seeds(report.variants):
+        change = item.variants[0].scores[item.evaluation].from_root
+        names = listing([f"`{variant.name}`" for variant in item.variants])
+        spread, sampling = (f"{digits(100 * value)} {change.metric.unit}" for value in (item.spread, item.sampling))
+        sentences.append(
+            f"On {item.evaluation}, {names} differ in their seed alone; {change.metric.label} varies by {spread}"
+            f" between them (standard deviation); other {change.metric.item}s would change it by {sampling} (error)."
+        )
+    return [Finding("How much the seed changes", sentences)] if sentences else []
 
 
 def _calibrating(report: Report) -> list[Finding]:
@@ -205,4 +248,4 @@ def _advice(item: Advice, model: VariantResult) -> str:
         best = item.fastest.performance.shown(item.phase)[item.batch]
         parts.append(f"`{item.fastest.name}` {item.phase}s fastest at batch size {item.batch} ({speed(best)})")
     best = listing(parts) or f"none is clearly smaller or faster than `{model.name}`"
-    return f"Of the variants without a significant loss on any evaluation, {best}."
+    return f"Of the variants whose loss is shown to be small on every evaluation, {best}."

@@ -5,7 +5,7 @@ never from its name.
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ import pandas
 from quantune.artefacts import layout
 from quantune.artefacts.lineage import read_lineage
 from quantune.evaluations.metrics.metric import Metric
-from quantune.report import scores
+from quantune.report import comparisons, scores
 from quantune.report import speed as benchmarks
 from quantune.report.scores import Score
 from quantune.report.speed import Performance
@@ -88,6 +88,8 @@ class Report:
     """Published values: source, evaluation or None, number or None, and variant -> value."""
     artefacts: dict[str, dict[str, Any]]
     """Path -> lineage of every artefact that a number rests on."""
+    ship: dict[str, Any] = field(default_factory=dict)
+    """The limits that the variant to ship must keep; empty: none."""
 
     def named(self, kind: str) -> list[str]:
         """Return the names of the evaluations of a kind."""
@@ -206,14 +208,17 @@ def gather(order: dict[str, Any]) -> Report:
             curves=pandas.read_csv(curves) if curves.exists() else None,
             performance=measured.get(name),
         )
+    ship = recipe.get("ship") or {}
+    tolerance = ship.get("loss") or scores.TOLERANCE
     return Report(
         title=recipe["title"],
         path=order["path"],
         digest=order["digest"],
         evaluations=recipe["evaluations"],
-        variants=variants,
+        variants=comparisons.together(variants, tolerance),
         expected=recipe["expected"],
         artefacts=lineage,
+        ship=ship,
     )
 
 

@@ -83,10 +83,13 @@ def numbers(score: Score) -> dict[str, str]:
     """Return the numbers of an evaluation in words: name -> value."""
     if score.broken:
         return {"not a number, because": score.broken}
-    texts = {_named(key): wording.scored(score, key) for key in score.metric.reported}
+    texts = {_named(key): wording.with_interval(score, key) for key in score.metric.reported}
+    texts["interval by"] = score.numbers["method"]
     for change in filter(None, (score.from_root, score.from_parent)):
-        evidence = f"{wording.evidence(change)}, {wording.p_value(change.p_value)}"
-        texts[f"{_named(change.metric.key)} against {change.against}"] = evidence
+        name = f"{_named(change.metric.key)} against {change.against}"
+        texts[name] = f"{wording.evidence(change)}, {wording.probability(change)}"
+        texts |= {f"{name}, interval by": change.estimate.method} if change.estimate else {}
+    texts |= {"group": score.letters} if score.letters else {}
     texts |= {f"edits of {_named(rate)}": edits(score, rate) for rate in ("wer", "cer") if rate in score.numbers}
     if score.real_time_factor is not None:
         texts["real-time factor"] = wording.number(score.real_time_factor)

@@ -8,9 +8,13 @@ from typing import Any, Literal
 import pandas
 
 from quantune import evaluations
+from quantune.evaluations.metrics.estimates import Estimate
 from quantune.evaluations.metrics.metric import PERPLEXITY, Metric
 
 SIGNIFICANT = 0.05  # two-sided p-value below which a change counts as significant
+CLAIMED = 0.025  # one-sided p-value up to which a loss counts as below the tolerance: the end of a 95 % interval
+TOLERANCE = 0.01  # a loss that most uses would not notice: 1 % of perplexity, or 1 point of an error rate
+POWER = 2.8  # standard errors between a loss and a bound that 80 % of evaluations then tell apart (1.96 + 0.84)
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,20 @@ class Change:
     """The variant compared with."""
     change: float
     low: float
-    """Lower end of the 95 % interval; nan if there is only one window or clip."""
+    """Lower end of the 95 % interval; nan if there are too few windows or clips."""
     high: float
     p_value: float
-    """Two-sided, of no change; nan if there is only one window or clip."""
+    """Two-sided, of no change, by itself; nan if there are too few windows or clips."""
     metric: Metric = PERPLEXITY
+    estimate: Estimate | None = field(default=None, repr=False, compare=False)
+    """What the interval and the p-value are computed from."""
+    adjusted: float | None = None
+    """The p-value among all variants of the model that are compared in this way (Holm); None: compared alone."""
+    family: int = 1
+    """How many variants these are."""
+    within: float = math.nan
+    """One-sided p-value, adjusted likewise, of the claim that the loss is below `tolerance`; nan: not claimed."""
+    tolerance: float = TOLERANCE
 
     @property
     def loss(self) -> float:
@@ -39,11 +52,48 @@ class Change:
         return self.high if self.metric.lower_is_better else -self.low
 
     @property
+    def p_in_family(self) -> float:
+        """The p-value among all that are compared."""
+        return self.p_value if self.adjusted is None else self.adjusted
+
+    @property
     def verdict(self) -> Literal["worse", "better", "unclear"]:
         """Whether the variant is significantly worse or better."""
-        if not self.p_value < SIGNIFICANT:
+        if not self.p_in_family < SIGNIFICANT:
             return "unclear"
         return "worse" if self.loss > 0 else "better"
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the data show that the loss is below the tolerance."""
+        return self.within <= CLAIMED
+
+    @property
+    def exceeds(self) -> bool:
+        """Whether the data show that the loss is above the tolerance; true of a variant that is broken."""
+        least = self.low if self.metric.lower_is_better else -self.high
+        return least > self.tolerance or not math.isfinite(self.loss)
+
+    def p_within(self) -> float:
+        """Return the one-sided p-value, by itself, of the claim that the loss is below the tolerance."""
+        if self.estimate is None:
+            return math.nan
+        limit = math.log1p(self.tolerance) if self.metric.relative else self.tolerance
+        return self.estimate.p_below(limit) if self.metric.lower_is_better else self.estimate.p_above(-limit)
+
+    def needed(self) -> int | None:
+        """Return how many windows or clips would show, in 80 % of evaluations, that a loss as large as the one measured
+        is below the tolerance; None if the measured one is not below it, or nothing is known.
+        """
+        found = self.estimate
+        if found is None or not math.isfinite(found.error) or not self.loss < self.tolerance:
+            return None
+        limit = math.log1p(self.tolerance) if self.metric.relative else self.tolerance
+        loss = found.value if self.metric.lower_is_better else -found.value
+        needed = found.items * (POWER * found.error / (limit - loss)) ** 2
+        if found.rare:
+            needed = max(needed, math.log(CLAIMED) / math.log1p(-min(limit - max(loss, 0.0), 0.99)))
+        return max(math.ceil(needed), found.items + 1)
 
 
 @dataclass(frozen=True)
@@ -69,6 +119,8 @@ class Score:
     """Against the variant without its last step."""
     from_rounding: Change | None = None
     """Of a calibrated method: against rounding to nearest on the same grid, if that is reported too."""
+    letters: str = ""
+    """Of the groups it belongs to: variants of one model that share a letter cannot be told apart."""
 
     @property
     def value(self) -> float:
@@ -79,6 +131,11 @@ class Score:
     def error(self) -> float:
         """Its standard error."""
         return self.numbers[f"{self.metric.key}_error"]
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The ends of its 95 % interval."""
+        return self.numbers[f"{self.metric.key}_low"], self.numbers[f"{self.metric.key}_high"]
 
     def changes(self) -> list[Change]:
         """Return the comparisons that are shown."""
@@ -101,7 +158,8 @@ def read(path: str, recipe: dict[str, Any], model: str) -> Score | None:
         return None
     metric, items, numbers = measured.metric, measured.items, measured.metric.summarize(measured.items)
     if measured.broken:
-        measures = [*metric.reported, *(f"{key}_error" for key in metric.reported), *metric.counts]
+        ends = [f"{key}_{end}" for key in metric.reported for end in ("error", "low", "high")]
+        measures = [*metric.reported, *ends, *metric.counts]
         numbers |= dict.fromkeys(measures, math.nan)
     return Score(path, metric, items, numbers, measured.details, measured.real_time_factor, measured.broken)
 

@@ -79,11 +79,14 @@ def _row(variant: VariantResult, columns: list[str]) -> dict[str, Any]:
     row |= dict.fromkeys(columns) | (variant.performance.columns() if variant.performance else {})
     for name, score in variant.scores.items():
         for metric in score.metric.reported:
-            row |= {f"{name}.{key}": score.numbers[key] for key in (metric, f"{metric}_error")}
+            ends = [f"{metric}{end}" for end in ("", "_error", "_low", "_high")]
+            row |= {f"{name}.{key}": score.numbers[key] for key in ends}
         row |= {f"{name}.{key}": score.numbers[key] for key in score.metric.counts}
         row |= {} if score.real_time_factor is None else {f"{name}.real_time_factor": score.real_time_factor}
         for reference, change in (("full_precision", score.from_root), ("parent", score.from_parent)):
             prefix = f"{name}.change_from_{reference}"
             row[prefix] = change.change if change else None
             row |= {f"{prefix}_{key}": getattr(change, key, None) for key in ("low", "high", "p_value")}
+            row[f"{prefix}_p_in_family"] = change.p_in_family if change else None
+        row[f"{name}.group"] = score.letters
     return row

@@ -12,6 +12,7 @@ from quantune.report.speed import Performance, Speed
 
 HUGE = 1e6  # from here on numbers are written with an exponent: the variant is broken, and digits say no more
 NAN = "not a number"
+TOO_FEW = "too few {}s for an interval"
 HEADS = {
     "text": {"prefill": "Prefill", "decode": "Decode"},
     "speech": {"transcribe": "RTF", "encode": "Encode, s", "decode": "Decode, tokens/s"},
@@ -34,10 +35,25 @@ def measured(value: float, error: float) -> str:
 
 
 def scored(score: Score, key: str | None = None) -> str:
-    """Return a number of a score, by default the leading one, and its standard error: `125.5 ± 4.1`, `40.4 ± 3.7 %`."""
+    """Return a number of a score, by default the leading one, to the digits of its interval: `125.5`, `40.4 %`."""
     key, scale = key or score.metric.key, score.metric.scale
-    text = measured(scale * score.numbers[key], scale * score.numbers[f"{key}_error"])
+    text = number(scale * score.numbers[key], scale * score.numbers[f"{key}_error"])
     return text if scale == 1 or text == NAN else f"{text} %"
+
+
+def between(score: Score, key: str | None = None) -> str:
+    """Return the 95 % interval of a number of a score: `117.5 to 134.0`; why there is none, if there is none."""
+    key, scale = key or score.metric.key, score.metric.scale
+    low, high, error = (scale * score.numbers[f"{key}_{end}"] for end in ("low", "high", "error"))
+    if not math.isfinite(low):
+        return TOO_FEW.format(score.metric.item)
+    return f"{number(low, error)} to {number(high, error)}"
+
+
+def with_interval(score: Score, key: str | None = None) -> str:
+    """Return a number and its interval: `125.5 (95 % interval 117.5 to 134.0)`."""
+    ends = between(score, key)
+    return f"{scored(score, key)} ({'95 % interval ' if ends[0].isdigit() else ''}{ends})"
 
 
 def changed(change: Change) -> str:
@@ -50,7 +66,7 @@ def interval(change: Change) -> str:
     if math.isnan(change.change):
         return NAN
     if not math.isfinite(change.low):
-        return f"only one {change.metric.item}: no interval"
+        return TOO_FEW.format(change.metric.item)
     return f"{_signed(change.low, change)} to {_signed(change.high, change)} {change.metric.unit}"
 
 
@@ -65,10 +81,34 @@ def evidence(change: Change) -> str:
     """Return a change with its interval: `+1.9 % (95 % interval +0.4 to +3.5 %)`."""
     if math.isnan(change.change):
         return NAN
-    if math.isclose(change.low, change.high, rel_tol=1e-9):
-        return f"{changed(change)} (the same in every {change.metric.item})"
+    same, rare = f"the same in every {change.metric.item}", change.estimate and change.estimate.rare
+    if math.isclose(change.low, change.high, rel_tol=1e-9, abs_tol=1e-15):
+        return f"{changed(change)} ({same})"
+    if rare and not rare.count:
+        return f"unchanged ({same}; 95 % interval {interval(change)})"
     prefix = "95 % interval " if math.isfinite(change.low) else ""
-    return f"{changed(change)} ({prefix}{interval(change)})"
+    differ = ""
+    if rare:
+        verb = "differs" if rare.count == 1 else "differ"
+        differ = f"; only {rare.count} of {units.plural(rare.items, change.metric.item)} {verb}"
+    return f"{changed(change)} ({prefix}{interval(change)}{differ})"
+
+
+def probability(change: Change) -> str:
+    """Return the p-value of a change among all that are compared: `p = 0.03 (of 5 compared)`."""
+    text = p_value(change.p_in_family)
+    return f"{text} (of {change.family} compared)" if change.family > 1 and math.isfinite(change.p_in_family) else text
+
+
+def tolerance(change: Change) -> str:
+    """Return the loss that counts as none: `1 %`, `1 point`, `0.5 points`."""
+    value = 100 * change.tolerance
+    return f"{value:g} %" if change.metric.relative else f"{value:g} {'point' if value == 1 else 'points'}"
+
+
+def rounded(count: int) -> int:
+    """Return a count to two digits."""
+    return int(float(f"{count:.1e}"))
 
 
 def labelled(change: Change) -> str:

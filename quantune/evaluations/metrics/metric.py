@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from quantune.core import units
-from quantune.evaluations.metrics import names, rates, significance
+from quantune.evaluations.metrics import names, rates, significance, summaries
 
 if TYPE_CHECKING:
+    import numpy
     import pandas
 
 
@@ -28,9 +29,12 @@ class Metric:
     relative: bool
     """Whether a change is relative (0.05: five per cent) or the difference of two shares (0.05: five points)."""
     summarize: Callable[[pandas.DataFrame], dict]
-    """Raw items -> numbers with standard errors."""
+    """Raw items -> numbers with standard errors, ends of 95 % intervals and the method of both."""
     compare: Callable[[pandas.DataFrame, pandas.DataFrame], dict]
-    """Items of a variant and a reference -> change, low, high, p_value; raises ValueError if the items do not pair."""
+    """Items of a variant and a reference -> change, low, high, p_value, estimate; raises ValueError if the items do not
+    pair."""
+    parts: Callable[[pandas.DataFrame], tuple[numpy.ndarray, numpy.ndarray]]
+    """Items -> losses or errors, and tokens or words, of each independent item: window, clip or speaker."""
     reported: tuple[str, ...]
     """The numbers with a standard error that are reported, the leading one among them."""
     counts: tuple[str, ...] = ()
@@ -76,8 +80,9 @@ _BY_WINDOW = {
     "family": "perplexity",
     "item": "window",
     "relative": True,
-    "summarize": rates.perplexity,
+    "summarize": summaries.perplexity,
     "compare": significance.perplexity_change,
+    "parts": lambda items: (items.nll.to_numpy(float), items.tokens.to_numpy(float)),
     "reported": names.PERPLEXITIES,
     "extent": _words,
     "amount": _windows,
@@ -93,8 +98,9 @@ def _error_rate(rate: str) -> Metric:
         family="error-rate",
         item="clip",
         relative=False,
-        summarize=rates.error_rates,
+        summarize=summaries.error_rates,
         compare=lambda items, reference: significance.error_rate_change(items, reference, rate),
+        parts=lambda items: summaries.by_speaker(items, rates.error_counts(items, rate), items[f"{rate}_length"])[:2],
         reported=names.RATES,
         counts=names.COUNTS,
         purpose="writes down",

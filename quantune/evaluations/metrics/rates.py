@@ -2,8 +2,8 @@
 
 Sums over windows are ratio estimates (total log-likelihood over total tokens), so their standard errors come from the
 residuals of the windows around the common ratio (Cochran, Sampling Techniques, 1977, section 2.11); the error of an
-exponential follows by the delta method. Windows of one text are treated as independent; neighbouring windows are
-nearly so.
+exponential follows by the delta method. These errors take all items as independent: they are what a job records. The
+report shows those of `summaries`, which are larger where neighbouring windows, or clips of one speaker, are alike.
 """
 
 import math

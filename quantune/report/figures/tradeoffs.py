@@ -11,7 +11,6 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from quantune.evaluations.metrics.metric import Metric
-from quantune.evaluations.metrics.significance import Z95
 from quantune.report.figures.canvas import BLUE, GREEN, GREY, LOG_FROM, ORANGE, canvas
 from quantune.report.gather import Report, VariantResult
 from quantune.report.scores import Score
@@ -110,7 +109,7 @@ def draw(report: Report, evaluation: str, axis: Axis, path: Path) -> None:
         for kind, (marker, colour, name) in KINDS.items():
             chosen = [point for point in points if point[2].kind == kind]
             if chosen:
-                up = [Z95 * scores[item.name][1] for _, _, item in chosen]
+                up = list(zip(*(scores[item.name][1:] for _, _, item in chosen), strict=True))
                 x, y = [point[0] for point in chosen], [point[1] for point in chosen]
                 across = [axis.of(item) for _, _, item in chosen]
                 across = [[(a - low) / power for a, low, _ in across], [(high - a) / power for a, _, high in across]]
@@ -133,13 +132,14 @@ def draw(report: Report, evaluation: str, axis: Axis, path: Path) -> None:
         if missing := len(measured) - len(shown):
             axes.set_title(f"{missing} not shown: not a finite number", color="#555")
         names = [(alone and item.steps) or item.name for item in shown]
-        bars = [Z95 * scores[item.name][1] for item in shown]
+        bars = [max(scores[item.name][1:]) for item in shown]
         _label(figure, axes, [(x, y, bar, name) for (x, y, _), bar, name in zip(points, bars, names, strict=True)])
 
 
-def _quality(score: Score, metric: Metric) -> tuple[float, float]:
-    """Return the value of a metric and its standard error, as shown: shares in per cent."""
-    return metric.scale * score.numbers[metric.key], metric.scale * score.numbers[f"{metric.key}_error"]
+def _quality(score: Score, metric: Metric) -> tuple[float, float, float]:
+    """Return the value of a metric, and how far its 95 % interval reaches down and up, as shown: shares in per cent."""
+    value, low, high = (metric.scale * score.numbers[f"{metric.key}{end}"] for end in ("", "_low", "_high"))
+    return value, value - low, high - value
 
 
 def best_tradeoffs(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
