@@ -10,9 +10,9 @@ from quantune.artefacts import job, layout
 def transcribe(order, inputs, folder, scratch):
     from quantune.data import longform
     from quantune.models import loading
-    from quantune.sources import entries
+    from quantune.sources.recordings import Recording
 
-    recipe = entries.Recording(**order["recipe"], **order["options"]["settings"])
+    recipe = Recording(**order["recipe"], **order["options"]["settings"])
     (checkpoint,), (recording,) = inputs["checkpoint"], map(Path, order["options"]["files"])
     model = loading.fitting([*inputs.get("base", []), checkpoint], recipe.dtype)
     processor = loading.processor(checkpoint)

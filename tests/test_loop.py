@@ -160,7 +160,7 @@ def test_small_gradients_do_not_vanish_in_float16():
     def as_on_a_gpu(part: torch.Tensor) -> torch.Tensor:
         """Compute in 16 bits under autocast, with the float32 output of a norm."""
         targets = torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:].flatten()
-        return loss._CrossEntropy.apply(part.flatten(0, 1), head.weight, None, targets)
+        return loss._CrossEntropy.apply(part.flatten(0, 1), head.weight, None, targets, 0.0)
 
     def gradient(dtype: torch.dtype, mixed: bool, product=chunked) -> torch.Tensor:
         part = states.clone().to(dtype).requires_grad_()

@@ -155,7 +155,7 @@ def test_speech_is_told_beside_text(work, tmp_path):
     )
     assert "Encoding at batch size 4 (windows of 10 s): `w` 2 (1.98 to 2.02) s; fastest `w+fine`, 1 (" in spoken[3]
     assert "each): `w` 10 (9.9 to 10.1) tokens/s; fastest `w+fine`, 20" in spoken[4]
-    assert "`w+fine` transcribes fastest at batch size 1 (real-time factor 0.05 (0.0495 to 0.0505))." in spoken[-1]
+    assert "Of the variants whose loss is shown to be small on every evaluation, none is" in spoken[-1]  # few clips
     drawn = {path.stem for path in (tmp_path / "report").glob("quality-*.radio.svg")}
     names = ("size", "memory", "real-time-factor-batch1", "real-time-factor-batch4")
     assert drawn == {f"quality-{name}.radio" for name in names}

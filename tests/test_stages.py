@@ -45,9 +45,9 @@ CHANGES = {
     ),
     "separator of the training blocks": (
         "data/text.py",
-        "joined(values, starts, [end])",
-        "joined(values, starts, [end, end])",
-        {"train/lora", "quantize/gptq", "quantize/awq"},
+        '"ids", most), [end], []',
+        '"ids", most), [end, end], []',
+        {"quantize/gptq", "quantize/awq"} | {name for name in STAGES if name.startswith("train/")},
     ),
     "length of the probe text": (
         "core/workload.py",

@@ -29,7 +29,7 @@ def test_changes_in_words():
     assert wording.evidence(Change("m", 0.019, 0.0086, 0.0294, 0.001)) == "+1.9 % (95 % interval +0.9 to +2.9 %)"
     assert wording.evidence(Change("m", 0.0, 0.0, 0.0, 1.0)) == "+0.0 % (the same in every window)"
     alone = Change("m", 0.019, math.nan, math.nan, math.nan)
-    assert wording.evidence(alone) == "+1.900 % (only one window: no interval)" and alone.verdict == "unclear"
+    assert wording.evidence(alone) == "+1.900 % (too few windows for an interval)" and alone.verdict == "unclear"
 
 
 @pytest.mark.parametrize(
