@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from quantune.core.workload import Inference
 from quantune.data import text
 from quantune.finetunings.lora import LoRA
-from quantune.finetunings.training import loop
+from quantune.finetunings.training import checkpointing, loop
 from quantune.planning import memory
 
 SHAPES = {"opt-1.3b": (2048, 24, 32), "opt-6.7b": (4096, 32, 32)}
@@ -72,8 +72,7 @@ def generate(loaded, batch, prompt, new):
 def train(loaded, recipe):
     folder = Path(tempfile.mkdtemp())
     blocks = text.Blocks(torch.randint(3, 50272, (4 * recipe.batch_size, recipe.length)).numpy())
-    if recipe.gradient_checkpointing:
-        loaded.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpointing.enable(loaded, recipe)
     loop.train(loaded, recipe, 0, blocks, None, folder, folder)
 
 

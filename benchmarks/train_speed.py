@@ -129,6 +129,7 @@ def main() -> None:
             print(f"{version}, {name}", file=sys.stderr)
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             rows.append({"version": version, "keys": name} | json.loads(done.stdout.splitlines()[-1]))
+            print(json.dumps(rows[-1]), file=sys.stderr)  # in case the run is cut off
     print(json.dumps({"command": "python benchmarks/train_speed.py --before ...", "rows": rows}, indent=1))
 
 

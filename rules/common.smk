@@ -27,19 +27,24 @@ from quantune.planning.plan import Plan
 from quantune.upkeep import dvc
 
 
+def stop(message):
+    """Stop Snakemake with an error for the user, without a traceback and without a place in the rules."""
+    print(f"Error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
 def call_or_stop(function, *arguments):
-    """Return the result of a function of quantune; an error for the user stops Snakemake without a traceback."""
+    """Return the result of a function of quantune; stop with its error for the user."""
     try:
         return function(*arguments)
     except QuantuneError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(1)
+        stop(error)
 
 
 # Snakemake takes them for wildcards: files from outside with them are read, but no inputs of a rule.
 BRACES = frozenset("{}")
 if BRACES.intersection(str(workflow.basedir)):
-    raise WorkflowError(f"Snakemake reads the braces in '{workflow.basedir}' as wildcards; rename this folder")
+    stop(f"Snakemake reads the braces in '{workflow.basedir}' as wildcards; rename this folder")
 job.announce(workflow.basedir, sys.argv)
 # Snakemake would merge config.yaml into a configuration given on the command line.
 call_or_stop(documents.require_sound, workflow.overwrite_configfiles or ["config.yaml"])

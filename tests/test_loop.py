@@ -216,7 +216,7 @@ def test_other_optimizers_learn_alike_and_a_killed_run_ends_with_the_same_bits(p
 def test_the_memory_of_an_optimizer_is_predicted(optimizer):
     recipe = LoRA(**KEYS, steps=1, optimizer=optimizer)
     weights = [torch.nn.Parameter(torch.ones(64, 256)) for _ in range(4)]
-    made = optimizers.build(recipe, weights)
+    made = optimizers.build(recipe, {str(number): weight for number, weight in enumerate(weights)})
     sum(weight.sum() for weight in weights).backward()
     made.step()
     tables = ("qmap1", "qmap2", "step")  # shared by all tensors

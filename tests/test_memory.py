@@ -19,7 +19,7 @@ from quantune.core.errors import QuantuneError
 from quantune.core.workload import Inference
 from quantune.data.batches import BATCH_TOKENS
 from quantune.finetunings.lora import LoRA
-from quantune.finetunings.training import loss, precision
+from quantune.finetunings.training import checkpointing, loss, precision
 from quantune.models import architecture, decoding, loading, offloading
 from quantune.planning import costs, memory, resources
 from quantune.planning.activations import Pass
@@ -200,8 +200,7 @@ def kept_for_backward(config: dict, recipe: LoRA, model=None) -> int:
     for module in model.modules() if recipe.mixed else ():
         if type(module) is torch.nn.LayerNorm:  # as torch.autocast does on a GPU
             module.register_forward_pre_hook(lambda _, states: (states[0].float(),))
-    if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpointing.enable(model, recipe)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept = {}
 

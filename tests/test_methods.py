@@ -157,7 +157,7 @@ def test_a_method_learns_and_keeps_what_it_learned(tmp_path, bases, data, name, 
     assert distance(again, exact) < rounded
     assert distance(logits(loaded(recipe, folder, tmp_path / "whole/saved", load=loading.streamed)), exact) < rounded
     if recipe.leaves == "adapter":
-        written = stored.header(tmp_path / "whole/saved" / loading.ADAPTER_WEIGHTS)
+        written = stored.header(tmp_path / "whole/saved" / stored.ADAPTER_WEIGHTS)
         assert sum(int(numpy.prod(item.shape)) for item in written.values()) == recipe.stored(SHAPE)
         if not recipe.unmergeable:
             full = logits(loaded(recipe, OPT, tmp_path / "whole/saved"))
@@ -181,9 +181,9 @@ def test_pissa_is_saved_during_training_without_changing_it(tmp_path, data):
     folders = [tmp_path / "plain", tmp_path / "kept"]
     for folder, keys in zip(folders, ({}, {"keep_checkpoints": 2, "evaluate_every": 2}), strict=True):
         train(recipe_of("pissa", **keys), OPT, folder, data)
-    one, other = (stored.header(folder / "saved" / loading.ADAPTER_WEIGHTS) for folder in folders)
+    one, other = (stored.header(folder / "saved" / stored.ADAPTER_WEIGHTS) for folder in folders)
     assert one.keys() == other.keys()
-    files = [(folder / "saved" / loading.ADAPTER_WEIGHTS).read_bytes() for folder in folders]
+    files = [(folder / "saved" / stored.ADAPTER_WEIGHTS).read_bytes() for folder in folders]
     assert files[0] == files[1]
     assert sorted(path.name for path in (tmp_path / "kept").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     part = logits(loading.model([OPT, tmp_path / "kept/checkpoint-4"], "float32"))

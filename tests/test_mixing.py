@@ -13,7 +13,7 @@ from quantune.models import loading
 from quantune.planning import load
 from quantune.planning.plan import Plan
 from tests.conftest import OPT
-from tests.test_packing import OWN, TALKS, texts, tiny, written
+from tests.test_packing import TALKS, texts, tiny, with_own_template, written
 
 SIZES = {"main": 70, "general": 1000, "news": 5}
 
@@ -37,11 +37,7 @@ def test_a_share_of_less_than_one_example_is_refused():
         mixing.counts({"main": 71, "general": 1000}, {"general": 0.001}, 71)
 
 
-@pytest.fixture
-def tokenizer():
-    own = loading.tokenizer(OPT)
-    own.chat_template = OWN
-    return own
+tokenizer = pytest.fixture(with_own_template, name="tokenizer")
 
 
 @pytest.fixture

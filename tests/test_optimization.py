@@ -99,7 +99,7 @@ def test_noise_is_as_large_as_neftune_says_and_only_in_training():
 
 def test_a_cosine_ends_at_its_floor():
     recipe = LoRA(**KEYS, steps=10, schedule="cosine", learning_rate_floor=0.25, warmup_steps=2)
-    optimizer = optimizers.build(recipe, [torch.nn.Parameter(torch.ones(2))])
+    optimizer = optimizers.build(recipe, {"weight": torch.nn.Parameter(torch.ones(2))})
     schedule, rates = optimizers.schedule(recipe, optimizer, 10), []
     for _ in range(10):
         optimizer.step()

@@ -34,11 +34,14 @@ def written(folder: Path, tokenizer, talks=TALKS) -> Path:
     return folder
 
 
-@pytest.fixture
-def tokenizer():
+def with_own_template():
+    """Return the tokenizer of opt-2m with the chat template of this test."""
     own = loading.tokenizer(OPT)
     own.chat_template = OWN
     return own
+
+
+tokenizer = pytest.fixture(with_own_template, name="tokenizer")
 
 
 @pytest.fixture

@@ -59,11 +59,12 @@ class AdaLoRA(LowRank):
         import torch
         from peft import AdaLoraConfig, get_peft_model
 
+        from quantune.models import adapters
         from quantune.models.packed_linear import PackedLinear
 
         torch.manual_seed(seed)
         config = AdaLoraConfig(
-            task_type=None if model.config.is_encoder_decoder else "CAUSAL_LM",
+            task_type=adapters.task(model),
             target_r=self.rank,
             init_r=self.initial_rank,
             lora_alpha=self.alpha,

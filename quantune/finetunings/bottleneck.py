@@ -10,10 +10,7 @@ from pydantic import Field
 from quantune.core.errors import QuantuneError, listed
 from quantune.finetunings import Finetuning
 from quantune.models import architecture
-from quantune.models.architecture import Architecture
-
-ATTENTION, FED = ("out_proj", "o_proj"), ("fc2", "down_proj")
-"""Layers that end the attention, and the feed-forward part."""
+from quantune.models.architecture import ATTENTION_END, FEED_FORWARD_END, Architecture
 
 
 class Bottleneck(Finetuning):
@@ -31,15 +28,13 @@ class Bottleneck(Finetuning):
     @property
     def targets(self) -> tuple[str, ...]:
         """Names of the layers that may have an adapter behind them."""
-        return FED if self.placement == "pfeiffer" else (*ATTENTION, *FED)
+        return FEED_FORWARD_END if self.placement == "pfeiffer" else (*ATTENTION_END, *FEED_FORWARD_END)
 
     def unsuitable(self, config: dict[str, Any]) -> str | None:
         """Return why a model with this config.json has none of the layers, or None."""
-        try:
-            names = {linear.name for _, linear in architecture.read(config).linears()}
-        except (QuantuneError, ArithmeticError, TypeError, ValueError):
-            return None
-        return None if names & {*self.targets} else f".placement: {self._unknown()}"
+        shape = architecture.known(config)
+        fits = shape is None or any(linear.name in self.targets for _, linear in shape.linears())
+        return None if fits else f".placement: {self._unknown()}"
 
     def prepare(self, model, seed: int, original: Path | None = None):
         """Return a `PeftModel` with adapters initialized from the seed; only they require gradients.
@@ -53,12 +48,13 @@ class Bottleneck(Finetuning):
         import torch
         from peft import get_peft_model
 
+        from quantune.models import adapters
         from quantune.models.bottleneck import BottleneckConfig
 
         torch.manual_seed(seed)
-        task = None if model.config.is_encoder_decoder else "CAUSAL_LM"
         present = [name for name in self.targets if name in names]
-        return get_peft_model(model, BottleneckConfig(task_type=task, target_modules=present, size=self.size))
+        keys = {"task_type": adapters.task(model), "target_modules": present, "size": self.size}
+        return get_peft_model(model, BottleneckConfig(**keys))
 
     def trained(self, shape: Architecture) -> int:
         """Return the parameters of two linear layers with biases behind each target."""

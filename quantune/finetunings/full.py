@@ -76,9 +76,7 @@ class Freeze(OwnWeights):
 
     def unsuitable(self, config: dict[str, Any]) -> str | None:
         """Return why the layers do not fit a model with this config.json, or None."""
-        try:
-            shape = architecture.read(config)
-        except (QuantuneError, ArithmeticError, TypeError, ValueError):
+        if (shape := architecture.known(config)) is None:
             return None
         for layers in shape.layers:
             if problem := self._missing(layers.count):

@@ -6,12 +6,10 @@ from typing import Any, Literal
 from quantune.core.errors import QuantuneError, listed
 from quantune.finetunings import Finetuning
 from quantune.models import architecture
-from quantune.models.architecture import Architecture
+from quantune.models.architecture import FEED_FORWARD_END, Architecture
 
 SCALED = ("k_proj", "v_proj")
-"""Layers whose outputs are scaled."""
-FED = ("fc2", "down_proj")
-"""Layers whose inputs, the feed-forward activations, are scaled."""
+"""Layers whose outputs are scaled; of `FEED_FORWARD_END` the inputs are, the feed-forward activations."""
 
 
 class IA3(Finetuning):
@@ -22,11 +20,9 @@ class IA3(Finetuning):
 
     def unsuitable(self, config: dict[str, Any]) -> str | None:
         """Return why a model with this config.json has none of the layers, or None."""
-        try:
-            names = {linear.name for _, linear in architecture.read(config).linears()}
-        except (QuantuneError, ArithmeticError, TypeError, ValueError):
-            return None
-        return None if names & {*SCALED, *FED} else f".method: {_unknown()}"
+        shape = architecture.known(config)
+        fits = shape is None or any(linear.name in (*SCALED, *FEED_FORWARD_END) for _, linear in shape.linears())
+        return None if fits else f".method: {_unknown()}"
 
     def prepare(self, model, seed: int, original: Path | None = None):
         """Return a `PeftModel` with factors of 1; only they require gradients.
@@ -36,24 +32,26 @@ class IA3(Finetuning):
         """
         from peft import IA3Config, get_peft_model
 
+        from quantune.models import adapters
+
         names = {name.split(".")[-1] for name, _ in model.named_modules()}
-        fed = [name for name in FED if name in names]
+        fed = [name for name in FEED_FORWARD_END if name in names]
         if not (targets := [*(name for name in SCALED if name in names), *fed]):
             raise QuantuneError(f"method: {_unknown()}")
-        task = None if model.config.is_encoder_decoder else "CAUSAL_LM"
-        return get_peft_model(model, IA3Config(task_type=task, target_modules=targets, feedforward_modules=fed))
+        keys = {"task_type": adapters.task(model), "target_modules": targets, "feedforward_modules": fed}
+        return get_peft_model(model, IA3Config(**keys))
 
     def trained(self, shape: Architecture) -> int:
         """Return the number of factors."""
-        sizes = {**dict.fromkeys(SCALED, "outputs"), **dict.fromkeys(FED, "inputs")}
+        sizes = {**dict.fromkeys(SCALED, "outputs"), **dict.fromkeys(FEED_FORWARD_END, "inputs")}
         return sum(
             count * getattr(linear, sizes[linear.name]) for count, linear in shape.linears() if linear.name in sizes
         )
 
     def adapts(self, layer: str) -> bool:
         """Return whether a linear layer keeps its output or its input for the gradient of factors."""
-        return layer in (*SCALED, *FED)
+        return layer in (*SCALED, *FEED_FORWARD_END)
 
 
 def _unknown() -> str:
-    return f"'ia3' scales {listed([*SCALED, *FED])}, and the model has none of these layers; take 'lora'"
+    return f"'ia3' scales {listed([*SCALED, *FEED_FORWARD_END])}, and the model has none of these layers; take 'lora'"

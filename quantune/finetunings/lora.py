@@ -36,9 +36,7 @@ class LowRank(Finetuning):
 
         An architecture whose shape is not known is checked by the job, before it trains.
         """
-        try:
-            shape = architecture.read(config)
-        except (QuantuneError, ArithmeticError, TypeError, ValueError):
+        if (shape := architecture.known(config)) is None:
             return None
         linears = {linear.name: linear for linear in (*(linear for _, linear in shape.linears()), shape.head)}
         targets = list(linears) if self.target_modules == "all-linear" else self.target_modules
@@ -137,7 +135,7 @@ class LoRA(LowRank):
             packed_linear.train_biases(model)
         torch.manual_seed(seed)
         config = LoraConfig(
-            task_type=None if model.config.is_encoder_decoder else "CAUSAL_LM",
+            task_type=adapters.task(model),
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,

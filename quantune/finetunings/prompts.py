@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from quantune.core.errors import QuantuneError
 from quantune.core.recipe import LONGEST
 from quantune.data.batches import IGNORED
 from quantune.finetunings import Finetuning
@@ -114,11 +113,8 @@ class PrefixTuning(VirtualTokens):
 
     def unsuitable(self, config: dict[str, Any]) -> str | None:
         """Return why a model with this config.json cannot have a prefix, or None."""
-        try:
-            layers = architecture.read(config).decoder
-        except (QuantuneError, ArithmeticError, TypeError, ValueError):
-            return super().unsuitable(config)
-        if layers.queries != layers.width:
+        shape = architecture.known(config)
+        if shape and shape.decoder.queries != shape.decoder.width:
             return ".method: PEFT makes no prefix for heads that are not hidden size / heads wide; take 'prompt'"
         return super().unsuitable(config)
 

@@ -6,11 +6,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from quantune.models.stored import ADAPTER
+from quantune.models.stored import ADAPTER, ADAPTER_WEIGHTS
 
-WEIGHTS = "adapter_model.safetensors"
 INITIAL = "initial_adapter"
 """Attribute of a `PeftModel`: the tensors that its adapter began with, taken out of the base's weights."""
+
+
+def task(model) -> str | None:
+    """Return PEFT's name for the task of a model; None for a speech model, because PEFT has no task for audio."""
+    return None if model.config.is_encoder_decoder else "CAUSAL_LM"
 
 
 def keep_initial(model) -> None:
@@ -37,7 +41,7 @@ def save_adapter(model, folder: Path) -> None:
 
         with tempfile.TemporaryDirectory() as place:
             (begin := Path(place) / "pissa_init").mkdir()
-            save_file(initial, begin / WEIGHTS)
+            save_file(initial, begin / ADAPTER_WEIGHTS)
             model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(begin))
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / ADAPTER

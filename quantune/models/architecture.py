@@ -10,6 +10,9 @@ from typing import Any
 
 from quantune.core.errors import QuantuneError, listed
 
+ATTENTION_END, FEED_FORWARD_END = ("out_proj", "o_proj"), ("fc2", "down_proj")
+"""Names of the linear layer that ends the attention, and of the one that ends the feed-forward part."""
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -139,6 +142,14 @@ def read(config: dict[str, Any]) -> Architecture:
         return FAMILIES[family](config)
     except KeyError as error:
         raise QuantuneError(f"config.json of type '{family}' has no {error}") from None
+
+
+def known(config: dict[str, Any]) -> Architecture | None:
+    """Return the shape of a model, or None where `read` knows none: then only the job can check a recipe."""
+    try:
+        return read(config)
+    except (QuantuneError, ArithmeticError, TypeError, ValueError):
+        return None
 
 
 def _opt(config: dict[str, Any]) -> Architecture:

@@ -116,8 +116,10 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
             shutil.copyfile(Path(source) / name, Path(folder) / name)
 
 
-def save_model(model, parent: Path, folder: Path) -> None:
+def save_model(model, parent: Path, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
     """Save a model that was made from the checkpoint `parent`, with the parent's tokenizer and generation settings.
+
+    Saved are the weights given by name, or those of the model.
 
     The settings file is copied: transformers refuses to write some settings of models on the hub, such as a temperature
     without sampling.
@@ -125,7 +127,7 @@ def save_model(model, parent: Path, folder: Path) -> None:
     from transformers import GenerationConfig
 
     settings, model.generation_config = model.generation_config, GenerationConfig()
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=weights)
     model.generation_config = settings
     (Path(folder) / GENERATION).unlink(missing_ok=True)
     copy_tokenizer(parent, folder)
@@ -144,11 +146,7 @@ def save_trained(model, parent: Path, folder: Path) -> None:
     for value in state.values():  # tensors that share memory must share it afterwards
         if value.data_ptr() not in cast:
             cast[value.data_ptr()] = value.to("cpu", dtype if value.is_floating_point() else value.dtype)
-    settings, kept = model.generation_config, (model.config.dtype, model.config.architectures)
-    model.generation_config = type(settings)()
-    model.save_pretrained(folder, state_dict={name: cast[value.data_ptr()] for name, value in state.items()})
-    model.generation_config = settings
+    kept = model.config.dtype, model.config.architectures
+    save_model(model, parent, folder, {name: cast[value.data_ptr()] for name, value in state.items()})
     model.config.dtype, model.config.architectures = kept
-    (Path(folder) / GENERATION).unlink(missing_ok=True)
     shutil.copyfile(Path(parent) / "config.json", Path(folder) / "config.json")
-    copy_tokenizer(parent, folder)

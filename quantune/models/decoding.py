@@ -248,10 +248,8 @@ def choose(requested: str, model: PreTrainedModel, prompt: Prompt, steps: int):
     if requested == "auto":
         away = any(map(is_away, model.modules()))
         requested = "compiled" if tokens.device.type == "cuda" and not away else "eager"
-    forced = torch.randint(
-        model.config.vocab_size, (min(PROBED, steps), len(tokens), 1), generator=torch.Generator().manual_seed(0)
-    )
-    forced = forced.to(tokens.device)
+    shape, seeded = (min(PROBED, steps), len(tokens), 1), torch.Generator().manual_seed(0)
+    forced = torch.randint(model.config.vocab_size, shape, generator=seeded).to(tokens.device)
     expected = None if requested == "eager" else _forced_logits(Eager(model, prompt, steps), forced)
     reasons = {}
     for name in ORDER[ORDER.index(requested) :]:
@@ -296,5 +294,6 @@ def _forced_logits(decoder, forced: torch.Tensor) -> torch.Tensor:
 
 
 def _require_agreement(logits: torch.Tensor, expected: torch.Tensor) -> None:
-    if not (distance := float((logits - expected).norm() / expected.norm())) <= AGREEMENT:
+    distance = float((logits - expected).norm() / expected.norm())
+    if not distance <= AGREEMENT:
         raise UnsupportedError(f"its logits are {distance:.2g} away from the eager decoder's, relatively")

@@ -26,7 +26,6 @@ from quantune.core.units import size
 from quantune.models import offloading, stored
 from quantune.models.architecture import SPEECH
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 CONSTANTS = (".masked_bias", ".inv_freq", ".position_ids")
 """Ends of the names of constants that older versions of transformers stored beside the weights."""
 
@@ -193,7 +192,7 @@ def require_complete_adapter(model, folder: Path) -> None:
     """Raise QuantuneError if the adapter in a folder has other tensors than the adapter of the loaded `PeftModel`."""
     from peft import get_peft_model_state_dict
 
-    expected, saved = set(get_peft_model_state_dict(model)), set(stored.header(Path(folder) / ADAPTER_WEIGHTS))
+    expected, saved = set(get_peft_model_state_dict(model)), set(stored.header(Path(folder) / stored.ADAPTER_WEIGHTS))
     if different := sorted(expected ^ saved):
         what = "misses" if different[0] in expected else "has an unexpected tensor"
         raise QuantuneError(f"'{folder}': the adapter {what} '{different[0]}'; delete the folder, and it is made again")

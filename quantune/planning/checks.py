@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -208,17 +209,16 @@ def _evaluations(config: Config, good_models: set[str]) -> Iterator[str]:
             yield f"evaluations.{name}: {reason}, and none of the models is a {entry.track} model: {models}"
 
 
-def _sound(config: Config) -> Iterator[chains.Variant]:
-    """Yield the listed variants whose chains can work."""
-    try:
-        texts = chains.expand(config.variants)
-    except ConfigError:
-        return
-    for text in texts:
-        try:
-            yield chains.parse(text, config)
-        except ConfigError:
-            continue
+def _most_virtual(config: Config) -> dict[str, int]:
+    """Return model -> the most positions that virtual tokens of a listed variant take."""
+    taken: dict[str, int] = {}
+    with suppress(ConfigError):  # `_chains` yields the problem
+        taking = any(recipe.taken_positions for recipe in config.finetunings.values())
+        for text in chains.expand(config.variants) if taking else ():
+            with suppress(ConfigError):
+                variant = chains.parse(text, config)
+                taken[variant.model] = max(taken.get(variant.model, 0), _virtual(config, variant))
+    return taken
 
 
 def _recordings(config: Config, good_models: set[str]) -> Iterator[str]:
@@ -283,10 +283,10 @@ def _longest_prompt(config: Config, model: str, prompts: list[str], room: int) -
 
 def _benchmark(config: Config, good_models: set[str]) -> Iterator[str]:
     """Yield the models that have too few positions for the prompts and new tokens of the benchmark."""
+    virtual = _most_virtual(config) if config.benchmark else {}
     for model in sorted(good_models) if config.benchmark else []:
-        track, new_tokens = config.track(model), config.benchmark.new_tokens
+        track, new_tokens, taken = config.track(model), config.benchmark.new_tokens, virtual.get(model, 0)
         positions, longest = config.positions(model), config.benchmark.longest(track)
-        taken = max((_virtual(config, variant) for variant in _sound(config) if variant.model == model), default=0)
         if positions is None or longest + taken <= positions:
             continue
         limit = f"the model '{model}' has {positions} positions"

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from quantune.core.errors import QuantuneError
 from quantune.data.batches import IGNORED, Data, in_batches
 from quantune.finetunings import Finetuning
-from quantune.finetunings.training import checkpointing, hooks, optimizers, precision
+from quantune.finetunings.training import checkpointing, optimizers, precision
 from quantune.finetunings.training.kept import Checkpoints
 from quantune.finetunings.training.state import Progress, copied, restore, save, take
 
@@ -63,7 +63,7 @@ def train(
     per_step = recipe.batch_size * recipe.gradient_accumulation
     steps = recipe.total_steps(len(data))
     order = Order(len(data), seed, data.lengths() if recipe.group_by_length else None, recipe.batch_size)
-    optimizer = hooks.with_rates(optimizers.build(recipe, trained.values()), recipe, trained)
+    optimizer = optimizers.build(recipe, trained)
     schedule = optimizers.schedule(recipe, optimizer, steps)
     scaler = precision.scaler(model, recipe)
     hook = recipe.hook(model, steps)
@@ -152,9 +152,10 @@ def train(
 
 def _stale(recipe: Finetuning, progress: Progress) -> bool:
     """Return whether the last `patience` points had no lower validation loss than the best one."""
-    best = progress.best.get("step", progress.step)
-    later = sum(point["validation_loss"] is not None and point["step"] > best for point in progress.curves)
-    return recipe.patience is not None and later >= recipe.patience
+    if recipe.patience is None or not progress.best:
+        return False
+    later = [point for point in progress.curves if point["step"] > progress.best["step"]]
+    return sum(point["validation_loss"] is not None for point in later) >= recipe.patience
 
 
 def _due(every: int | str, step: int, per_step: int, examples: int) -> bool:

@@ -5,24 +5,25 @@ The 8-bit and the paged ones are those of bitsandbytes (Dettmers et al., 2022, a
 arXiv:2305.14314); Adafactor (Shazeer and Stern, 2018, arXiv:1804.04235) is that of transformers.
 """
 
-from collections.abc import Iterable
-
 import torch
 from transformers import get_scheduler
 
 from quantune.finetunings import Finetuning
 
 
-def build(recipe: Finetuning, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer of these parameters."""
-    parameters = list(parameters)
-    options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+def build(recipe: Finetuning, trained: dict[str, torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer of these parameters: a group for each learning rate, the one of factor 1 first."""
+    by_rate: dict[float, list[torch.nn.Parameter]] = {1.0: []}
+    for name, value in trained.items():
+        by_rate.setdefault(recipe.rate(name), []).append(value)
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    groups = [{"params": values, "lr": factor * rate, "weight_decay": decay} for factor, values in by_rate.items()]
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, **options, fused=parameters[0].is_cuda)
+        return torch.optim.AdamW(groups, fused=next(iter(trained.values())).is_cuda)
     if recipe.optimizer == "adafactor":
         from transformers.optimization import Adafactor
 
-        return Adafactor(parameters, scale_parameter=False, relative_step=False, **options)
+        return Adafactor(groups, scale_parameter=False, relative_step=False)
     from bitsandbytes import optim
 
     kinds = {
@@ -30,7 +31,7 @@ def build(recipe: Finetuning, parameters: Iterable[torch.nn.Parameter]) -> torch
         "paged_adamw": optim.PagedAdamW32bit,
         "paged_adamw_8bit": optim.PagedAdamW8bit,
     }
-    return kinds[recipe.optimizer](parameters, **options)
+    return kinds[recipe.optimizer](groups)
 
 
 def schedule(recipe: Finetuning, optimizer: torch.optim.Optimizer, steps: int):

@@ -40,7 +40,10 @@ def loaded_dtype(recipe: Finetuning, quantized: bool) -> str:
 
 
 def prepare(model: torch.nn.Module, recipe: Finetuning) -> None:
-    """Let trained weights, and in mixed precision all norms, be float32 in a model that computes in 16 bits."""
+    """Let trained weights, and in mixed precision all norms, be float32 in a model that computes in 16 bits.
+
+    Layers of LLM.int8() keep no input for the backward pass, in every precision.
+    """
     if recipe.precision != "float32":
         keep_masters(model)
         if not recipe.mixed and not recipe.compile:
@@ -53,7 +56,7 @@ def prepare(model: torch.nn.Module, recipe: Finetuning) -> None:
         if recipe.mixed and trained:
             bias.data = bias.data.float()
         int8 = hasattr(weight, "SCB")
-        if int8 or hasattr(weight, "quant_state"):
+        if int8 or (recipe.mixed and hasattr(weight, "quant_state")):
             in_float32 = trained or (int8 and weight.device.type == "cpu")
             module.__class__ = _frozen(type(module), in_float32, int8 and not trained)
 
