@@ -172,3 +172,29 @@ def test_quantiles_are_those_of_tables():
     assert quantiles.smallest_share(3, 20) == pytest.approx(0.03207093719, rel=1e-9)
     assert quantiles.binomial_at_most(5, 1000, 0.02) == pytest.approx(6.400906688e-5, rel=1e-8)
     assert quantiles.beta(0.001, 0.5, 0.5) == pytest.approx(0.020135041633, rel=1e-9)
+
+
+def test_clips_that_are_all_alike_have_no_interval():
+    """All wholly wrong, or each a word worse: they say nothing of clips that were not seen."""
+    for errors, length in (([9.0] * 20, [9.0] * 20), ([1.0] * 20, [10.0] * 20)):
+        for paired in (False, True):
+            alike = estimates.independent(errors, length, paired)
+            assert math.isnan(alike.bounds()[0]) and math.isnan(alike.p_value) and "the same rate" in alike.method
+    assert estimates.independent([0.0] * 19 + [1.0], [9.0] * 20, True).rare.count == 1
+
+
+def test_letters_do_not_depend_on_the_groups_on_the_way():
+    """40 variants, neighbours of which are alike: 34 letters, but more groups while they are split."""
+    values = numpy.random.default_rng(2).permutation(numpy.linspace(0, 1, 40))
+    compared = [(i, j, float(abs(values[i] - values[j]) < 1 / 6)) for i in range(40) for j in range(i + 1, 40)]
+    letters = families.letters(values.tolist(), compared)
+    assert len(set("".join(letters))) == 34
+    for one, other, alike in compared:
+        assert bool(set(letters[one]) & set(letters[other])) == bool(alike)
+
+
+def test_transforms_of_many_items_are_the_cosines():
+    residuals = numpy.random.default_rng(0).standard_normal((2, 501))
+    places = (numpy.arange(501) + 0.5) / 501
+    expected = residuals @ numpy.cos(numpy.pi * numpy.outer(numpy.arange(1, 8), places)).T * math.sqrt(2 / 501)
+    assert numpy.allclose(dependence.transforms(residuals, 7), expected, rtol=1e-10)

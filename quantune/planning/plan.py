@@ -21,7 +21,7 @@ VERSIONS = {
     "resample": 2,
     "merge": 3,
     "transcribe": 3,
-    "report": 12,
+    "report": 13,
 }
 # Methods of `Plan` that answer the same question once.
 REMEMBERED = ("checkpoint", "checkpoints_to_load", "dataset", "prepared", "evaluation", "transcript", "benchmark")

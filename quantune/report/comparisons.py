@@ -28,7 +28,7 @@ class Seeds:
     """Standard error of the change of one of them, on average: how much other windows or clips would change it."""
 
 
-def together(variants: dict[str, Any], tolerance: float) -> dict[str, Any]:
+def together(variants: dict[str, Any]) -> dict[str, Any]:
     """Return the variants with p-values for the families that their changes belong to, and with letters.
 
     A family: the variants of a model in one evaluation, compared with the model, with their parents, or with rounding.
@@ -37,11 +37,12 @@ def together(variants: dict[str, Any], tolerance: float) -> dict[str, Any]:
     for evaluation, names in _families(variants):
         for kind in KINDS:
             changes = {name: getattr(scores[name][evaluation], kind) for name in names}
-            changes = {name: replace(item, tolerance=tolerance) for name, item in changes.items() if item}
+            changes = {name: item for name, item in changes.items() if item}
+            compared = sum(not math.isnan(item.p_value) for item in changes.values())  # others are not adjusted for
             adjusted = families.holm([item.p_value for item in changes.values()])
             within = families.holm([item.p_within() for item in changes.values()])
             for (name, item), p_value, claim in zip(changes.items(), adjusted, within, strict=True):
-                item = replace(item, adjusted=p_value, within=claim, family=len(changes))
+                item = replace(item, adjusted=p_value, within=claim, family=compared)
                 scores[name][evaluation] = replace(scores[name][evaluation], **{kind: item})
         for name, letters in _letters(evaluation, names, scores).items():
             scores[name][evaluation] = replace(scores[name][evaluation], letters=letters)
@@ -50,11 +51,11 @@ def together(variants: dict[str, Any], tolerance: float) -> dict[str, Any]:
 
 def _families(variants: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Yield each evaluation with the variants of one model that it was made of."""
-    found: dict[tuple[str, str], list[str]] = {}
+    members: dict[tuple[str, str], list[str]] = {}
     for name, variant in variants.items():
         for evaluation in variant.scores:
-            found.setdefault((evaluation, variant.model), []).append(name)
-    yield from ((evaluation, names) for (evaluation, _), names in found.items())
+            members.setdefault((evaluation, variant.model), []).append(name)
+    yield from ((evaluation, names) for (evaluation, _), names in members.items())
 
 
 def _letters(evaluation: str, names: list[str], scores: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -76,17 +77,20 @@ def seeds(variants: dict[str, Any]) -> list[Seeds]:
     for variant in variants.values():
         if variant.parent:
             groups.setdefault(_without_seed(variant, variants), []).append(variant)
-    found = []
+    spreads = []
     for group in groups.values():
         drawn = {json.dumps([variants[name].recipe.get("seed") for name in (*it.ancestors, it.name)]) for it in group}
-        for evaluation in group[0].scores if len(drawn) == len(group) > 1 else ():
+        if len(group) < 2 or len(drawn) < len(group):
+            continue
+        for evaluation in group[0].scores:
             changes = [item.scores[evaluation].from_root for item in group if evaluation in item.scores]
-            values = [change.estimate.value for change in changes if change and change.estimate]
-            if len(values) == len(group):
-                errors = [change.estimate.error for change in changes]
-                spread, sampling = float(numpy.std(values, ddof=1)), math.sqrt(float(numpy.mean(numpy.square(errors))))
-                found.append(Seeds(group, evaluation, spread, sampling))
-    return found
+            known = [change.estimate for change in changes if change and change.estimate]
+            known = [item for item in known if math.isfinite(item.value) and math.isfinite(item.error)]
+            if len(known) == len(group):
+                spread = float(numpy.std([item.value for item in known], ddof=1))
+                sampling = math.sqrt(float(numpy.mean([item.error**2 for item in known])))
+                spreads.append(Seeds(group, evaluation, spread, sampling))
+    return spreads
 
 
 def _without_seed(variant: Any, variants: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ never from its name.
 """
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -88,8 +88,6 @@ class Report:
     """Published values: source, evaluation or None, number or None, and variant -> value."""
     artefacts: dict[str, dict[str, Any]]
     """Path -> lineage of every artefact that a number rests on."""
-    ship: dict[str, Any] = field(default_factory=dict)
-    """The limits that the variant to ship must keep; empty: none."""
 
     def named(self, kind: str) -> list[str]:
         """Return the names of the evaluations of a kind."""
@@ -147,13 +145,6 @@ class Report:
         """The models that chains begin with."""
         return list(dict.fromkeys(variant.model for variant in self.variants.values()))
 
-    @cached_property
-    def comparisons(self) -> int:
-        """How many different paired comparisons it shows."""
-        scores = [(variant.name, item) for variant in self.variants.values() for item in variant.scores.values()]
-        changes = [(name, item.path, change) for name, item in scores for change in item.changes()]
-        return len({(name, path, change.against) for name, path, change in changes})
-
 
 def gather(order: dict[str, Any]) -> Report:
     """Read every input of the report.
@@ -208,17 +199,14 @@ def gather(order: dict[str, Any]) -> Report:
             curves=pandas.read_csv(curves) if curves.exists() else None,
             performance=measured.get(name),
         )
-    ship = recipe.get("ship") or {}
-    tolerance = ship.get("loss") or scores.TOLERANCE
     return Report(
         title=recipe["title"],
         path=order["path"],
         digest=order["digest"],
         evaluations=recipe["evaluations"],
-        variants=comparisons.together(variants, tolerance),
+        variants=comparisons.together(variants),
         expected=recipe["expected"],
         artefacts=lineage,
-        ship=ship,
     )
 
 
@@ -275,7 +263,9 @@ def _compared(
         return scores.change(read[key], against, read[against, key[1]]) if against else None
 
     root, parent = (ancestors[0], ancestors[-1]) if ancestors else (None, None)
-    return replace(read[key], from_root=change(root), from_parent=change(parent), from_rounding=change(rounding))
+    from_root = change(root)
+    from_parent = from_root if parent == root else change(parent)
+    return replace(read[key], from_root=from_root, from_parent=from_parent, from_rounding=change(rounding))
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -47,11 +47,6 @@ class Change:
         return math.inf if math.isnan(loss) else loss
 
     @property
-    def largest_loss(self) -> float:
-        """The end of the 95 % interval that is worse."""
-        return self.high if self.metric.lower_is_better else -self.low
-
-    @property
     def p_in_family(self) -> float:
         """The p-value among all that are compared."""
         return self.p_value if self.adjusted is None else self.adjusted
@@ -85,15 +80,15 @@ class Change:
         """Return how many windows or clips would show, in 80 % of evaluations, that a loss as large as the one measured
         is below the tolerance; None if the measured one is not below it, or nothing is known.
         """
-        found = self.estimate
-        if found is None or not math.isfinite(found.error) or not self.loss < self.tolerance:
+        estimate = self.estimate
+        if estimate is None or not math.isfinite(estimate.error) or not self.loss < self.tolerance:
             return None
         limit = math.log1p(self.tolerance) if self.metric.relative else self.tolerance
-        loss = found.value if self.metric.lower_is_better else -found.value
-        needed = found.items * (POWER * found.error / (limit - loss)) ** 2
-        if found.rare:
+        loss = estimate.value if self.metric.lower_is_better else -estimate.value
+        needed = estimate.items * (POWER * estimate.error / (limit - loss)) ** 2
+        if estimate.rare:
             needed = max(needed, math.log(CLAIMED) / math.log1p(-min(limit - max(loss, 0.0), 0.99)))
-        return max(math.ceil(needed), found.items + 1)
+        return max(math.ceil(needed), estimate.items + 1)
 
 
 @dataclass(frozen=True)
@@ -126,16 +121,6 @@ class Score:
     def value(self) -> float:
         """The leading number."""
         return self.numbers[self.metric.key]
-
-    @property
-    def error(self) -> float:
-        """Its standard error."""
-        return self.numbers[f"{self.metric.key}_error"]
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The ends of its 95 % interval."""
-        return self.numbers[f"{self.metric.key}_low"], self.numbers[f"{self.metric.key}_high"]
 
     def changes(self) -> list[Change]:
         """Return the comparisons that are shown."""

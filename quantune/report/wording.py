@@ -42,18 +42,22 @@ def scored(score: Score, key: str | None = None) -> str:
 
 
 def between(score: Score, key: str | None = None) -> str:
-    """Return the 95 % interval of a number of a score: `117.5 to 134.0`; why there is none, if there is none."""
+    """Return the 95 % interval of a number of a score: `117.5 to 134.0`; why there is none, if there is none; empty if
+    the number is not finite.
+    """
     key, scale = key or score.metric.key, score.metric.scale
     low, high, error = (scale * score.numbers[f"{key}_{end}"] for end in ("low", "high", "error"))
     if not math.isfinite(low):
-        return TOO_FEW.format(score.metric.item)
+        return TOO_FEW.format(score.metric.item) if math.isfinite(score.numbers[key]) else ""
     return f"{number(low, error)} to {number(high, error)}"
 
 
 def with_interval(score: Score, key: str | None = None) -> str:
     """Return a number and its interval: `125.5 (95 % interval 117.5 to 134.0)`."""
-    ends = between(score, key)
-    return f"{scored(score, key)} ({'95 % interval ' if ends[0].isdigit() else ''}{ends})"
+    if not (ends := between(score, key)):
+        return scored(score, key)
+    known = math.isfinite(score.numbers[f"{key or score.metric.key}_low"])
+    return f"{scored(score, key)} ({'95 % interval ' if known else ''}{ends})"
 
 
 def changed(change: Change) -> str:

@@ -37,10 +37,10 @@ def count(residuals: numpy.ndarray, spacing: int) -> int:
 
 def transforms(residuals: numpy.ndarray, cosines: int) -> numpy.ndarray:
     """Return the first cosine transforms along the last axis, each with the variance of a residual."""
-    items = residuals.shape[-1]
-    places = (numpy.arange(items) + 0.5) / items
-    waves = numpy.cos(numpy.pi * numpy.outer(numpy.arange(1, cosines + 1), places))
-    return residuals @ waves.T * math.sqrt(2 / items)
+    items, places = residuals.shape[-1], numpy.arange(1, cosines + 1)
+    mirrored = numpy.concatenate([residuals, residuals[..., ::-1]], axis=-1)  # of which the Fourier transform has them
+    waves = numpy.fft.rfft(mirrored)[..., 1 : cosines + 1] * numpy.exp(-0.5j * numpy.pi * places / items)
+    return waves.real / 2 * math.sqrt(2 / items)
 
 
 def block_length(series: numpy.ndarray) -> float:

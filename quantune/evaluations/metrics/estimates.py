@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy
 
 from quantune.core.units import plural
-from quantune.evaluations.metrics import dependence, quantiles
+from quantune.evaluations.metrics import dependence, quantiles, rates
 
 MINIMUM = 5
 """Independent items below which there is no interval."""
@@ -132,19 +132,18 @@ def in_order(numerator, denominator, spacing: int, item: str = "window") -> Esti
     residuals = numerator - value * denominator
     error, cosines = dependence.standard_error(residuals, spacing)
     method = f"cosine transforms ({cosines}) over {count} {item}s in their order, Student's t"
-    return Estimate(value, error / total, cosines, count, method)
+    return Estimate(value, error / total, cosines, count, method, paired=spacing == dependence.DIFFERENCE)
 
 
 def independent(numerator, denominator, paired: bool, item: str = "clip") -> Estimate:
     """Return the ratio of two sums over independent items, of which most may be zero."""
     numerator, denominator = numpy.asarray(numerator, float), numpy.asarray(denominator, float)
-    count, total = len(numerator), float(denominator.sum())
-    value = float(numerator.sum() / total) if total else math.nan
+    count, (value, error) = len(numerator), rates.ratio(numerator, denominator)
     if count < MINIMUM or not math.isfinite(value):
         return _without(value, count, item, MINIMUM)
-    residuals = numerator - value * denominator
-    error = math.sqrt(count / (count - 1) * float(residuals @ residuals)) / total
-    parts = numpy.abs(numerator[numerator != 0]) * count / total
+    parts = numpy.abs(numerator[numerator != 0]) * count / denominator.sum()
+    if len(parts) >= FEW and numpy.allclose(numerator, value * denominator, rtol=1e-9, atol=0):
+        return Estimate(value, math.nan, 1, count, f"no interval: all {item}s have the same rate")
     method, rare = f"bootstrap-t over {count} {item}s, {RESAMPLES:,} resamples", None
     method = f"Student's t and {method}, the wider" if paired else method
     if count > MANY:

@@ -9,6 +9,9 @@ import numpy
 from quantune.evaluations.metrics import dependence, quantiles
 from quantune.evaluations.metrics.estimates import FEW, MINIMUM
 
+MOST_GROUPS = 1000
+"""Groups on the way to the final ones, which are fewer; above, the search ends."""
+
 
 def holm(p_values: list[float]) -> list[float]:
     """Return p-values of which one below 0.05 is wrong in at most 5 % of families (Holm, 1979); nan stays nan."""
@@ -66,8 +69,10 @@ def letters(values: list[float], compared: list[tuple[int, int, float]], level: 
         for group in sorted(split, key=int.bit_count, reverse=True):
             if not any(group & larger == group for larger in groups):
                 groups.append(group)
-        if len(groups) > len(string.ascii_letters):
+        if len(groups) > MOST_GROUPS:
             return None
+    if len(groups) > len(string.ascii_letters):
+        return None
     order = sorted(range(len(values)), key=values.__getitem__)
     groups.sort(key=lambda group: [not group >> place & 1 for place in order])
     named = list(zip(string.ascii_letters, groups, strict=False))

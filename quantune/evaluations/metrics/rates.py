@@ -46,16 +46,17 @@ def perplexity(items: pandas.DataFrame) -> dict:
         "tokens": int(items.tokens.sum()),
         "bytes": int(items.bytes.sum()),
         "words": int(items.words.sum()),
-        "token_perplexity": _exp(per_token),
-        "token_perplexity_error": _exp(per_token) * token_error,
-        "word_perplexity": _exp(per_word),
-        "word_perplexity_error": _exp(per_word) * word_error,
+        "token_perplexity": exponential(per_token),
+        "token_perplexity_error": exponential(per_token) * token_error,
+        "word_perplexity": exponential(per_word),
+        "word_perplexity_error": exponential(per_word) * word_error,
         "bits_per_byte": per_byte / math.log(2),
         "bits_per_byte_error": byte_error / math.log(2),
     }
 
 
-def _exp(value: float) -> float:
+def exponential(value: float) -> float:
+    """Return e to a power; infinity where a float ends."""
     return math.inf if value > 700 else math.exp(value)
 
 

@@ -4,6 +4,7 @@ What a job records beside its items (`rates`) takes all items as independent.
 
 import math
 import re
+from functools import lru_cache
 
 import numpy
 import pandas
@@ -31,13 +32,8 @@ def perplexity(items: pandas.DataFrame) -> dict:
         if key == "bits_per_byte":
             numbers |= _named(key, *(value / math.log(2) for value in (found.error, low, high)))
         else:
-            numbers |= _named(key, numbers[key] * found.error, exponential(low), exponential(high))
+            numbers |= _named(key, numbers[key] * found.error, rates.exponential(low), rates.exponential(high))
     return numbers | {"method": found.method}
-
-
-def exponential(value: float) -> float:
-    """Return e to a power; infinity where a float ends."""
-    return math.inf if value > 700 else math.exp(value)
 
 
 def error_rates(items: pandas.DataFrame) -> dict:
@@ -79,11 +75,18 @@ def speakers(items: pandas.DataFrame) -> tuple[list[str] | None, str]:
     Names of speakers are not kept with the clips: those of LibriSpeech are part of the clips' names, and segments are
     named by their recording.
     """
+    labels, item = _labels(tuple(items.id.astype(str)))
+    return list(labels) if labels else None, item
+
+
+@lru_cache(maxsize=4)  # all variants have the same clips
+def _labels(names: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """Return the speaker or recording in each name, none if one name has none, and which of both it is."""
     for pattern, item in ((UTTERANCE, "speaker"), (SEGMENT, "recording")):
-        found = [None if ".parquet:" in name else pattern.fullmatch(name) for name in items.id.astype(str)]
-        if found and all(found):
-            return [match[1] for match in found], item
-    return None, "clip"
+        matches = [None if ".parquet:" in name else pattern.fullmatch(name) for name in names]
+        if matches and all(matches):
+            return tuple(match[1] for match in matches), item
+    return (), "clip"
 
 
 def _named(key: str, error: float, low: float, high: float) -> dict[str, float]:
