@@ -42,7 +42,7 @@ def pairs(numerators: numpy.ndarray, denominator: numpy.ndarray, ordered: bool) 
         apart = residuals[1:] - residuals[0]
         degrees = min((dependence.count(item, dependence.DIFFERENCE) for item in apart), default=1)
         residuals = dependence.transforms(residuals, degrees) * math.sqrt(items / degrees)
-    found = []
+    compared = []
     for one in range(variants):
         rest = residuals[one + 1 :] - residuals[one]
         errors = numpy.sqrt((rest**2).sum(axis=1) * (1 if ordered else items / (items - 1))) / total
@@ -50,8 +50,8 @@ def pairs(numerators: numpy.ndarray, denominator: numpy.ndarray, ordered: bool) 
         for step, (error, count) in enumerate(zip(errors, differ, strict=True), 1):
             change = abs(values[one + step] - values[one])
             p_value = 2 * quantiles.student_below(-change / error, degrees) if error > 0 else float(change == 0)
-            found.append((one, one + step, 1.0 if not ordered and count < FEW else p_value))
-    return found
+            compared.append((one, one + step, 1.0 if not ordered and count < FEW else p_value))
+    return compared
 
 
 def letters(values: list[float], compared: list[tuple[int, int, float]], level: float = 0.05) -> list[str] | None:

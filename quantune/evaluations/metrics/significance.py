@@ -23,9 +23,9 @@ def perplexity_change(items: pandas.DataFrame, reference: pandas.DataFrame) -> d
     keys = ["begin", "tokens"]
     if not items[keys].reset_index(drop=True).equals(reference[keys].reset_index(drop=True)):
         raise ValueError("the two evaluations are not over the same windows")
-    found = in_order(items.nll.to_numpy() - reference.nll.to_numpy(), items.tokens, DIFFERENCE)
-    change, low, high = (_expm1(value) for value in (found.value, *found.bounds()))
-    return {"change": change, "low": low, "high": high, "p_value": found.p_value, "estimate": found}
+    estimate = in_order(items.nll.to_numpy() - reference.nll.to_numpy(), items.tokens, DIFFERENCE)
+    change, low, high = (_expm1(value) for value in (estimate.value, *estimate.bounds()))
+    return {"change": change, "low": low, "high": high, "p_value": estimate.p_value, "estimate": estimate}
 
 
 def _expm1(value: float) -> float:
@@ -49,6 +49,6 @@ def error_rate_change(items: pandas.DataFrame, reference: pandas.DataFrame, rate
     ):
         raise ValueError("the two evaluations are not over the same clips")
     more = error_counts(items, rate).to_numpy() - error_counts(reference, rate).to_numpy()
-    found = of_clips(items, more, items[f"{rate}_length"], paired=True)
-    low, high = found.bounds()
-    return {"change": found.value, "low": low, "high": high, "p_value": found.p_value, "estimate": found}
+    estimate = of_clips(items, more, items[f"{rate}_length"], paired=True)
+    low, high = estimate.bounds()
+    return {"change": estimate.value, "low": low, "high": high, "p_value": estimate.p_value, "estimate": estimate}

@@ -27,32 +27,32 @@ def perplexity(items: pandas.DataFrame) -> dict:
     """Return token perplexity, word perplexity and bits per byte, each with error, low and high end of its interval."""
     numbers = rates.perplexity(items)
     for key, units in (("token_perplexity", "tokens"), ("word_perplexity", "words"), ("bits_per_byte", "bytes")):
-        found = in_order(items.nll, items[units], LEVEL)
-        low, high = found.bounds()
+        estimate = in_order(items.nll, items[units], LEVEL)
+        low, high = estimate.bounds()
         if key == "bits_per_byte":
-            numbers |= _named(key, *(value / math.log(2) for value in (found.error, low, high)))
+            numbers |= _named(key, *(value / math.log(2) for value in (estimate.error, low, high)))
         else:
-            numbers |= _named(key, numbers[key] * found.error, rates.exponential(low), rates.exponential(high))
-    return numbers | {"method": found.method}
+            numbers |= _named(key, numbers[key] * estimate.error, rates.exponential(low), rates.exponential(high))
+    return numbers | {"method": estimate.method}
 
 
 def error_rates(items: pandas.DataFrame) -> dict:
     """Return each error rate with error, low and high end of its interval, and the sums of edits."""
     numbers = rates.error_rates(items)
     for rate in RATES:
-        found = of_clips(items, rates.error_counts(items, rate), items[f"{rate}_length"], paired=False)
-        numbers |= _named(rate, found.error, *found.bounds())
-        numbers |= {"method": found.method} if rate == "wer" else {}
+        estimate = of_clips(items, rates.error_counts(items, rate), items[f"{rate}_length"], paired=False)
+        numbers |= _named(rate, estimate.error, *estimate.bounds())
+        numbers |= {"method": estimate.method} if rate == "wer" else {}
     return numbers
 
 
 def of_clips(items: pandas.DataFrame, errors, length, paired: bool) -> Estimate:
     """Return the estimate of a rate over clips, or over speakers or recordings where enough of them are known."""
     errors, length, item, known = by_speaker(items, errors, length)
-    found = independent(errors, length, paired, item)
+    estimate = independent(errors, length, paired, item)
     if item == "clip" and known:
-        return found.noted(f"the clips are of {known}, so nothing is said about others")
-    return found
+        return estimate.noted(f"the clips are of {known}, so nothing is said about others")
+    return estimate
 
 
 def by_speaker(items: pandas.DataFrame, errors, length) -> tuple[numpy.ndarray, numpy.ndarray, str, str]:
