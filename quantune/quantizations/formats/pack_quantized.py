@@ -62,6 +62,9 @@ def save(model, recipe: Packed, parent: Path, folder: Path) -> None:
     move(model.modules(), "cpu", stored)
     model.config.dtype = stored
     compressor = ModelCompressor.from_pretrained_model(model)
+    groups = compressor.quantization_config.config_groups.values()  # layers by name first: the loader warns otherwise
+    groups = sorted(groups, key=lambda group: group.targets == ["Linear"])
+    compressor.quantization_config.config_groups = {f"group_{number}": group for number, group in enumerate(groups)}
     save_model(model, parent, folder)
     compressor.update_config(folder)
     keep_packed(model)
