@@ -59,6 +59,12 @@ class Packed(Quantization):
         own = self.of_layer(name)
         return own and own.grid
 
+    def rounded(self, weight, gram=None):
+        """Return the `grids.Fitted` of a matrix that no calibration reaches: rounded to nearest."""
+        from quantune.quantizations.arithmetic.grids import fit
+
+        return fit(weight, self.grid)
+
     def quantizes_head(self) -> bool:
         """Return whether the output embedding is quantized."""
         return self.output_embedding
