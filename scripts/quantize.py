@@ -16,7 +16,7 @@ def quantize(order, inputs, folder, scratch):
         raise QuantuneError(f"quantizations{problem}" if problem.startswith(".") else problem.removeprefix(": "))
     print(f"quantizing the {len(layers)} linear layers of {parent.name} with {recipe!r}")
     facts = recipe.quantize(parent, folder, data, seed)
-    facts |= recipe.check(parent, folder)
+    facts |= recipe.check(parent, folder, facts)
     facts["quality"] = quality.guard(recipe, parent, folder, data, seed, facts.get("output_errors"))
     print(f"{facts['layers_quantized']} layers at {facts['bits_per_weight']} bits per weight; reload is exact")
     return facts

@@ -43,9 +43,9 @@ def data(tmp_path_factory, tokenizer):
     return folder
 
 
-def calibrated(method, **keys):
+def calibrated(kind, **keys):
     usual = {"dataset": "general", "split": "calibration", "samples": 128, "length": 64, "group_size": 32}
-    return method(method=method.__name__.lower(), **{**usual, **keys})
+    return kind(**{"method": kind.__name__.lower(), **usual, **keys})
 
 
 def perplexity(folder: Path, data: Path, out: Path) -> float:
