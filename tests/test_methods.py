@@ -71,6 +71,11 @@ ROWS = {
         LAYERS * (2 * 8 * WIDTH + 8 + WIDTH),
         [None],
     ),
+    "unipelt": (
+        {"method": "unipelt", "rank": 4, "virtual_tokens": 7, "size": 8},
+        PAIR + LAYERS * (2 * 7 * WIDTH + 2 * 8 * WIDTH + 8 + WIDTH + 4 * (WIDTH + 1)),
+        [None, "nf4"],
+    ),
     "lora+": ({"method": "lora", "rank": 4, "learning_rate_ratio": 4}, PAIR, [None]),
 }
 """Name -> keys, number of trained parameters by the paper, bases: None for full precision, or a quantization."""
@@ -309,7 +314,7 @@ def test_chains_go_on_after_a_whole_model(raw):
     assert sizes[1] == pytest.approx(sizes[0], rel=2e-3)
 
 
-@pytest.mark.parametrize("name", ["prompt", "prefix", "p-tuning", "ia3"])
+@pytest.mark.parametrize("name", ["prompt", "prefix", "p-tuning", "ia3", "unipelt"])
 def test_all_evaluations_count_virtual_tokens_as_a_forward_pass_does(tmp_path, data, name):
     """The loss of training, the decoders and generation agree with a forward pass over the whole text."""
     recipe = recipe_of(name, steps=2)
@@ -352,7 +357,9 @@ def test_virtual_tokens_need_room_and_text(raw):
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("method", ["ia3", "prompt", "prefix", "p-tuning", "dora", "adalora", "houlsby", "pfeiffer"])
+@pytest.mark.parametrize(
+    "method", ["ia3", "prompt", "prefix", "p-tuning", "dora", "adalora", "houlsby", "pfeiffer", "unipelt"]
+)
 def test_the_number_of_trained_parameters_is_predicted_for_other_families(name, method):
     recipe = recipe_of(method)
     model = recipe.prepare(built(SMALL[name]), 0)
