@@ -8,6 +8,7 @@ while the best is the first or the last one. The lowest validation loss decides.
 """
 
 import re
+import sys
 import tempfile
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def main() -> None:
     parent, prepared = Path(config.work, "checkpoints/opt-29m"), Path(config.work, "prepared/quotes/opt-29m")
     text = FILE.read_text()
     for name, recipe in config.finetunings.items():
-        if not name.endswith(ROWS):
+        if not name.endswith(ROWS) or (sys.argv[1:] and name.removesuffix(ROWS) not in sys.argv[1:]):
             continue
         losses: dict[float, float] = {}
         tried = [recipe.learning_rate * factor for factor in (1 / FACTOR, 1, FACTOR)]
