@@ -10,8 +10,16 @@ packed words. PyTorch's int4 kernels are not used: they compute in bfloat16, sup
 slower in float32 than unpacking.
 """
 
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+from safetensors import safe_open
+
+from quantune.models import stored
+from quantune.models.layer_names import KEPT_CHANNELS
 
 
 class PackedLinear(torch.nn.Linear):
@@ -34,6 +42,8 @@ class PackedLinear(torch.nn.Linear):
             zero = unpack_from_int32(source.weight_zero_point.data, self.bits, self.scale.shape, packed_dim=0)
             zero = (zero.to(torch.int16) + 2 ** (self.bits - 1)).to(torch.uint8)
         self.register_buffer("zero", zero)
+        for part in ("kept", "kept_columns"):  # weights of input channels that are stored beside the codes
+            self.register_buffer(part, getattr(source, f"weight_{part}", None))
         bias = getattr(source, "bias", None)
         self.register_buffer("bias", None if bias is None else bias.data)
 
@@ -47,7 +57,10 @@ class PackedLinear(torch.nn.Linear):
         codes = unpack(self.packed, self.bits).flatten(1)[:, : self.in_features]
         values = codes.to(self.scale.dtype).view(self.out_features, self.scale.shape[1], -1)
         zero = 2 ** (self.bits - 1) if self.zero is None else self.zero.to(values.dtype).unsqueeze(-1)
-        return values.sub_(zero).mul_(self.scale.unsqueeze(-1)).view(self.out_features, self.in_features).to(dtype)
+        values = values.sub_(zero).mul_(self.scale.unsqueeze(-1)).view(self.out_features, self.in_features)
+        if self.kept is not None:
+            values = values.index_copy(1, self.kept_columns, self.kept.to(values.dtype))
+        return values.to(dtype)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Return states @ weightᵀ + bias."""
@@ -80,8 +93,8 @@ class _Product(torch.autograd.Function):
 
 
 def _bits_of_unit(bits: int) -> int:
-    """Return the bits of the fewest bytes that hold whole codes: one byte, or three with 3 bits."""
-    return 24 if bits == 3 else 8
+    """Return the bits of the fewest bytes that hold whole codes: one byte; three with 3 or 6 bits, five with 5 bits."""
+    return math.lcm(bits, 8)
 
 
 def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
@@ -90,15 +103,27 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     The lowest bits of the first byte come first, as in `pack_quantized` of compressed-tensors.
     """
     unit = packed[..., 0]
-    if bits == 3:
-        unit = unit.int() | packed[..., 1].int() << 8 | packed[..., 2].int() << 16
+    if packed.shape[-1] > 1:
+        unit = unit.to(torch.int32 if packed.shape[-1] == 3 else torch.int64)
+        for number in range(1, packed.shape[-1]):
+            unit = unit | packed[..., number].to(unit.dtype) << 8 * number
     shifts = torch.arange(0, _bits_of_unit(bits), bits, dtype=unit.dtype, device=unit.device)
     return unit.unsqueeze(-1) >> shifts & 2**bits - 1
 
 
-def keep_packed(model: torch.nn.Module) -> int:
-    """Replace the packed layers of a model loaded from a compressed-tensors checkpoint; return their number."""
+def keep_packed(model: torch.nn.Module, folder: Path | None = None) -> int:
+    """Replace the packed layers of a model loaded from a compressed-tensors checkpoint; return their number.
+
+    Args:
+        model: the model, as transformers loaded it.
+        folder: the checkpoint, whose kept channels transformers leaves out; None: the layers hold them.
+    """
     packed = {name: module for name, module in model.named_modules() if hasattr(module, "weight_packed")}
+    for name, value in _kept_channels(folder) if folder else ():
+        layer, _, part = name.rpartition(".")
+        scale = packed[layer].weight_scale
+        value = value.to(scale.device)
+        packed[layer].register_buffer(part, value.to(scale.dtype) if value.is_floating_point() else value)
     for name, module in packed.items():
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, PackedLinear(module))
@@ -106,6 +131,15 @@ def keep_packed(model: torch.nn.Module) -> int:
         model.ct_decompress_hook.remove()
         del model.ct_decompress_hook
     return len(packed)
+
+
+def _kept_channels(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield name and value of the tensors that stand beside the codes in a checkpoint."""
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        names = [name for name in stored.header(path) if name.endswith(KEPT_CHANNELS)]
+        if names:
+            with safe_open(path, "pt") as file:
+                yield from ((name, file.get_tensor(name)) for name in names)
 
 
 def train_biases(model: torch.nn.Module) -> None:

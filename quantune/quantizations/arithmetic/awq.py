@@ -1,18 +1,32 @@
 """The arithmetic of AWQ on one decoder layer, in float32 (Lin et al., 2023, arXiv:2306.00978)."""
 
+from collections.abc import Callable
+
 import torch
 from torch.func import functional_call
 
 from quantune.core.errors import QuantuneError
-from quantune.quantizations.arithmetic.grids import Fitted, Grid, fit, grouped, snap, span
+from quantune.quantizations.arithmetic.grids import Fitted, Grid, best_shrink, fit, grouped
 from quantune.quantizations.arithmetic.layerwise import Inputs
 
 ALPHAS = 20
-SHRINKS = tuple(1 - 0.05 * step for step in range(11))  # 1.00 down to 0.50
 
 
-def rescale(name: str, layer: torch.nn.Module, inputs: list[Inputs], mappings: list, grid: Grid) -> dict:
+def rescale(
+    name: str,
+    layer: torch.nn.Module,
+    inputs: list[Inputs],
+    mappings: list,
+    grid_of: Callable[[str], Grid | None],
+) -> dict:
     """Move the best channel scales from each mapping's layers into the operation before them, in place.
+
+    Args:
+        name: full name of the decoder layer.
+        layer: the decoder layer.
+        inputs: statistics of its linear layers' inputs.
+        mappings: where scales can move.
+        grid_of: full name of a linear layer -> the grid that it is rounded to, or None if it stays dense.
 
     Returns:
         Full name of a layer -> the scale of its input channels, (columns,); layers without a mapping are left out.
@@ -37,7 +51,13 @@ def rescale(name: str, layer: torch.nn.Module, inputs: list[Inputs], mappings: l
             )
         if before.weight.shape[0] != linears[0].in_features:
             continue  # grouped-query attention: one value channel feeds several output channels
-        scale = best_scale(torch.cat([item.weight.data.float() for item in linears]), group, grid)
+        rounded: dict[Grid, list[torch.Tensor]] = {}
+        for part, item in zip(mapping.layers, linears, strict=True):
+            if grid := grid_of(f"{name}.{part}"):
+                rounded.setdefault(grid, []).append(item.weight.data.float())
+        if not rounded:
+            continue  # layers that stay dense need no scales
+        scale = best_scale([(torch.cat(weights), grid) for grid, weights in rounded.items()], group)
         _move(scale, before, linears, _offset(f"{name}.{mapping.before}", before))
         scales |= {f"{name}.{part}": scale for part in mapping.layers}
     return scales
@@ -75,8 +95,8 @@ def _offset(name: str, before: torch.nn.Module) -> int:
     )
 
 
-def best_scale(weight: torch.Tensor, group: Inputs, grid: Grid) -> torch.Tensor:
-    """Return the channel scales, (columns,), under which rounding changes the outputs least.
+def best_scale(weights: list[tuple[torch.Tensor, Grid]], group: Inputs) -> torch.Tensor:
+    """Return the channel scales, (columns,), under which rounding matrices to their grids changes the outputs least.
 
     The change is ‖(Ŵ-W)X‖² = tr((Ŵ-W) XXᵀ (Ŵ-W)ᵀ): the Gram matrix replaces the inputs.
     """
@@ -84,8 +104,8 @@ def best_scale(weight: torch.Tensor, group: Inputs, grid: Grid) -> torch.Tensor:
     for step in range(ALPHAS):
         scale = group.magnitude.clamp(min=1e-4) ** (step / ALPHAS)
         scale = (scale / (scale.max() * scale.min()).sqrt()).clamp(min=1e-4)
-        change = fit(weight * scale, grid).weight / scale - weight
-        loss = ((change @ group.gram) * change).sum()
+        changes = (fit(weight * scale, grid).weight / scale - weight for weight, grid in weights)
+        loss = sum(((change @ group.gram) * change).sum() for change in changes)
         if best_loss is None or loss < best_loss:
             best, best_loss = scale, loss
     return best
@@ -105,14 +125,9 @@ def fit_clipped(weight: torch.Tensor, gram: torch.Tensor, grid: Grid, clipped: b
     groups = grouped(weight.float(), grid)
     size = groups.shape[-1]
     blocks = torch.stack([gram[first : first + size, first : first + size] for first in range(0, gram.shape[0], size)])
-    best, best_loss = torch.ones_like(groups[..., :1]), None
-    for shrink in SHRINKS:
-        scale, zero = span(groups, grid, shrink)
-        change = (snap(groups, scale, zero, grid) - groups).transpose(0, 1)
-        loss = ((change @ blocks) * change).sum(-1).T.unsqueeze(-1)
-        if best_loss is None:
-            best_loss = loss
-        else:
-            best = torch.where(loss < best_loss, shrink, best)
-            best_loss = torch.minimum(loss, best_loss)
-    return fit(weight, grid, best)
+
+    def loss(change: torch.Tensor) -> torch.Tensor:
+        change = change.transpose(0, 1)
+        return ((change @ blocks) * change).sum(-1).T.unsqueeze(-1)
+
+    return fit(weight, grid, best_shrink(groups, grid, loss))

@@ -146,6 +146,7 @@ def stream(
     requantized: bool,
     finish: Callable[[str, torch.nn.Module], None] = lambda name, layer: None,
     sequential: bool = False,
+    transform: Callable[[str, torch.nn.Module, list[Inputs]], None] | None = None,
 ) -> None:
     """Visit every layer with the statistics of its inputs.
 
@@ -153,14 +154,14 @@ def stream(
         model: a model in evaluation mode; its layers may be in main memory.
         batches: its inputs. Padding would bias the statistics, so none is used.
         visit: called with the layer's name, the layer, and its linear layers grouped by input; changes the weights.
-        requantized: whether the next layer reads the outputs of the changed layer (GPTQ) or the original outputs (AWQ),
-            which the changed layer must preserve.
+        requantized: whether the next layer reads the outputs of the changed layer (GPTQ) or the original outputs (AWQ).
         finish: called with the layer's name and the layer, after its last use; may pack it, and move it away.
         sequential: visit a layer once for each of its inputs, with statistics that the linear layers visited before
             have changed; needs one pass for each input.
+        transform: called as `visit` is, before it; changes the weights and must preserve the layer's outputs.
 
     Raises:
-        QuantuneError: if the model's layers are not known, or if the changed layer does not preserve the outputs.
+        QuantuneError: if the model's layers are not known, or if a transformed layer does not preserve the outputs.
     """
     roots, encoder = stacks(model), None
     if len(roots) < 1 + model.config.is_encoder_decoder:
@@ -174,6 +175,10 @@ def stream(
             first = copy(hidden[0])
             _advance(layer, index, hidden, keep=not requantized)
             groups = collector.finish()
+            if transform:
+                before = first(layer, index)
+                transform(f"{root}.{index}", layer, groups)
+                _require_unchanged(f"{root}.{index}", first.states, before, first(layer, index))
             if sequential:
                 _visit_in_turn(f"{root}.{index}", layer, index, hidden, groups, visit)
             else:
@@ -181,8 +186,6 @@ def stream(
             del groups
             if requantized:
                 _advance(layer, index, hidden, keep=True)
-            else:
-                _require_unchanged(f"{root}.{index}", first.states, hidden[0].states, first(layer, index))
             finish(f"{root}.{index}", layer)
         encoder = Finished(layers, [arguments.states for arguments in hidden], others)
 
