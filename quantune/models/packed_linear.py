@@ -96,12 +96,12 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     return unit.unsqueeze(-1) >> shifts & 2**bits - 1
 
 
-def keep_packed(model: torch.nn.Module) -> int:
-    """Replace the packed layers of a model loaded from a compressed-tensors checkpoint; return their number."""
-    packed = {name: module for name, module in model.named_modules() if hasattr(module, "weight_packed")}
+def keep_packed(model: torch.nn.Module, tensor: str = "weight_packed", kind: type[PackedLinear] = PackedLinear) -> int:
+    """Replace the layers that have a tensor of this name by layers of a kind that stays packed; return their number."""
+    packed = {name: module for name, module in model.named_modules() if hasattr(module, tensor)}
     for name, module in packed.items():
         parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, PackedLinear(module))
+        setattr(model.get_submodule(parent), last, kind(module))
     if packed and hasattr(model, "ct_decompress_hook"):
         model.ct_decompress_hook.remove()
         del model.ct_decompress_hook

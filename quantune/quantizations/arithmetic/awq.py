@@ -1,5 +1,7 @@
 """The arithmetic of AWQ on one decoder layer, in float32 (Lin et al., 2023, arXiv:2306.00978)."""
 
+from collections.abc import Callable
+
 import torch
 from torch.func import functional_call
 
@@ -12,7 +14,20 @@ SHRINKS = tuple(1 - 0.05 * step for step in range(11))  # 1.00 down to 0.50
 
 
 def rescale(name: str, layer: torch.nn.Module, inputs: list[Inputs], mappings: list, grid: Grid) -> dict:
-    """Move the best channel scales from each mapping's layers into the operation before them, in place.
+    """Move the best channel scales from each mapping's layers into the operation before them; see `fold`."""
+    return fold(name, layer, inputs, mappings, lambda weight, group: best_scale(weight, group, grid))
+
+
+def fold(name: str, layer: torch.nn.Module, inputs: list, mappings: list, choose: Callable) -> dict[str, torch.Tensor]:
+    """Move channel scales from each mapping's layers into the operation before them, in place.
+
+    Args:
+        name: of the decoder layer.
+        layer: the decoder layer.
+        inputs: its linear layers grouped by input, with statistics.
+        mappings: where scales can move.
+        choose: returns the scales, (columns,), from the weights of the layers of a mapping, stacked by rows in float32,
+            and their group of `inputs`.
 
     Returns:
         Full name of a layer -> the scale of its input channels, (columns,); layers without a mapping are left out.
@@ -28,16 +43,16 @@ def rescale(name: str, layer: torch.nn.Module, inputs: list[Inputs], mappings: l
             group, linears = groups[mapping.layers[0]], [layer.get_submodule(part) for part in mapping.layers]
         except (AttributeError, KeyError):
             parts = ", ".join([mapping.before, *mapping.layers])
-            raise QuantuneError(f"AWQ mapping: not all of {parts} are in the layer '{name}'") from None
+            raise QuantuneError(f"mapping: not all of {parts} are in the layer '{name}'") from None
         readers = {part.removeprefix(f"{name}.") for part in group.layers}
         if readers != set(mapping.layers):
             raise QuantuneError(
-                f"AWQ mapping: the output of '{mapping.before}' is read by {', '.join(sorted(readers))};"
+                f"mapping: the output of '{mapping.before}' is read by {', '.join(sorted(readers))};"
                 " name all of them, or the model's function changes"
             )
         if before.weight.shape[0] != linears[0].in_features:
             continue  # grouped-query attention: one value channel feeds several output channels
-        scale = best_scale(torch.cat([item.weight.data.float() for item in linears]), group, grid)
+        scale = choose(torch.cat([item.weight.data.float() for item in linears]), group)
         _move(scale, before, linears, _offset(f"{name}.{mapping.before}", before))
         scales |= {f"{name}.{part}": scale for part in mapping.layers}
     return scales
@@ -71,7 +86,7 @@ def _offset(name: str, before: torch.nn.Module) -> int:
         if (outputs[0] - offset * (outputs[1] - outputs[0])).norm() <= 0.05 * outputs[1].norm():
             return offset
     raise QuantuneError(
-        f"AWQ mapping: '{name}' multiplies neither by its weight nor by 1 + weight; leave it out of 'mappings'"
+        f"mapping: '{name}' multiplies neither by its weight nor by 1 + weight; leave it out of 'mappings'"
     )
 
 

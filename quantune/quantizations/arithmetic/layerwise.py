@@ -146,6 +146,7 @@ def stream(
     requantized: bool,
     finish: Callable[[str, torch.nn.Module], None] = lambda name, layer: None,
     sequential: bool = False,
+    collecting: type["Collector"] | None = None,
 ) -> None:
     """Visit every layer with the statistics of its inputs.
 
@@ -158,6 +159,7 @@ def stream(
         finish: called with the layer's name and the layer, after its last use; may pack it, and move it away.
         sequential: visit a layer once for each of its inputs, with statistics that the linear layers visited before
             have changed; needs one pass for each input.
+        collecting: the kind of statistics; by default Gram matrices and mean magnitudes.
 
     Raises:
         QuantuneError: if the model's layers are not known, or if the changed layer does not preserve the outputs.
@@ -170,7 +172,7 @@ def stream(
         hidden, others = first_inputs(model, layers, batches, encoder)
         for index, layer in enumerate(tqdm(layers, desc=f"quantizing {root}", unit="layer")):
             move(layer.modules(), place.device, place.dtype)
-            collector = _Collector(f"{root}.{index}", layer)
+            collector = (collecting or Collector)(f"{root}.{index}", layer)
             first = copy(hidden[0])
             _advance(layer, index, hidden, keep=not requantized)
             groups = collector.finish()
@@ -193,7 +195,7 @@ def _visit_in_turn(name: str, layer: torch.nn.Module, index: int, hidden: list[A
     visit(name, layer, groups[:1])
     for turn in turns[1:]:
         groups.clear()
-        collector = _Collector(name, layer, turn)
+        collector = Collector(name, layer, turn)
         _advance(layer, index, hidden, keep=False)
         groups += collector.finish()
         visit(name, layer, groups)
@@ -231,11 +233,11 @@ def _require_unchanged(name: str, states: torch.Tensor, before: torch.Tensor, af
         )
 
 
-class _Collector:
+class Collector:
     """Hooks that sum the statistics of the inputs of a layer's linear layers, or of some of them by full name."""
 
     def __init__(self, name: str, layer: torch.nn.Module, chosen: set[str] | None = None):
-        linears = {f"{name}.{part}": item for part, item in layer.named_modules() if _is_linear(item)}
+        linears = {f"{name}.{part}": item for part, item in layer.named_modules() if isinstance(item, torch.nn.Linear)}
         self.linears = {part: item for part, item in linears.items() if chosen is None or part in chosen}
         self.leader: dict[str, str] = {}
         self.sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -254,16 +256,24 @@ class _Collector:
                 if self.leader[part] != part:
                     return
                 self.seen.append((weakref.ref(states), states._version, part))
-            rows = states.reshape(-1, states.shape[-1])
-            self.rows[part] += len(rows)
-            gram, magnitude = _gram(rows), rows.abs().sum(0, dtype=torch.float32)
-            if part in self.sums:
-                self.sums[part][0].add_(gram)
-                self.sums[part][1].add_(magnitude)
-            else:
-                self.sums[part] = (gram, magnitude)
+            self.add(part, states.reshape(-1, states.shape[-1]))
 
         return collect
+
+    def add(self, part: str, rows: torch.Tensor) -> None:
+        """Add an input of the linear layer `part`, (tokens, columns), to its statistics."""
+        self.rows[part] += len(rows)
+        gram, magnitude = _gram(rows), rows.abs().sum(0, dtype=torch.float32)
+        if part in self.sums:
+            self.sums[part][0].add_(gram)
+            self.sums[part][1].add_(magnitude)
+        else:
+            self.sums[part] = (gram, magnitude)
+
+    def group(self, leader: str, layers: dict[str, torch.nn.Linear]):
+        """Return the statistics of layers that read the same input; `leader` is the first of them."""
+        gram, magnitude = self.sums.pop(leader)
+        return Inputs(layers, gram.div_(self.rows[leader]), magnitude.div_(self.rows[leader]))
 
     def _reader(self, states: torch.Tensor) -> str | None:
         """Return the first linear layer that read this same, unchanged tensor, or None."""
@@ -275,12 +285,8 @@ class _Collector:
         for hook in self.hooks:
             hook.remove()
         self.seen.clear()
-        groups = []
-        for leader in list(self.sums):
-            gram, magnitude = self.sums.pop(leader)
-            layers = {part: self.linears[part] for part, head in self.leader.items() if head == leader}
-            groups.append(Inputs(layers, gram.div_(self.rows[leader]), magnitude.div_(self.rows[leader])))
-        return groups
+        members = {leader: [part for part, head in self.leader.items() if head == leader] for leader in self.sums}
+        return [self.group(leader, {part: self.linears[part] for part in parts}) for leader, parts in members.items()]
 
 
 def _gram(rows: torch.Tensor) -> torch.Tensor:
@@ -291,7 +297,3 @@ def _gram(rows: torch.Tensor) -> torch.Tensor:
         return rows.float().T @ rows.float()
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def _is_linear(module: torch.nn.Module) -> bool:
-    return isinstance(module, torch.nn.Linear)
