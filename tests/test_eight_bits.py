@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 PARENT = ROOT / "assets/models/opt-2m"
 WHISPER = ROOT / "assets/models/whisper-3m"
 RECIPES = {recipe.model_fields["method"].annotation.__args__[0]: recipe for recipe in methods()}
-SAMPLES = {"dataset": "general", "split": "calibration", "samples": 32, "length": 64}
+SAMPLES = {"dataset": "general", "split": "calibration", "samples": 16, "length": 64}
 ALL = {
     "fp8": {"method": "fp8"},
     "fp8-weights": {"method": "fp8", "activations": "none"},
@@ -122,8 +122,8 @@ def test_smoothing_follows_the_paper_and_lets_outliers_fit():
 def data(tmp_path_factory, tokenizer):
     """The general texts of the demo, tokenized."""
     folder = tmp_path_factory.mktemp("prepared")
-    for split in ("calibration", "test"):
-        documents = (ROOT / f"assets/text/general/{split}.txt").read_text().split("\n\n")
+    for split, source, count in (("calibration", "calibration", 60), ("test", "test", 40), ("few", "calibration", 6)):
+        documents = (ROOT / f"assets/text/general/{source}.txt").read_text().split("\n\n")[:count]
         table = pyarrow.table(tokens.encode(documents, tokenizer), schema=tokens.SCHEMA)
         with (
             pyarrow.OSFile(str(folder / f"{split}.arrow"), "wb") as sink,
@@ -134,7 +134,7 @@ def data(tmp_path_factory, tokenizer):
 
 
 def perplexity(folder: Path, data: Path, out: Path) -> float:
-    recipe = Perplexity(kind="perplexity", dataset="general", split="test", length=128, batch_size=8, max_windows=40)
+    recipe = Perplexity(kind="perplexity", dataset="general", split="test", length=128, batch_size=4, max_windows=8)
     out.mkdir(exist_ok=True)
     return recipe.evaluate(loading.LoadedVariant([folder]), data, out)["token_perplexity"]
 
@@ -155,14 +155,13 @@ def made(tmp_path_factory, data):
 
 def test_perplexity_hardly_changes(made):
     _, found, facts = made
-    print(found)
     for name in ALL:
         assert found[name] / found["full"] == pytest.approx(1, abs=0.004 if "static" not in name else 0.03), name
         assert found[name] != found["full"]
         assert facts[name]["layers_quantized"] == 24 and 8 < facts[name]["bits_per_weight"] < 8.2
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ["fp8", "fp8-weights", "int8-static", "smoothquant"])
 def test_errors_of_layers_are_small(made, data, name):
     place, _, facts = made
     recipe, own = recipe_of(name), facts[name].get("output_errors")
@@ -176,7 +175,7 @@ def test_errors_of_layers_are_small(made, data, name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_compressed_tensors_itself_reads_the_same_weights(made, name):
-    """Its layers round inputs too, in steps of the largest magnitude / 127.5 instead of / 127 for int8."""
+    """Its layers round inputs too; int8 in steps of the largest magnitude / 127.5 instead of / 127."""
     place, _, _ = made
     settings = json.loads((place / name / "config.json").read_text())["quantization_config"]
     assert settings["format"] == ("float-quantized" if "fp8" in name else "int-quantized")
@@ -187,9 +186,12 @@ def test_compressed_tensors_itself_reads_the_same_weights(made, name):
     layers = {part: layer for part, layer in ours.named_modules() if isinstance(layer, EightBitLinear)}
     assert len(layers) == 24
     for part, layer in layers.items():
-        assert torch.equal(layer.weight, theirs.get_submodule(part).weight)
-    tolerance = 0.03 if "fp8" in name else 0.02
-    assert probes.relative_distance(probes.probe_logits(ours), probes.probe_logits(theirs)) < tolerance
+        other = theirs.get_submodule(part)
+        assert torch.equal(layer.weight, other.weight)
+        states = torch.randn(1, 6, layer.in_features, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            mine, found = layer(states), other(states)
+        assert (mine - found).norm() <= (1e-3 if "int8" not in name and "smooth" not in name else 0.02) * found.norm()
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -227,8 +229,7 @@ def test_the_structural_check_names_the_broken_layer(made, tmp_path, name, part,
     assert LAYER in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["fp8", "int8-static"])
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("name", "rows"), [("fp8", 1), ("int8-static", 3)])
 def test_a_compiled_layer_is_one_graph_with_the_same_result(made, name, rows):
     layer = loading.model([made[0] / name], "float32").model.decoder.layers[0].fc1
     states = torch.randn(rows, 1, layer.in_features, generator=torch.Generator().manual_seed(0))
@@ -250,10 +251,10 @@ def test_gradients_pass_the_rounding_of_inputs(made):
         assert layer(states).dtype is torch.bfloat16
 
 
-@pytest.mark.parametrize("name", ["fp8", "smoothquant"])
+@pytest.mark.parametrize("name", ["fp8"])
 def test_an_adapter_learns_on_the_rounded_base(made, data, tmp_path, name):
-    recipe = LoRA(method="lora", dataset="general", steps=8, length=64, batch_size=2, learning_rate=0.01, bias="all")
-    examples = read(data, "calibration", made[0] / name, 64)
+    recipe = LoRA(method="lora", dataset="general", steps=12, length=64, batch_size=2, learning_rate=0.003, bias="all")
+    examples = read(data, "few", made[0] / name, 64)
     model = loading.model([made[0] / name], "float32")
     model.config.use_cache = False
     model = recipe.prepare(model, 0)
@@ -263,7 +264,7 @@ def test_an_adapter_learns_on_the_rounded_base(made, data, tmp_path, name):
         assert loop.mean_loss(model, examples, recipe) < before - 0.05
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ["fp8", "smoothquant-static"])
 def test_whisper_is_quantized_in_encoder_and_decoder(tmp_path, prepared, name):
     keys = {"dataset": "talk", "split": "train", "samples": 4} if "dataset" in ALL[name] else {}
     recipe = recipe_of(name, **keys)
