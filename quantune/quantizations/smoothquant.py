@@ -13,7 +13,7 @@ from pydantic import Field
 from quantune.core.workload import Calibration
 from quantune.quantizations.awq import FAMILIES, Mapping, known_mappings, unknown_mappings
 from quantune.quantizations.calibration import Sampled, draw
-from quantune.quantizations.eight_bits import EightBits
+from quantune.quantizations.coded import EightBits
 
 
 class CalibratedEightBits(Sampled, EightBits):

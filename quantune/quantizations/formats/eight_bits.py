@@ -16,7 +16,7 @@ from quantune.models import loading
 from quantune.models.checkpoints import quantizable
 from quantune.models.eight_bit_linear import scales
 from quantune.models.offloading import move
-from quantune.quantizations.eight_bits import EightBits
+from quantune.quantizations.coded import EightBits
 from quantune.quantizations.formats.pack_quantized import write
 
 
