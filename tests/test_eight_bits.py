@@ -107,7 +107,7 @@ def test_smoothing_follows_the_paper_and_lets_outliers_fit():
     states, weight = problem(1)
     states[:, 7] = 0
     largest = states.abs().amax(0)
-    scale = smoothing.smoothing_scale(weight, largest, 0.5)
+    scale = smoothing.smoothing_scale([weight], largest, 0.5)
     expected = (largest.double() / weight.double().abs().amax(0)).sqrt()
     expected[7] = 1
     assert torch.allclose(scale.double(), expected)

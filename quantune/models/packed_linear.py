@@ -10,6 +10,8 @@ packed words. PyTorch's int4 kernels are not used: they compute in bfloat16, sup
 slower in float32 than unpacking.
 """
 
+import math
+
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
@@ -80,8 +82,8 @@ class _Product(torch.autograd.Function):
 
 
 def _bits_of_unit(bits: int) -> int:
-    """Return the bits of the fewest bytes that hold whole codes: one byte, or three with 3 bits."""
-    return 24 if bits == 3 else 8
+    """Return the bits of the fewest bytes that hold whole codes: one byte; three with 3 or 6 bits, five with 5 bits."""
+    return math.lcm(bits, 8)
 
 
 def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
@@ -90,8 +92,10 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     The lowest bits of the first byte come first, as in `pack_quantized` of compressed-tensors.
     """
     unit = packed[..., 0]
-    if bits == 3:
-        unit = unit.int() | packed[..., 1].int() << 8 | packed[..., 2].int() << 16
+    if packed.shape[-1] > 1:
+        unit = unit.to(torch.int32 if packed.shape[-1] == 3 else torch.int64)
+        for number in range(1, packed.shape[-1]):
+            unit = unit | packed[..., number].to(unit.dtype) << 8 * number
     shifts = torch.arange(0, _bits_of_unit(bits), bits, dtype=unit.dtype, device=unit.device)
     return unit.unsqueeze(-1) >> shifts & 2**bits - 1
 

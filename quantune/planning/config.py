@@ -11,7 +11,7 @@ from quantune import evaluations, finetunings, quantizations
 from quantune.core.errors import ConfigError, QuantuneError, listed
 from quantune.core.recipe import Entry, Name, NonEmpty, Recipe, Seed
 from quantune.evaluations.benchmark import Benchmark
-from quantune.models import config_values
+from quantune.models import architecture, config_values, layer_names
 from quantune.models.architecture import SPEECH
 from quantune.planning import chains
 from quantune.sources import selection
@@ -145,12 +145,12 @@ class Config(Entry):
 
     def require_fit(self, variant: chains.Variant) -> None:
         """Raise ConfigError if a step does not support the variant's model, or does not fit its layers."""
-        widths, shape = self._widths(variant.model), self.config_of(variant.model)
+        shape = self.config_of(variant.model)
         if problem := chains.unfit_for_quantized(variant, self, config_values.quantized(shape)):
             raise ConfigError(f"variant '{variant}': {problem}")
         for step in variant.steps:
             recipe = getattr(self, f"{step.kind}s", {}).get(step.name)
-            misfit = recipe.misfit(widths) if step.kind == "quantization" else None
+            misfit = self._misfit(recipe, variant.model) if step.kind == "quantization" else None
             if recipe and (problem := recipe.unsuitable(shape) or misfit):
                 raise ConfigError(f"{step.kind}s.{step.name}{problem}")
 
@@ -222,6 +222,12 @@ class Config(Entry):
             fit = [name for name, entry in self.datasets.items() if entry.track == track]
             hint = f"; {track} datasets: {listed(fit)}" if fit else ""
             raise ConfigError(f"{key}'{dataset}' is {data_track}, and the model '{model}' is a {track} model{hint}")
+
+    def _misfit(self, recipe: Any, model: str) -> str | None:
+        """Return why a quantization does not fit the layers of a model; by widths alone, if their names are unknown."""
+        if (shape := architecture.known(self.config_of(model))) is None:
+            return recipe.misfit(self._widths(model))
+        return recipe.mismatch(layer_names.shapes(shape, recipe.quantizes_head()), shape.head.name)
 
     def _widths(self, model: str) -> set[int]:
         """Return the input widths of the model's linear layers that its config.json states."""

@@ -24,6 +24,7 @@ from quantune.core.workload import (
 )
 from quantune.data.batches import BATCH_TOKENS
 from quantune.finetunings import Finetuning
+from quantune.models import layer_names
 from quantune.models.architecture import Architecture, Layers, Linear, read
 from quantune.planning.activations import FLOAT, Pass
 from quantune.quantizations import Quantization
@@ -62,11 +63,14 @@ def weights(model: Architecture, dtype: str, quantization: Quantization | None =
     parameters = model.parameters()
     if quantization is None:
         return sum(parameters.values()) * BYTES[dtype]
-    packed = 0
-    for count, linear in model.linears():
-        tensors = quantization.layer_tensors(linear.outputs, linear.inputs).values()
-        packed += count * sum(BYTES[kind or dtype] * prod(shape) for kind, shape in tensors)
-    return packed + (sum(parameters.values()) - parameters["linears"]) * BYTES[dtype]
+    packed, layers = 0, layer_names.shapes(model, quantization.quantizes_head())
+    recipe = quantization.resolved(layers)
+    for name, (rows, columns) in layers.items():
+        own = recipe.of_layer(name)
+        tensors = own.layer_tensors(rows, columns) if own else {"weight": (None, [rows, columns])}
+        packed += sum(BYTES[kind or dtype] * prod(shape) for kind, shape in tensors.values())
+    replaced = parameters["linears"] + (parameters["head"] if quantization.quantizes_head() else 0)
+    return packed + (sum(parameters.values()) - replaced) * BYTES[dtype]
 
 
 def inference(config: dict[str, Any], steps: Sequence[Recipe], work: Inference) -> Estimate:
@@ -161,8 +165,9 @@ def quantizing(config: dict[str, Any], recipe: Quantization, dtype: str) -> Esti
     Raises:
         QuantuneError: if the model's architecture is not known.
     """
-    model, work = read(config), recipe.workload()
-    length, samples = PROBE_TOKENS, 1
+    model = read(config)
+    recipe = recipe.resolved(layer_names.shapes(model, recipe.quantizes_head()))
+    work, length, samples = recipe.workload(), PROBE_TOKENS, 1
     if work:
         length = work.length
         samples = min(work.samples, PROBE_SAMPLES, max(1, PROBE_SAMPLE_TOKENS // length))

@@ -1,6 +1,7 @@
 """Calibration data: token blocks or clips, drawn with a seed and hashed. Too few samples give a warning."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -50,6 +51,7 @@ class Sampled(Quantization):
 class Calibrated(Sampled, Packed):
     """A method with integer grids that are fitted to calibration data."""
 
+    neutral: ClassVar[frozenset[str]] = Packed.neutral | Sampled.neutral
     requantized: ClassVar[bool]
     """Whether each layer is calibrated on the outputs of the quantized layers before it, or on the original ones."""
 
@@ -60,52 +62,71 @@ class Calibrated(Sampled, Packed):
 
     def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
         """Quantize layer by layer; the facts hold the relative output error of each linear layer, from rounding."""
-        from quantune.models import loading, offloading
+        from quantune.models import checkpoints, loading, offloading
         from quantune.quantizations.arithmetic import layerwise
         from quantune.quantizations.formats import pack_quantized
 
-        batches, facts = draw(self, data, seed, parent)
+        layers = checkpoints.linear_layers(parent, self.output_embedding)
+        recipe = self.resolved(layers)
+        batches, facts = draw(recipe, data, seed, parent)
         model = layerwise.load(parent)
         grids, errors, stored = {}, {}, loading.stored_dtype(parent)
 
         def pack(name, layer):
             for part in [part for part in grids if part.startswith(f"{name}.")]:
                 linear = layer.get_submodule(part.removeprefix(f"{name}."))
-                pack_quantized.pack(linear, grids.pop(part), self.grid, stored)
+                pack_quantized.pack(linear, grids.pop(part), recipe.of_layer(part).grid, stored)
             offloading.move(layer.modules(), "cpu", stored)
 
-        visit = self.visitor(model, grids, errors)
-        layerwise.stream(model, batches, visit, self.requantized, pack, self.sequential)
-        pack_quantized.save(model, self.grid, parent, folder)
-        return {"calibration": facts, "output_errors": errors}
+        transform, visit = recipe.visitors(model, grids, errors)
+        layerwise.stream(model, batches, visit, recipe.requantized, pack, recipe.sequential, transform)
+        pack_quantized.save(model, recipe, parent, folder)
+        return {"calibration": facts, "output_errors": errors} | self.chosen(layers)
 
-    def visitor(self, model, grids: dict, errors: dict):
-        """Return the function that quantizes a decoder layer; it fills `grids` and `errors`, by linear layer.
+    def visitors(self, model, grids: dict, errors: dict):
+        """Return the function that transforms a decoder layer, or None, and the function that rounds it.
 
-        It takes the layer's name, the layer, and its linear layers grouped by input (`layerwise.Inputs`).
+        Both take the layer's name, the layer, and its linear layers grouped by input (`layerwise.Inputs`). The second
+        fills `grids` and `errors`, by linear layer.
         """
         from quantune.quantizations.arithmetic.grids import output_error
 
+        scales: dict[str, Any] = {}
+
+        def transform(name, layer, inputs):
+            scales.update(self.rescale(model, name, layer, inputs))
+
         def visit(name, layer, inputs):
-            scales = self.rescale(model, name, layer, inputs)
             for group in inputs:
                 scale = scales.get(next(iter(group.layers)))
                 gram = group.gram if scale is None else group.gram / scale / scale[:, None]
-                for part, fitted in self.fit(group.layers, gram).items():
+                for part, fitted in self._fit_each(group.layers, gram):
                     weight = group.layers[part].weight
                     grids[part], errors[part] = fitted, output_error(fitted.weight, weight.data, gram)
                     if self.requantized:
                         weight.data = fitted.weight.to(weight.dtype)
+            scales.clear()
 
-        return visit
+        return transform if self.rescales else None, visit
+
+    def _fit_each(self, layers: dict[str, Any], gram) -> Iterator[tuple[str, Any]]:
+        """Round linear layers that read the same input, those of one recipe together; yield name and `grids.Fitted`."""
+        recipes: dict[tuple | None, tuple[Any, dict[str, Any]]] = {}
+        for part, layer in layers.items():
+            own = self.of_layer(part)
+            kind = None if own is None else (own.bits, own.group_size, own.symmetric)
+            recipes.setdefault(kind, (own, {}))[1][part] = layer
+        for own, alike in recipes.values():
+            if own is not None:
+                yield from own.fit(alike, gram).items()
 
     def rescale(self, model, name: str, layer, inputs: list) -> dict[str, Any]:
-        """Rescale a decoder layer in place before rounding, without changing its function; here nothing is done.
+        """Rescale a decoder layer in place before rounding, without changing its function; for methods that `rescales`.
 
         Returns:
             Full name of a linear layer -> the factors of its input channels, (columns,).
         """
-        return {}
+        raise NotImplementedError
 
     def fit(self, layers: dict[str, Any], gram) -> dict[str, Any]:
         """Round linear layers that read the same input; return name -> `grids.Fitted`.

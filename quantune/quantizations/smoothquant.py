@@ -35,11 +35,13 @@ class CalibratedEightBits(Sampled, EightBits):
 
         batches, facts = draw(self, data, seed, parent)
         model = layerwise.load(parent)
-        ranges, errors, stored = {}, {}, loading.stored_dtype(parent)
+        scales, ranges, errors, stored = {}, {}, {}, loading.stored_dtype(parent)
         code, static = getattr(torch, self.code), self.inputs == "static"
 
+        def transform(name, layer, inputs):
+            scales.update(self.rescale(model, name, layer, inputs))
+
         def visit(name, layer, inputs):
-            scales = self.rescale(model, name, layer, inputs)
             for group in inputs:
                 scale = scales.get(next(iter(group.layers)), 1.0)
                 rows, largest = group.rows / scale, (group.largest / scale).max()
@@ -49,20 +51,22 @@ class CalibratedEightBits(Sampled, EightBits):
 
         def pack(name, layer):
             for part in [part for part in ranges if part.startswith(f"{name}.")]:
+                scales.pop(part, None)
                 eight_bits.pack(layer.get_submodule(part.removeprefix(f"{name}.")), self, stored, ranges.pop(part))
             offloading.move(layer.modules(), "cpu", stored)
 
-        layerwise.stream(model, batches, visit, False, pack, collecting=smoothing.Ranges)
+        hooks = {"transform": transform if self.rescales else None, "collecting": smoothing.Ranges}
+        layerwise.stream(model, batches, visit, False, pack, **hooks)
         eight_bits.save(model, self, parent, folder)
         return {"calibration": facts, "output_errors": errors}
 
     def rescale(self, model, name: str, layer, inputs: list) -> dict[str, Any]:
-        """Rescale a decoder layer in place before rounding, without changing its function; here nothing is done.
+        """Rescale a decoder layer in place before rounding, without changing its function; for methods that `rescales`.
 
         Returns:
             Full name of a linear layer -> the factors of its input channels, (columns,).
         """
-        return {}
+        raise NotImplementedError
 
     def workload(self) -> Calibration:
         """Return the workload of calibration, for estimates of memory."""
@@ -124,5 +128,5 @@ class SmoothQuant(CalibratedEightBits):
             layer,
             inputs,
             mappings,
-            lambda weight, group: smoothing.smoothing_scale(weight, group.largest, self.alpha),
+            lambda weights, group: smoothing.smoothing_scale([*weights.values()], group.largest, self.alpha),
         )

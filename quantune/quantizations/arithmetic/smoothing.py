@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from quantune.models.eight_bit_linear import codes, multiply, scales
-from quantune.quantizations.arithmetic.layerwise import Collector
+from quantune.quantizations.arithmetic.inputs import Collector
 
 KEPT = 512
 """Tokens of an input on which a layer's error is measured."""
@@ -41,17 +41,17 @@ class Ranges(Collector):
         return Range(layers, *self.sums.pop(leader))
 
 
-def smoothing_scale(weight: torch.Tensor, largest: torch.Tensor, alpha: float) -> torch.Tensor:
+def smoothing_scale(weights: list[torch.Tensor], largest: torch.Tensor, alpha: float) -> torch.Tensor:
     """Return the scales of channels, max |x|^alpha / max |w|^(1 - alpha), (columns,): equation 4 of the paper.
 
     Channels without input keep their scale.
 
     Args:
-        weight: of all layers that read the input, (rows, columns).
+        weights: of all layers that read the input, (rows, columns) each.
         largest: largest magnitude of each channel of the input, (columns,).
         alpha: the share of the difficulty that moves from inputs to weights, 0 to 1.
     """
-    of_weights = weight.abs().amax(0).clamp(min=SMALLEST)
+    of_weights = torch.cat(weights).abs().amax(0).clamp(min=SMALLEST)
     scale = (largest**alpha / of_weights ** (1 - alpha)).clamp(min=SMALLEST)
     return torch.where(largest > 0, scale, 1.0)
 
