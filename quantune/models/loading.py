@@ -60,7 +60,7 @@ def quantization_method(folder: Path) -> str | None:
 
 
 def model(folders: list[Path], dtype: str) -> PreTrainedModel:
-    """Load a variant. Packed compressed-tensors layers stay packed (see `packed_linear`).
+    """Load a variant. Packed compressed-tensors layers stay packed (see `packed_linear`, `eight_bit_linear`).
 
     Args:
         folders: the base and, if the variant is an adapter, the adapter after it.
@@ -120,9 +120,11 @@ def _assembled(
     import_libraries(base, bool(adapters))
     loaded = whole(base, place, dtype=dtype)
     if quantization_method(base) == "compressed-tensors":
-        from quantune.models.packed_linear import keep_packed
+        from quantune.models.eight_bit_linear import keep_compressed
+        from quantune.models.packed_linear import add_kept_channels
 
-        keep_packed(loaded, base)
+        add_kept_channels(loaded, base)
+        keep_compressed(loaded)
     keep_cpu_kernels_exact(loaded)
     if computed not in (None, dtype):
         _compute_buffers(loaded, base, computed)

@@ -111,26 +111,25 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     return unit.unsqueeze(-1) >> shifts & 2**bits - 1
 
 
-def keep_packed(model: torch.nn.Module, folder: Path | None = None) -> int:
-    """Replace the packed layers of a model loaded from a compressed-tensors checkpoint; return their number.
-
-    Args:
-        model: the model, as transformers loaded it.
-        folder: the checkpoint, whose kept channels transformers leaves out; None: the layers hold them.
-    """
-    packed = {name: module for name, module in model.named_modules() if hasattr(module, "weight_packed")}
-    for name, value in _kept_channels(folder) if folder else ():
-        layer, _, part = name.rpartition(".")
-        scale = packed[layer].weight_scale
-        value = value.to(scale.device)
-        packed[layer].register_buffer(part, value.to(scale.dtype) if value.is_floating_point() else value)
+def keep_packed(model: torch.nn.Module, tensor: str = "weight_packed", kind: type[PackedLinear] = PackedLinear) -> int:
+    """Replace the layers that have a tensor of this name by layers of a kind that stays packed; return their number."""
+    packed = {name: module for name, module in model.named_modules() if hasattr(module, tensor)}
     for name, module in packed.items():
         parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, PackedLinear(module))
+        setattr(model.get_submodule(parent), last, kind(module))
     if packed and hasattr(model, "ct_decompress_hook"):
         model.ct_decompress_hook.remove()
         del model.ct_decompress_hook
     return len(packed)
+
+
+def add_kept_channels(model: torch.nn.Module, folder: Path) -> None:
+    """Add the tensors that stand beside the codes in a checkpoint to a model's layers; transformers leaves them out."""
+    for name, value in _kept_channels(folder):
+        layer, _, part = name.rpartition(".")
+        module = model.get_submodule(layer)
+        value = value.to(module.weight_scale.device)
+        module.register_buffer(part, value.to(module.weight_scale.dtype) if value.is_floating_point() else value)
 
 
 def _kept_channels(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -26,6 +26,8 @@ class Quantization(Recipe):
 
     readable: ClassVar[bool] = True
     """Whether PEFT can read the dense weights of a loaded layer in each step, as DoRA does."""
+    unpacks: ClassVar[bool] = True
+    """Whether a layer's dense weights exist while it computes."""
     rescales: ClassVar[bool] = False
     """Whether the method rescales inputs and outputs of layers, so that they differ from the parent's."""
     settings: ClassVar[frozenset[str]] = frozenset({"if_destroyed"})
@@ -122,6 +124,10 @@ class Quantization(Recipe):
         A dtype of None is that of the parent, and counts as 16 bits.
         """
         raise NotImplementedError
+
+    def product_bytes(self, rows: int, columns: int) -> int:
+        """Return the bytes for each token that the product of a layer (outputs, inputs) takes besides the two."""
+        return 0
 
     def misfit(self, widths: set[int]) -> str | None:
         """Return why this recipe does not fit layers of these input widths (".key: why", or ": why"), or None."""
