@@ -1,11 +1,11 @@
 """Check a model in Hugging Face layout, local or downloaded, and copy it: config, tokenizer, safetensors weights.
-Pickled weights are converted to safetensors.
+Pickled weights are converted to safetensors, layers in GPTQ or AWQ format are repacked.
 """
 
 from quantune.artefacts import job
 from quantune.core import hardware
 from quantune.core.errors import QuantuneError
-from quantune.models import pickled, stored
+from quantune.models import dialects, pickled, stored
 from quantune.sources import download, selection
 
 
@@ -26,6 +26,17 @@ def model(order, inputs, folder, scratch):
         selection.require_whole_model(files, where)
         hashes = {path.name: order["sources"][path.name] for path in pickles}
         facts |= {"converted": {"files": hashes, "torch": hardware.version("torch")}}
+    config = stored.read_json(next(path for path in files if path.name == stored.CONFIG))
+    if dialect := dialects.read(config.get("quantization_config") or {}):
+        from quantune.models import repacking
+
+        print(f"repacking layers in {dialect.method} format")
+        (scratch / "repacked").mkdir()
+        try:
+            files, repacked = repacking.repack(files, scratch / "repacked", dialect)
+        except QuantuneError as error:
+            raise QuantuneError(f"{where}: {error}") from None
+        facts |= repacked
     tensors = stored.tensors(files)
     from quantune.data import chat  # torch is imported once the files and headers are known to be good
     from quantune.models import inspection

@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from quantune.core import gpu_turns
 from quantune.core.errors import QuantuneError, listed
 from quantune.core.units import size
-from quantune.models import offloading, stored
+from quantune.models import act_order, offloading, stored
 from quantune.models.architecture import SPEECH
 
 CONSTANTS = (".masked_bias", ".inv_freq", ".position_ids")
@@ -121,6 +121,7 @@ def _assembled(
     if quantization_method(base) == "compressed-tensors":
         from quantune.models.packed_linear import keep_packed
 
+        act_order.attach(loaded, base)
         keep_packed(loaded)
     keep_cpu_kernels_exact(loaded)
     if computed not in (None, dtype):
@@ -159,9 +160,9 @@ def whole(folder: Path, place: torch.device, **options) -> PreTrainedModel:
         QuantuneError: if a tensor is missing, unexpected or of another shape. transformers would draw it at random.
     """
     place = {"device_map": {"": place}, "local_files_only": True, "trust_remote_code": False}
-    strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    strict = {"output_loading_info": True, "ignore_mismatched_sizes": True, "config": config(folder)}
     loaded, info = auto_class(folder).from_pretrained(folder, **place, **strict, **options)
-    require_complete(info, loaded.config.model_type, f"'{folder}': ")
+    require_complete(act_order.expected(info, folder), loaded.config.model_type, f"'{folder}': ")
     return loaded
 
 
@@ -277,8 +278,8 @@ def _require_tokens(loaded: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def config(folder: Path) -> PretrainedConfig:
-    """Load the configuration of a checkpoint folder."""
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    """Load the configuration of a checkpoint folder, as transformers can use it (see `act_order`)."""
+    return act_order.plain(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

@@ -34,6 +34,7 @@ class PackedLinear(torch.nn.Linear):
             zero = unpack_from_int32(source.weight_zero_point.data, self.bits, self.scale.shape, packed_dim=0)
             zero = (zero.to(torch.int16) + 2 ** (self.bits - 1)).to(torch.uint8)
         self.register_buffer("zero", zero)
+        self.register_buffer("groups", getattr(source, "weight_g_idx", None))  # of each input, if they are out of order
         bias = getattr(source, "bias", None)
         self.register_buffer("bias", None if bias is None else bias.data)
 
@@ -45,9 +46,15 @@ class PackedLinear(torch.nn.Linear):
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the dense weights, (outputs, inputs): (code - zero) * scale, as compressed-tensors computes them."""
         codes = unpack(self.packed, self.bits).flatten(1)[:, : self.in_features]
-        values = codes.to(self.scale.dtype).view(self.out_features, self.scale.shape[1], -1)
-        zero = 2 ** (self.bits - 1) if self.zero is None else self.zero.to(values.dtype).unsqueeze(-1)
-        return values.sub_(zero).mul_(self.scale.unsqueeze(-1)).view(self.out_features, self.in_features).to(dtype)
+        values = codes.to(self.scale.dtype)
+        if self.groups is None:
+            values = values.view(self.out_features, self.scale.shape[1], -1)
+            scale, zero = self.scale.unsqueeze(-1), None if self.zero is None else self.zero.unsqueeze(-1)
+        else:
+            scale = self.scale[:, self.groups]
+            zero = None if self.zero is None else self.zero[:, self.groups]
+        values.sub_(2 ** (self.bits - 1) if zero is None else zero.to(values.dtype)).mul_(scale)
+        return values.view(self.out_features, self.in_features).to(dtype)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Return states @ weightᵀ + bias."""

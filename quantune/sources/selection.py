@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from quantune.core.errors import ConfigError, QuantuneError, listed, nearest
-from quantune.models import config_values, stored
+from quantune.models import config_values, dialects, stored
 from quantune.models.architecture import SPEECH
 from quantune.sources import text_files
 from quantune.sources.text_files import COMPRESSED
@@ -196,6 +196,7 @@ def require_whole_model(paths: list[Path], where: str) -> None:
             config_values.require_layers(config, tensors)
             config_values.require_embeddings(config, tensors)
             config_values.require_float(config, tensors)
+            dialects.require_whole(config, tensors)
         for path in (path for path in paths if path.name == stored.GENERATION):
             config_values.check_generation(stored.read_json(path), config)
         stored.require_tokenizer((path.name for path in paths), config["model_type"] in SPEECH)
