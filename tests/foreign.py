@@ -13,7 +13,7 @@ INTERLEAVED = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def words(values: np.ndarray, bits: int, order=None) -> np.ndarray:
-    """Pack the last axis into 32-bit words: value after value, lowest bits first; (rows, n) -> (rows, n * bits / 32)."""
+    """Pack the last axis into 32-bit words, lowest bits first; (rows, n) -> (rows, n * bits / 32)."""
     if order:
         values = values.reshape(len(values), -1, len(order))[:, :, list(order)].reshape(len(values), -1)
     stream = (values[:, :, None] >> np.arange(bits) & 1).reshape(len(values), -1).astype(np.uint8)
@@ -21,7 +21,7 @@ def words(values: np.ndarray, bits: int, order=None) -> np.ndarray:
 
 
 class Layer:
-    """A quantized layer, drawn at random around a weight: codes (outputs, inputs), zeros and scales (outputs, groups)."""
+    """A quantized layer, drawn around a weight: codes (outputs, inputs), zeros and scales (outputs, groups)."""
 
     def __init__(self, weight: np.ndarray, bits: int, size: int, symmetric: bool, order: np.ndarray | None, draw):
         outputs, inputs = weight.shape
@@ -82,7 +82,9 @@ def checkpoint(
     if head:
         name = next(name for name in tensors if "embed_tokens" in name)
         tensors["lm_head.weight"] = tensors[name].copy()
-    for name in [name for name in tensors if name.endswith(".weight") and "layers." in name or name == "lm_head.weight"]:
+    for name in [
+        name for name in tensors if (name.endswith(".weight") and "layers." in name) or name == "lm_head.weight"
+    ]:
         layer, weight = name.removesuffix(".weight"), tensors[name].astype(np.float32)
         if weight.ndim != 2 or keep in name:
             continue

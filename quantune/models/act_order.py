@@ -6,14 +6,15 @@ and the layers get their groups afterwards. Without this package transformers re
 computes with wrong groups.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from quantune.core.errors import QuantuneError
-from quantune.models import stored
-from quantune.models.checkpoints import Tensors
+from quantune.models import stored, tensor_files
 
 ORDERED = ("group", True)
 """Values of `actorder` of compressed-tensors that stand for groups out of order."""
@@ -27,11 +28,16 @@ def plain(config: Any) -> Any:
     return config
 
 
-def expected(info: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return what transformers reports after loading, without the groups among the unexpected tensors."""
-    if not _ordered(stored.read_json(folder / stored.CONFIG).get("quantization_config")):
-        return info
-    return info | {"unexpected_keys": [name for name in info["unexpected_keys"] if not name.endswith(f".{GROUPS}")]}
+@contextmanager
+def accepted(kind: type, folder: Path) -> Iterator[None]:
+    """Let a class of transformers load a checkpoint whose groups are out of order: they are not unexpected tensors."""
+    known = kind._keys_to_ignore_on_load_unexpected
+    if _ordered(stored.read_json(folder / stored.CONFIG).get("quantization_config")):
+        kind._keys_to_ignore_on_load_unexpected = [*(known or ()), rf"\.{GROUPS}$"]
+    try:
+        yield
+    finally:
+        kind._keys_to_ignore_on_load_unexpected = known
 
 
 def _ordered(settings: Any) -> list[dict[str, Any]]:
@@ -53,13 +59,13 @@ def attach(model: torch.nn.Module, folder: Path) -> None:
     """
     if not _ordered(stored.read_json(folder / stored.CONFIG).get("quantization_config")):
         return
-    tensors, prefix, count = Tensors(folder), f"{model.base_model_prefix}.", 0
+    tensors, prefix, count = stored.tensors(Path(folder).iterdir()), f"{model.base_model_prefix}.", 0
     for name, module in model.named_modules():
         if not hasattr(module, "weight_packed"):
             continue
         keys = [f"{key}.{GROUPS}" for key in (name, name.removeprefix(prefix)) if f"{key}.{GROUPS}" in tensors]
         if keys:
-            groups, known = tensors[keys[0]], module.weight_scale.shape[1]
+            groups, known = tensor_files.values(tensors[keys[0]]), module.weight_scale.shape[1]
             if groups.shape != (module.in_features,) or groups.min() < 0 or groups.max() >= known:
                 raise QuantuneError(
                     f"'{folder}': '{keys[0]}' does not fit the layer; allowed: a group from 0 to {known - 1} for each "

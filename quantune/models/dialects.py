@@ -145,7 +145,8 @@ def layers(tensors: dict[str, StoredTensor], dialect: Dialect) -> dict[str, Laye
             f"config.json: 'quantization_config' says {dialect.method}, and the weights hold no tensor '*.qweight'; "
             "take config.json and *.safetensors from the same model"
         )
-    return {name: _layer(name, group, dialect) for name, group in sorted(parts.items())}
+    ordered = {name: {part: parts[name][part] for part in PARTS if part in parts[name]} for name in sorted(parts)}
+    return {name: _layer(name, group, dialect) for name, group in ordered.items()}
 
 
 def _layer(name: str, parts: dict[str, StoredTensor], dialect: Dialect) -> Layer:

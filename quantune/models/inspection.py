@@ -54,9 +54,10 @@ def inspect(folder: Path, tensors: dict[str, StoredTensor], scratch: Path) -> in
         state = {name: _empty(name, tensor) for name, tensor in tensors.items()}
         strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         place = {"dtype": torch.float32, "trust_remote_code": False, "device_map": {"": "meta"}}
-        with _named("config.json", "transformers cannot fit the weights into the model"):
+        named = _named("config.json", "transformers cannot fit the weights into the model")
+        with named, act_order.accepted(type(model), folder):
             _, info = type(model).from_pretrained(None, config=config, state_dict=state, **place, **strict)
-        loading.require_complete(act_order.expected(info, folder), config.model_type)
+        loading.require_complete(info, config.model_type)
     _inspect_tokenizer(folder, model)
     return model.num_parameters()
 

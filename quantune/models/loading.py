@@ -28,8 +28,6 @@ from quantune.models.architecture import SPEECH
 
 CONSTANTS = (".masked_bias", ".inv_freq", ".position_ids")
 """Ends of the names of constants that older versions of transformers stored beside the weights."""
-
-
 FILLED = 0.9
 """Share of a GPU's free memory that weights may take."""
 PLACED = 0.7
@@ -160,9 +158,12 @@ def whole(folder: Path, place: torch.device, **options) -> PreTrainedModel:
         QuantuneError: if a tensor is missing, unexpected or of another shape. transformers would draw it at random.
     """
     place = {"device_map": {"": place}, "local_files_only": True, "trust_remote_code": False}
-    strict = {"output_loading_info": True, "ignore_mismatched_sizes": True, "config": config(folder)}
-    loaded, info = auto_class(folder).from_pretrained(folder, **place, **strict, **options)
-    require_complete(act_order.expected(info, folder), loaded.config.model_type, f"'{folder}': ")
+    shape = config(folder)
+    strict = {"output_loading_info": True, "ignore_mismatched_sizes": True, "config": shape}
+    kind = auto_class(folder)._model_mapping[type(shape)]
+    with act_order.accepted(kind, folder):
+        loaded, info = kind.from_pretrained(folder, **place, **strict, **options)
+    require_complete(info, loaded.config.model_type, f"'{folder}': ")
     return loaded
 
 

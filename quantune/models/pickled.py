@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from quantune.core.errors import QuantuneError
-from quantune.models import stored, writing
+from quantune.models import stored, tensor_files
 
 ROOT = Path(__file__).parents[2]
 KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
@@ -68,7 +68,7 @@ def convert(paths: list[Path], folder: Path) -> list[Path]:
             f"{stored.PICKLE_INDEX}: names '{missing[0]}' in {file}, which does not hold it; {stored.AGAIN}"
         )
     if named:
-        writing.index(folder, {Path(file).name: group["stored"] for file, group in written.items()})
+        tensor_files.index(folder, {Path(file).name: group["stored"] for file, group in written.items()})
     return sorted(folder.iterdir())
 
 
@@ -133,7 +133,7 @@ def _convert(path: Path, made: Path, tied: bool) -> dict[str, list[str]]:
             seen.add(place)
             tensors[name] = tensor
     described = {name: (_dtype(tensor), tensor.shape) for name, tensor in tensors.items()}
-    writing.write(made, described, lambda name: [writing.array(tensors[name])])
+    tensor_files.write(made, described, lambda name: [tensor_files.array(tensors[name])])
     return {"stored": list(tensors), "shared": shared}
 
 
@@ -181,7 +181,7 @@ def _tensors(path: Path, content: Any) -> Iterator[tuple[str, Any]]:
             raise QuantuneError(f"{entry} is of type {type(value).__name__}; {ALLOWED}")
         dtype, tensor = str(value.dtype).removeprefix("torch."), value.detach()
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
-        if not plain or dtype not in writing.STORED_AS or tensor.is_quantized:
+        if not plain or dtype not in tensor_files.STORED_AS or tensor.is_quantized:
             raise QuantuneError(f"{entry} is a tensor of another kind ({tensor.layout}, {dtype}); {ALLOWED}")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise QuantuneError(f"{entry} has the shape {list(tensor.shape)}, but fewer values; {stored.AGAIN}")
@@ -190,7 +190,7 @@ def _tensors(path: Path, content: Any) -> Iterator[tuple[str, Any]]:
 
 def _dtype(tensor: Any) -> str:
     """Return the data type of safetensors of a torch tensor."""
-    return writing.STORED_AS[str(tensor.dtype).removeprefix("torch.")]
+    return tensor_files.STORED_AS[str(tensor.dtype).removeprefix("torch.")]
 
 
 if __name__ == "__main__":

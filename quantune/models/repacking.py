@@ -19,7 +19,7 @@ from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32,
 from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
 
 from quantune.core.errors import QuantuneError
-from quantune.models import act_order, dialects, stored, writing
+from quantune.models import act_order, dialects, stored, tensor_files
 from quantune.models.dialects import Dialect, Layer
 from quantune.models.inspection import build
 from quantune.models.stored import StoredTensor
@@ -81,9 +81,9 @@ def repack(files: list[Path], folder: Path, dialect: Dialect) -> tuple[list[Path
         elif not (layer in repacked and part in dialects.PARTS) and name not in biases:
             by_file.setdefault(tensor.file.name, {})[name] = tensor.dtype, tensor.shape
     for file, described in by_file.items():
-        writing.write(folder / file, described, lambda name: _content(name, tensors, repacked, dialect))
+        tensor_files.write(folder / file, described, lambda name: _content(name, tensors, repacked, dialect))
     if stored.SINGLE not in by_file:
-        writing.index(folder, by_file)
+        tensor_files.index(folder, by_file)
     kept = dialects.without_settings(path.name for path in files if path.suffix != ".safetensors")
     others = [path for path in files if path.name in kept and path.name not in (stored.CONFIG, stored.INDEX)]
     return [*others, *sorted(folder.iterdir())], _facts(repacked, dialect, biases)
@@ -124,7 +124,7 @@ def _planned(name: str, layer: Layer, dialect: Dialect) -> Repacked:
     symmetric = dialect.symmetric and bool((_zeros(layer, dialect) == middle).all())
     count, size, groups = layer.tensors["scales"].shape[0], layer.group_size, None
     if "g_idx" in layer.tensors:
-        groups = _values(layer.tensors["g_idx"])
+        groups = tensor_files.values(layer.tensors["g_idx"])
         if groups.min() < 0 or groups.max() >= count:
             raise QuantuneError(
                 f"{layer.tensors['g_idx'].file.name}: '{name}.g_idx' names the group {int(groups.max())}; allowed: 0 "
@@ -186,7 +186,7 @@ def _extra_biases(
     for layer, module in names.items():
         bias = tensors.get(f"{layer}.bias")
         if bias is not None and model.get_submodule(module).bias is None:
-            if _values(bias).any():
+            if tensor_files.values(bias).any():
                 raise QuantuneError(
                     f"{bias.file.name}: '{layer}.bias' is not zero, and the model in config.json has no such bias; "
                     "take config.json and *.safetensors from the same model"
@@ -216,9 +216,9 @@ def _content(
 ) -> Iterable[Any]:
     """Return the bytes of a tensor of the repacked checkpoint."""
     if name in tensors:
-        return writing.pieces(tensors[name])
+        return tensor_files.pieces(tensors[name])
     layer, _, part = name.rpartition(".")
-    return [writing.array(_part(part, repacked[layer], dialect))]
+    return [tensor_files.array(_part(part, repacked[layer], dialect))]
 
 
 def _part(part: str, repacked: Repacked, dialect: Dialect) -> torch.Tensor:
@@ -229,9 +229,9 @@ def _part(part: str, repacked: Repacked, dialect: Dialect) -> torch.Tensor:
     if part == act_order.GROUPS:
         return repacked.groups
     if part == "weight_packed":
-        words = _values(layer.tensors["qweight"])
+        words = tensor_files.values(layer.tensors["qweight"])
         return words.t() if dialect.method == "gptq" else _packed_along_inputs(words)
-    values = _values(layer.tensors["scales"]) if part == "weight_scale" else _zeros(layer, dialect)
+    values = tensor_files.values(layer.tensors["scales"]) if part == "weight_scale" else _zeros(layer, dialect)
     if repacked.groups is not None and not scheme.ordered:
         values = values[repacked.groups.long()]
     if part == "weight_scale":
@@ -241,7 +241,7 @@ def _part(part: str, repacked: Repacked, dialect: Dialect) -> torch.Tensor:
 
 def _zeros(layer: Layer, dialect: Dialect) -> torch.Tensor:
     """Return the zero points of a layer, (groups, outputs), uint8."""
-    words, bits = _values(layer.tensors["qzeros"]), layer.bits
+    words, bits = tensor_files.values(layer.tensors["qzeros"]), layer.bits
     if dialect.method == "awq":
         return _awq_values(words)
     codes = unpack_from_int32(words, bits, (words.shape[0], layer.outputs)).short() + 2 ** (bits - 1)
@@ -262,12 +262,6 @@ def _packed_along_inputs(words: torch.Tensor) -> torch.Tensor:
     codes = _awq_values(words).t()
     codes = torch.nn.functional.pad(codes, (0, -codes.shape[1] % 8))
     return (codes[:, ::2] | codes[:, 1::2] << 4).contiguous().view(torch.int32)
-
-
-def _values(tensor: StoredTensor) -> torch.Tensor:
-    """Read a stored tensor."""
-    content = bytearray().join(writing.pieces(tensor))
-    return torch.frombuffer(content, dtype=getattr(torch, stored.DTYPES[tensor.dtype])).view(tensor.shape)
 
 
 def _facts(repacked: dict[str, Repacked], dialect: Dialect, biases: dict[str, StoredTensor]) -> dict[str, Any]:

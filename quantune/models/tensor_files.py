@@ -1,4 +1,4 @@
-"""Write a safetensors file tensor by tensor: memory holds only the tensor that is being written."""
+"""Read and write safetensors files tensor by tensor: memory holds one tensor at a time."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -58,3 +58,11 @@ def array(tensor) -> Any:
     import torch
 
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def values(tensor: stored.StoredTensor) -> Any:
+    """Read a stored tensor; return a torch tensor."""
+    import torch
+
+    content = bytearray().join(pieces(tensor))
+    return torch.frombuffer(content, dtype=getattr(torch, stored.DTYPES[tensor.dtype])).view(tensor.shape)
