@@ -28,6 +28,9 @@ def config(header: Header, factors: bytes | None = None) -> dict[str, Any]:
     Raises:
         QuantuneError: if the architecture is not supported, or a key is missing or has no counterpart.
     """
+    if (parts := header.metadata.get("split.count", 1)) != 1:
+        problem = f"is one of {parts!r:.20} parts; allowed: a whole file"
+        raise QuantuneError(f"{header.name}: {problem}; join the parts with llama.cpp's `llama-gguf-split --merge`")
     family = header.metadata.get("general.architecture")
     if family not in ARCHITECTURES:
         raise _wrong(header, "general.architecture", family, listed(ARCHITECTURES))

@@ -52,7 +52,7 @@ def convert(path: Path, folder: Path) -> tuple[list[Path], dict[str, Any]]:
     """
     header = gguf_files.read(path, texts=True)
     factors = header.tensors.get(gguf_config.FACTORS)
-    config = gguf_config.config(header, _raw(path, factors) if factors else None)
+    config = gguf_config.config(header, gguf_files.raw(path, factors) if factors else None)
     (folder / stored.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     gguf_tokenizer.write(header, folder)
     names = {_name(header, name): name for name in header.tensors if name != gguf_config.FACTORS}
@@ -123,10 +123,3 @@ def _order(name: str, config: dict[str, Any]) -> np.ndarray | None:
         return None
     heads, size = config["num_attention_heads" if part[1] == "q" else "num_key_value_heads"], config["head_dim"]
     return np.arange(heads * size).reshape(heads, size // 2, 2).swapaxes(1, 2).reshape(-1)
-
-
-def _raw(path: Path, tensor: Tensor) -> bytes:
-    """Return the bytes of a tensor in the file."""
-    with path.open("rb") as file:
-        file.seek(tensor.begin)
-        return file.read(tensor.end - tensor.begin)

@@ -87,6 +87,13 @@ def _read(path: Path, size: int, _: int, texts: bool) -> Header:
         return parse(content, size, path.name, texts)
 
 
+def raw(path: Path, tensor: Tensor) -> bytes:
+    """Return the bytes of a tensor in a file."""
+    with path.open("rb") as file:
+        file.seek(tensor.begin)
+        return file.read(tensor.end - tensor.begin)
+
+
 def parse(content: Any, size: int, name: str, texts: bool = False) -> Header:
     """Return the header in the first bytes of a file of `size` bytes.
 

@@ -26,7 +26,8 @@ WORDS = {
 }
 """`tokenizer.ggml.pre` -> how the texts are split before the byte-level pairs are merged: GPT-2's words alone (None),
 after taking out digits (SmolLM), or these words (Qwen2, Llama 3; from their tokenizer.json)."""
-ALIASES = {"gpt2": "gpt-2", "llama3": "llama-bpe", "llama-v3": "llama-bpe"}
+ALIASES = {"gpt2": "gpt-2", "llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
+"""Other names of the same ways, as llama.cpp has them."""
 CONTROL, USER = 3, 4
 """Values of `tokenizer.ggml.token_type`: special tokens, and tokens that are never split."""
 REMEDY = "give the original model in Hugging Face layout"

@@ -49,7 +49,9 @@ def model_names(names: list[str], where: str, folder: Path | None = None) -> lis
         advice = "give a whole model: PEFT's `merge_and_unload`, then `save_pretrained`, makes one"
         raise QuantuneError(f"{where} holds an adapter ({stored.ADAPTER}) {also}; {advice}")
     if stored.CONFIG not in chosen:
-        raise QuantuneError(f"{where} has no config.json; give a model in Hugging Face layout")
+        files = [name for name in names if name.endswith(".gguf")]
+        known = f"'gguf_file' with one of {listed(files[:30])}, or " if files else ""
+        raise QuantuneError(f"{where} has no config.json; give {known}a model in Hugging Face layout")
     index = stored.index_of(chosen) if folder else None
     try:
         return stored.selected(chosen, stored.shards(folder / index).values() if index else None)
@@ -155,7 +157,8 @@ def model_files(folder: Path, key: str) -> dict[str, Path]:
         ConfigError: if config.json or the weights are missing.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{key}: '{folder}' is a file; give the folder that holds config.json and the weights")
+        advice = "the folder that holds config.json and the weights, or a file *.gguf"
+        raise ConfigError(f"{key}: '{folder}' is a file; give {advice}")
     try:
         names = model_names([path.name for path in sorted(folder.iterdir())], f"'{folder}'", folder=folder)
     except OSError as error:
