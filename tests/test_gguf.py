@@ -13,6 +13,7 @@ from quantune.core.errors import ConfigError, QuantuneError
 from quantune.models import gguf_config, gguf_files, loading, stored
 from quantune.planning import load
 from quantune.planning.plan import Plan
+from quantune.sources import lock
 from tests.attack.test_model_folders import model_job  # noqa: F401 (fixture)
 
 gguf = pytest.importorskip("gguf")
@@ -124,6 +125,31 @@ def test_a_dense_model_of_a_file_is_planned_like_any_other(raw, tmp_path, folder
     before = plan.checkpoint("opt").digest
     raw["models"]["opt"] = {"path": str(tmp_path), "gguf_file": "model.gguf"}
     assert Plan(load.load(raw)).checkpoint("opt").digest == before
+
+
+def test_a_file_on_the_hub_is_locked_by_its_header_alone(hub, asked, folders, model_job, tmp_path, monkeypatch):  # noqa: F811
+    gguf_model.write(folders["llama"], hub.repositories["models/a/opt"] / "small.gguf", lambda name: "Q8_0")
+    gguf_model.write(folders["llama"], hub.repositories["models/a/opt"] / "other.gguf")
+    monkeypatch.setattr(lock, "HEADER", 2**14)
+    whole = entry(asked, tmp_path) | {"models": {"opt": {"hub": "a/opt", "gguf_file": "small.gguf"}}}
+    order = Plan(load.load(whole)).checkpoint("opt").order()
+    ranges = [item[2] for item in hub.asked("small.gguf")]
+    assert set(ranges) == {f"bytes=0-{size - 1}" for size in (2**14, 2**16, 2**18, 2**20)}, ranges
+    locked = json.loads(Path("sources.lock.json").read_text())["models"]
+    assert list(locked) == ["a/opt@main#small.gguf"] and list(order["sources"]) == ["small.gguf"]
+    assert locked["a/opt@main#small.gguf"]["config"]["hidden_size"] == 256
+    hub.requests.clear()
+    assert Plan(load.load(whole)).checkpoint("opt").order() == order and not hub.requests
+    (line,) = lock.Lock("sources.lock.json").update()
+    assert line.startswith("models a/opt@main#small.gguf: unchanged at ")
+    made, scratch = tmp_path / "made", tmp_path / "scratch"
+    made.mkdir()
+    scratch.mkdir()
+    facts = model_job(order, {}, made, scratch)
+    assert facts["source"]["hub"] == "a/opt" and loading.model([made], "float32").config.num_hidden_layers == 2
+    whole["models"]["opt"]["gguf_file"] = "smal.gguf"
+    with pytest.raises(ConfigError, match=r"models.opt.hub: .* has no file 'smal.gguf'; did you mean 'small.gguf'"):
+        Plan(load.load(whole)).checkpoint("opt")
 
 
 def test_a_tokenizer_of_sentence_piece_is_the_original(tmp_path):
