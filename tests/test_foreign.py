@@ -14,7 +14,8 @@ from quantune.core.errors import ConfigError, QuantuneError
 from quantune.finetunings.lora import LoRA
 from quantune.models import dialects, loading, probes, repacking, stored
 from quantune.models.packed_linear import PackedLinear
-from quantune.planning import load
+from quantune.planning import load, resources
+from quantune.planning.plan import Plan
 from tests.attack.test_model_folders import (  # noqa: F401 (fixture)
     both,
     copy_of,
@@ -283,3 +284,24 @@ def test_a_model_in_gptq_format_is_not_quantized_or_merged_into(raw, source, var
         load.load(raw)
     raw["variants"] = ["opt+lora"]
     assert [str(variant) for variant in load.load(raw).listed] == ["opt+lora"]
+
+
+def test_memory_is_estimated_as_that_of_a_model_quantized_here(raw, source, tmp_path):
+    """Also for the packed checkpoint that the job makes, which may be a model of another configuration."""
+    made = repacked(source, tmp_path / "made")
+    raw["quantizations"]["same"] = {"method": "rtn", "bits": 4, "group_size": 32, "symmetric": False}
+    raw["variants"] = ["opt+same+lora"]
+    plan = Plan(load.load(raw))
+    expected = [
+        resources.estimate(plan, artefact).terms
+        for artefact in (plan.evaluation("opt+same", "harbour"), plan.checkpoint("opt+same+lora"))
+    ]
+    raw["variants"] = ["opt+lora"]
+    for folder in (source, made):
+        raw["models"]["opt"]["path"] = str(folder)
+        plan = Plan(load.load(raw))
+        found = [
+            resources.estimate(plan, artefact).terms
+            for artefact in (plan.evaluation("opt", "harbour"), plan.checkpoint("opt+lora"))
+        ]
+        assert found == expected
