@@ -44,6 +44,7 @@ class PackedLinear(torch.nn.Linear):
         self.register_buffer("zero", zero)
         for part in ("kept", "kept_columns"):  # weights of input channels that are stored beside the codes
             self.register_buffer(part, getattr(source, f"weight_{part}", None))
+        self.register_buffer("groups", getattr(source, "weight_g_idx", None))  # of each input, if they are out of order
         bias = getattr(source, "bias", None)
         self.register_buffer("bias", None if bias is None else bias.data)
 
@@ -55,9 +56,15 @@ class PackedLinear(torch.nn.Linear):
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the dense weights, (outputs, inputs): (code - zero) * scale, as compressed-tensors computes them."""
         codes = unpack(self.packed, self.bits).flatten(1)[:, : self.in_features]
-        values = codes.to(self.scale.dtype).view(self.out_features, self.scale.shape[1], -1)
-        zero = 2 ** (self.bits - 1) if self.zero is None else self.zero.to(values.dtype).unsqueeze(-1)
-        values = values.sub_(zero).mul_(self.scale.unsqueeze(-1)).view(self.out_features, self.in_features)
+        values = codes.to(self.scale.dtype)
+        if self.groups is None:
+            values = values.view(self.out_features, self.scale.shape[1], -1)
+            scale, zero = self.scale.unsqueeze(-1), None if self.zero is None else self.zero.unsqueeze(-1)
+        else:
+            scale = self.scale[:, self.groups]
+            zero = None if self.zero is None else self.zero[:, self.groups]
+        values.sub_(2 ** (self.bits - 1) if zero is None else zero.to(values.dtype)).mul_(scale)
+        values = values.view(self.out_features, self.in_features)
         if self.kept is not None:
             values = values.index_copy(1, self.kept_columns, self.kept.to(values.dtype))
         return values.to(dtype)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from quantune.core.errors import ConfigError, listed, nearest
 from quantune.planning import chains, conversations, expected
-from quantune.sources import origins, selection
+from quantune.sources import model_sources, origins, selection
 
 if TYPE_CHECKING:
     from quantune.planning.config import Config
@@ -135,7 +135,7 @@ def _paths(config: Config) -> Iterator[tuple[str, str]]:
         try:
             if config.config_available(name):
                 config.track(name)
-                origins.require_whole_model(config.models[name], f"models.{name}")
+                model_sources.require_whole(config.models[name], f"models.{name}")
         except ConfigError as error:
             yield f"models.{name}", str(error)
     for name, entry in config.datasets.items():

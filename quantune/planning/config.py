@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
 from quantune import evaluations, finetunings, quantizations
-from quantune.core.errors import ConfigError, QuantuneError, listed
+from quantune.core.errors import ConfigError, listed
 from quantune.core.recipe import Entry, Name, NonEmpty, Recipe, Seed
 from quantune.evaluations.benchmark import Benchmark
 from quantune.models import architecture, config_values, layer_names
 from quantune.models.architecture import SPEECH
 from quantune.planning import chains
-from quantune.sources import selection
+from quantune.sources import model_sources
 from quantune.sources.entries import AnyDataset, Model, Speech, Text
 from quantune.sources.lock import Lock
 from quantune.sources.recordings import Recording
@@ -186,27 +186,17 @@ class Config(Entry):
     def config_available(self, model: str) -> bool:
         """Return whether a model's config.json can be read without a request to the hub."""
         entry = self.models[model]
-        return not entry.hub or self.locked.has_model(entry.hub, entry.revision)
+        return not entry.hub or self.locked.has_model(entry.hub, entry.revision, entry.gguf_file)
 
     def config_of(self, model: str) -> dict[str, Any]:
         """Return a model's config.json; it is read once."""
         if model not in self._configs:
-            self._configs[model] = self._read_config(model)
+            self._configs[model] = model_sources.config(self.models[model], f"models.{model}", self.locked)
         return self._configs[model]
 
     @cached_property
     def _configs(self) -> dict[str, dict[str, Any]]:
         return {}
-
-    def _read_config(self, model: str) -> dict[str, Any]:
-        entry, key = self.models[model], f"models.{model}"
-        if entry.hub:
-            return self.locked.model(entry.hub, entry.revision, f"{key}.hub")["config"]
-        path = selection.model_files(selection.resolve(entry.path, f"{key}.path"), f"{key}.path")["config.json"]
-        try:
-            return selection.model_config(path, f"'{path.parent}'")
-        except QuantuneError as error:
-            raise ConfigError(f"{key}.path: {error}") from None
 
     def require_track(self, model: str, evaluation: str) -> None:
         """Raise ConfigError if an evaluation and a model are of different tracks."""

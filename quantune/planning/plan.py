@@ -10,7 +10,7 @@ from quantune.core.errors import ConfigError, listed, nearest
 from quantune.evaluations.metrics import normalizers
 from quantune.planning.chains import Step, Variant
 from quantune.planning.config import Config
-from quantune.sources import origins, selection
+from quantune.sources import model_sources, origins, selection
 
 # Versions of the stages that have no recipe class of their own; raised when the meaning of their output changes.
 VERSIONS = {
@@ -65,7 +65,7 @@ class Plan:
 
     def model_sizes(self, name: str) -> dict[str, int]:
         """Name -> bytes of a model's files."""
-        return origins.model_sizes(self._named("models", name), f"models.{name}", self.config.locked)
+        return model_sources.sizes(self._named("models", name), f"models.{name}", self.config.locked)
 
     def dataset_bytes(self, name: str) -> int | None:
         """Bytes of a dataset's files; None if they are not known beforehand."""
