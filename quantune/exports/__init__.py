@@ -30,6 +30,13 @@ class Export(Recipe):
     relation: ClassVar[Literal["finetune", "quantized"] | None] = None
     """How the file of this format relates to the variant, in the words of the hub; None: it has the same weights."""
 
+    library: ClassVar[str | None] = None
+    """Library that opens it, in the words of the hub."""
+    tags: ClassVar[tuple[str, ...]] = ()
+    """Tags of its model card."""
+    bits: ClassVar[float | None] = None
+    """Bits per weight; None: those of the checkpoint."""
+
     def unsuitable(self, exported: Exported) -> str | None:
         """Return why a model cannot be exported in this format, with the remedy ("it is ...; export ..."), or None."""
         return None

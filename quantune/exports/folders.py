@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from quantune.core.errors import QuantuneError
 from quantune.core.workload import Inference
@@ -15,6 +15,8 @@ CLOSE = 1e-2
 
 class Safetensors(Export):
     """A plain Hugging Face folder."""
+
+    library: ClassVar[str] = "transformers"
 
     format: Literal["safetensors"]
     """config.json, tokenizer and safetensors files, as the checkpoint has them."""
@@ -44,6 +46,8 @@ class Safetensors(Export):
 
 class CompressedTensors(Safetensors):
     """A Hugging Face folder with packed weights that vLLM serves."""
+
+    tags: ClassVar[tuple[str, ...]] = ("compressed-tensors", "vllm")
 
     format: Literal["compressed-tensors"]
     """Packed weights in the format of compressed-tensors, checked with that library's own loader."""
@@ -80,7 +84,9 @@ class CompressedTensors(Safetensors):
         served = f"```shell\nvllm serve PATH --served-model-name {name.replace('+', '-')}\n```\n"
         if speech:
             return super().usage(name, speech)
-        return f"vLLM:\n\n{served}\ntransformers, with the package `compressed-tensors`:\n\n{super().usage(name, speech)}"
+        return (
+            f"vLLM:\n\n{served}\ntransformers, with the package `compressed-tensors`:\n\n{super().usage(name, speech)}"
+        )
 
     def workload(self, dtype: str) -> Inference | None:
         """Return the forward pass of the check, whose weights are dense."""

@@ -16,8 +16,10 @@ MODELFILE = "Modelfile"
 class Gguf(Export):
     """The base of the formats in one GGUF file."""
 
+    tags: ClassVar[tuple[str, ...]] = ("gguf", "llama.cpp", "ollama")
     encoding: ClassVar[str]
     """Name of the encoding of matrices, in the package `gguf`; vectors are float32."""
+    bits: ClassVar[float] = 16
     file_type: ClassVar[str]
     """Name of the kind of file, in the package `gguf`."""
     block: ClassVar[int] = 1
@@ -41,7 +43,9 @@ class Gguf(Export):
         }
         for problem, applies in differs.items():
             if applies:
-                return f"{problem}, which llama.cpp does not compute in a model of type '{family}'; export 'safetensors'"
+                return (
+                    f"{problem}, which llama.cpp does not compute in a model of type '{family}'; export 'safetensors'"
+                )
         widths = [config[key] for key in ("hidden_size", "intermediate_size") if isinstance(config.get(key), int)]
         if bad := [width for width in widths if width % self.block]:
             return f"its rows of {bad[0]} weights are no whole blocks of {self.block}; export 'gguf-f16'"
@@ -86,7 +90,8 @@ class Gguf(Export):
         file, short = self.file_name(name), name.replace("+", "-")
         return (
             f'llama.cpp:\n\n```shell\nllama-cli -m PATH/{file} -p "Once upon a time" -n 50\n```\n\n'
-            f"Ollama, in the folder of this file:\n\n```shell\nollama create {short} -f {MODELFILE}\nollama run {short}\n```\n"
+            f"Ollama, in the folder of this file:\n\n"
+            f"```shell\nollama create {short} -f {MODELFILE}\nollama run {short}\n```\n"
         )
 
 
@@ -116,6 +121,7 @@ class Q80(Gguf):
     relation: ClassVar[Literal["quantized"]] = "quantized"
     encoding: ClassVar[str] = "Q8_0"
     file_type: ClassVar[str] = "MOSTLY_Q8_0"
+    bits: ClassVar[float] = 8.5
     block: ClassVar[int] = 32
 
     format: Literal["gguf-q8-0"]

@@ -99,6 +99,10 @@ class Quantization(Recipe):
         """Return why this recipe does not fit layers of these input widths (".key: why", or ": why"), or None."""
         return None
 
+    def unservable(self) -> str | None:
+        """Return why vLLM cannot serve the checkpoints as compressed-tensors, with the remedy, or None."""
+        return "its layers are not packed by compressed-tensors; export 'safetensors', which transformers opens"
+
     def unsuitable(self, config: dict[str, Any]) -> str | None:
         """Return why models with this config.json cannot be quantized with this recipe (": why"), or None.
 

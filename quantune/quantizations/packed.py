@@ -7,7 +7,11 @@ from typing import Literal
 
 from pydantic import Field
 
+from quantune.core.errors import listed
 from quantune.quantizations import Quantization
+
+SERVED_BITS, SERVED_GROUPS = (4, 8), (32, 64, 128, None)
+"""Bits and group sizes for which vLLM has a kernel."""
 
 
 class Packed(Quantization):
@@ -40,6 +44,15 @@ class Packed(Quantization):
         return (
             f".group_size: {self.group_size} does not divide the layers' input width {bad[0]}; allowed: {fits} or null"
         )
+
+    def unservable(self) -> str | None:
+        """Return why vLLM has no kernel for this grid, or None (`compressed_tensors_wNa16` and `marlin_utils`)."""
+        if self.bits not in SERVED_BITS:
+            return f"vLLM serves {listed(SERVED_BITS)} bits, not {self.bits}; export 'safetensors'"
+        if self.group_size not in SERVED_GROUPS:
+            sizes = listed(size or "null" for size in SERVED_GROUPS)
+            return f"vLLM serves groups of {sizes}, not {self.group_size}; export 'safetensors'"
+        return None
 
     def stored_bits(self, rows: int, columns: int) -> int:
         """Codes, scales of 16 bits and zero points, without the padding of the last words."""

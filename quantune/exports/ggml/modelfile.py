@@ -113,8 +113,8 @@ def go_template(chat: Chat) -> str:
         [
             f'{{{{ if eq .Role "system" }}}}{chat.before["system"]}{{{{ .Content }}}}{chat.after["system"]}',
             f'{{{{ if eq .Role "assistant" }}}}{chat.before["assistant"]}{{{{ .Content }}}}'
-            f'{{{{ if not $last }}}}{chat.after["assistant"]}{{{{ end }}}}',
-            f'{chat.before["user"]}{{{{ .Content }}}}{chat.after["user"]}',
+            f"{{{{ if not $last }}}}{chat.after['assistant']}{{{{ end }}}}",
+            f"{chat.before['user']}{{{{ .Content }}}}{chat.after['user']}",
         ]
     )
     last = "{{ $last := eq (len (slice $.Messages $i)) 1 }}"

@@ -5,7 +5,6 @@ from typing import Any
 import gguf
 
 
-
 def add_shape(writer: gguf.GGUFWriter, config: Any) -> None:
     """Write the shape of the model.
 

@@ -65,8 +65,9 @@ def add_vocabulary(writer: gguf.GGUFWriter, checkpoint: Path, size: int) -> None
         writer.add_token_merges([" ".join(part.replace(" ", "\u0120") for part in pair) for pair in merges])
     add_special(writer, tokenizer, checkpoint)
     if template := tokenizer.chat_template:
-        named = [{"name": name, "template": text} for name, text in dict(template).items()] if isinstance(template, dict) else template
-        writer.add_chat_template(named)
+        if isinstance(template, dict):
+            template = [{"name": name, "template": text} for name, text in template.items()]
+        writer.add_chat_template(template)
 
 
 def split_rule(state: dict[str, Any]) -> str:
@@ -185,7 +186,7 @@ def add_special(writer: gguf.GGUFWriter, tokenizer, checkpoint: Path) -> None:
 
 
 def ending_tokens(checkpoint: Path, tokenizer) -> list[int]:
-    """Return the tokens that end a generation, as transformers' `generate` reads them: one at least, if any is known."""
+    """Return the tokens that end a generation, as `generate` of transformers reads them; empty if none is known."""
     for name in (stored.GENERATION, stored.CONFIG):
         if (path := checkpoint / name).is_file() and (known := stored.read_json(path).get("eos_token_id")) is not None:
             return known if isinstance(known, list) else [known]

@@ -25,6 +25,9 @@ ARCHITECTURES = {
 }
 """`model_type` of config.json -> architecture of llama.cpp."""
 ROPE_FACTORS = "rope_freqs.weight"
+TOLERATED = 0.02
+"""Relative error of a tensor that no encoding here has: Q8_0 has 0.6 %, BF16 0.2 %."""
+ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,7 @@ def relative_error(path: Path, weights: Weights) -> float:
         raise QuantuneError(f"the written file has not the tensor '{different[0]}'; run the same command again")
     errors, norms = 0.0, 0.0
     for name, item in planned.items():
-        expected = weights.values(item)
-        found = gguf.quants.dequantize(stored[name].data, stored[name].tensor_type).reshape(expected.shape)
-        error, norm = (float(numpy.square(value, dtype=numpy.float64).sum()) for value in (found - expected, expected))
+        error, norm = squares(stored[name], weights.values(item))
         if not error <= TOLERATED**2 * norm:
             raise QuantuneError(f"'{name}' in the written file is not '{item.source}'; run the same command again")
         if len(item.shape) > 1:
@@ -132,5 +133,12 @@ def relative_error(path: Path, weights: Weights) -> float:
     return (errors / norms) ** 0.5
 
 
-TOLERATED = 0.02
-"""Relative error of a matrix that is more than that of any encoding here: 0.6 % of Q8_0, 0.2 % of BF16."""
+def squares(stored: gguf.ReaderTensor, expected: numpy.ndarray) -> tuple[float, float]:
+    """Return the sum of the squared errors of a stored tensor, and of its squared values; a few rows at a time."""
+    error, norm = 0.0, 0.0
+    for begin in range(0, len(expected), ROWS):
+        rows = expected[begin : begin + ROWS]
+        found = gguf.quants.dequantize(stored.data[begin : begin + ROWS], stored.tensor_type)
+        error += float(numpy.square(found - rows, dtype=numpy.float64).sum())
+        norm += float(numpy.square(rows, dtype=numpy.float64).sum())
+    return error, norm
