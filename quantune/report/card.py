@@ -4,7 +4,6 @@ The header is written by huggingface_hub, as its hub reads it. Everything in a c
 export has the same card.
 """
 
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -39,7 +38,7 @@ def render(order: dict[str, Any], form: Export) -> str:
         "Data": _data(facts),
         "Lineage": _lineage(order, facts),
         "Licence": _licence(order["recipe"]["licences"], facts),
-        "How to make it again": _again(order["path"], facts),
+        "How to make it again": _again(f"work/exports/{variant}/{name}", facts),
     }
     body = "\n".join(f"## {head}\n\n{text}" if head else f"# {variant}\n\n{text}" for head, text in sections.items())
     return printable(f"---\n{_header(variant, order, facts, numbers, form)}\n---\n\n{body}")
@@ -186,7 +185,7 @@ def _licence(licences: dict[str, str | None], facts: dict[str, Any]) -> str:
     )
 
 
-def _again(path: str, facts: dict[str, Any]) -> str:
+def _again(target: str, facts: dict[str, Any]) -> str:
     """Return the configuration and the command that make the export."""
     text = yaml.safe_dump(facts["configuration"], sort_keys=False, allow_unicode=True, width=110)
     local = [
@@ -196,6 +195,4 @@ def _again(path: str, facts: dict[str, Any]) -> str:
         if "path" in entry
     ]
     note = f"The paths of {wording.listing(local)} are local: give your own.\n\n" if local else ""
-    return (
-        f"With this `config.yaml`:\n\n```yaml\n{text}```\n\n{note}```shell\nsnakemake {Path(path)} --cores all\n```\n"
-    )
+    return f"With this `config.yaml`:\n\n```yaml\n{text}```\n\n{note}```shell\nsnakemake {target} --cores all\n```\n"
