@@ -3,6 +3,7 @@
 - `snakemake`: the report of config.yaml
 - `snakemake --configfile experiments/local-opt.yaml`: the report of another configuration
 - `snakemake plan`: a table of the memory, disk and time that this takes; no other output
+- `snakemake exports`: the configured exports, for other programs, with their model cards
 - `snakemake transcripts`: the transcripts of the configured recordings
 - `snakemake work/checkpoints/opt-2m+nf4+lora`: any chain, named in the configuration or not
 """
@@ -23,6 +24,7 @@ include: "rules/merge.smk"  #    checkpoints/{parent}+merge
 include: "rules/evaluate.smk"  # evaluations/{variant}/{evaluation}
 include: "rules/transcribe.smk"  # transcripts/{variant}/{recording}
 include: "rules/benchmark.smk"  # benchmarks/{variant}
+include: "rules/export.smk"  #   exports/{variant}/{format}
 include: "rules/report.smk"  #   report
 include: "rules/plan.smk"  #     a table of the artefacts to make and their costs
 include: "rules/unknown.smk"  #  all other targets: an error with a hint
@@ -69,6 +71,11 @@ rule transcripts:
         listed_transcripts,
 
 
+rule exports:
+    input:
+        listed_exports,
+
+
 rule benchmarks:
     input:
         listed_benchmarks,
@@ -80,6 +87,7 @@ localrules:
     checkpoints,
     data,
     evaluations,
+    exports,
     measurements,
     plan,
     transcripts,

@@ -107,6 +107,9 @@ class Config(Entry):
     """Published numbers that the report shows beside the measured ones."""
     recordings: dict[Name, Recording] = {}
     """Name -> recording that `snakemake transcripts` transcribes with every speech variant; not in the report."""
+    exports: list[NonEmpty] = []
+    """Variant and format of what `snakemake exports` makes for other programs, braces expanded as in `variants`:
+    `opt-2m+lora+merge/{safetensors,gguf-q8-0}`."""
     variants: list[NonEmpty] = Field(min_length=1)
     """Chains to compare, braces expanded as a shell would: `opt-2m+{rtn-w4,nf4}+lora`."""
 
