@@ -13,7 +13,7 @@ def write(order, inputs, folder, scratch):
     table.write_table(table.table(gathered), folder / "table.csv")
     (folder / "metrics.json").write_text(json.dumps(table.metrics(gathered), indent=1) + "\n")
     table.write_curves(gathered, folder / "curves")
-    figures = {name: (folder / f"{name}.svg").read_text() for name in gallery.draw(gathered, folder)}
+    figures = {name: (folder / f"{name}.svg").read_text() for name in gallery.draw(gathered, folder, png=True)}
     command = os.environ.get("QUANTUNE_COMMAND", "snakemake")
     (folder / "report.html").write_text(page.render(gathered, figures, command))
     print(f"{len(gathered.variants)} variants, {len(figures)} figures: open {order['path']}/report.html")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantune.core.errors import ConfigError, listed, nearest
-from quantune.planning import chains, conversations, expected
+from quantune.planning import chains, conversations, expected, ship
 from quantune.sources import origins, selection
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def problems(config: Config) -> list[str]:
     lines += [*_training(config), *conversations.unread(config), *unusable.values()]
     good_models = {name for name in config.models if f"models.{name}" not in unusable and config.config_available(name)}
     lines += [*_chains(config, good_models), *_evaluations(config, good_models), *_recordings(config, good_models)]
-    lines += [*_benchmark(config, good_models), *expected.problems(config, good_models)]
+    lines += [*_benchmark(config, good_models), *expected.problems(config, good_models), *ship.problems(config.ship, config.evaluations, config.benchmark)]
     return list(dict.fromkeys(lines))
 
 
