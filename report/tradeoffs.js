@@ -27,7 +27,7 @@
   const distinct = (values) => [...new Set(values)].filter(Boolean);
 
   function fillChoosers() {
-    data.evaluations.forEach((item, place) => quality.append(option(place, item.label)));
+    data.qualities.forEach((item, place) => quality.append(option(place, item.label)));
     const of = (key, label, values) => values.length > 1 && filter.append(grouped(label, values.map(([value, text]) => option(`${key}:${value}`, text))));
     filter.append(option("all:", "all variants"), option("front:", "best trade-offs"));
     of("method", "Method", distinct(data.variants.flatMap((item) => item.methods)).sort().map((value) => [value, value]));
@@ -36,13 +36,14 @@
   }
   function fillCosts() {
     const now = cost.selectedOptions[0]?.textContent;
-    cost.replaceChildren(...evaluation().costs.map((item, place) => option(place, item.name)));
-    const same = evaluation().costs.findIndex((item) => item.name === now);
-    const limited = evaluation().costs.findIndex((item) => item.limit !== null);
+    cost.replaceChildren(...costs().map((item, place) => option(place, item.name)));
+    const same = costs().findIndex((item) => item.name === now);
+    const limited = costs().findIndex((item) => item.limit !== null);
     cost.value = same >= 0 ? same : Math.max(limited, 0);
   }
-  const evaluation = () => data.evaluations[quality.value];
-  const against = () => evaluation().costs[cost.value];
+  const shown = () => data.qualities[quality.value];
+  const costs = () => data.costs[shown().evaluation];
+  const against = () => costs()[cost.value];
 
   function matches(variant) {
     const [key, value] = filter.value.split(/:(.*)/s);
@@ -54,7 +55,7 @@
 
   // Points that no other beats in both, the least cost first.
   function bestOf(all) {
-    const [x, y] = [against().more ? -1 : 1, evaluation().lower ? 1 : -1];
+    const [x, y] = [against().more ? -1 : 1, shown().lower ? 1 : -1];
     const sorted = [...all].sort((a, b) => x * (a.x[0] - b.x[0]) || y * (a.y[0] - b.y[0]));
     return sorted.filter((point, place) => sorted.slice(0, place).every((other) => y * (point.y[0] - other.y[0]) < 0));
   }
@@ -89,8 +90,10 @@
   }
   const plain = (number) => (Math.abs(number) >= 1e6 ? number.toExponential(0) : Number(number.toPrecision(6)).toLocaleString("en"));
 
+  const signed = (number) => (number ? `${number > 0 ? "+" : "−"}${plain(Math.abs(Number(number.toPrecision(6))))}` : "0");
+
   function draw() {
-    const [item, axis] = [evaluation(), against()];
+    const [item, axis] = [shown(), against()];
     const measured = data.variants.map((variant, index) => ({ variant, index, x: axis.points[index], y: item.points[index] }));
     const known = measured.filter((point) => point.x && point.y && point.y[0] !== null);
     const best = bestOf(known);
@@ -117,7 +120,8 @@
     // Bars may leave the picture: those of a few windows are so long that all points would lie on one line.
     const spread = (Math.max(...middles) - Math.min(...middles)) || Math.abs(middles[0]) || 1;
     const kept = ys.filter((end) => end > Math.min(...middles) - 0.6 * spread && end < Math.max(...middles) + 0.6 * spread);
-    const x = scaleOf(xs, left, right, 0.09, 8);
+    if (item.limit !== null) kept.push(item.limit);
+    const x = scaleOf(xs, left, right, 0.16, 8);
     const y = scaleOf(kept, bottom, top, 0.07, 3);
     if (view) [x.low, x.high, y.low, y.high] = view;
     frame = { x, y, left, right, top, bottom, width, height };
@@ -131,12 +135,12 @@
     }
     for (const tick of ticks(y, 7)) {
       const pixel = place(y, tick);
-      grid.append(drawn("line", { x1: left, x2: right, y1: pixel, y2: pixel }), drawn("text", { x: left - 7, y: pixel + 4, "text-anchor": "end" }, plain(tick)));
+      grid.append(drawn("line", { x1: left, x2: right, y1: pixel, y2: pixel }), drawn("text", { x: left - 7, y: pixel + 4, "text-anchor": "end" }, item.ratio ? signed((tick - 1) * 100) : item.signed ? signed(tick) : plain(tick)));
     }
     const better = `${axis.more ? "→" : "←"} better`;
     const label = `${axis.name}${unit[1] ? `, ${unit[1]}` : ""}`;
     grid.append(drawn("text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle", class: "axis" }, `${label} (${better})`));
-    const name = `${item.label}${item.unit ? `, ${item.unit.trim()}` : ""} (${item.lower ? "lower" : "higher"} is better)`;
+    const name = `${item.label}${item.unit ? `, ${item.unit}` : ""} (${item.lower ? "lower" : "higher"} is better)`;
     grid.append(drawn("text", { transform: `translate(13 ${(top + bottom) / 2}) rotate(-90)`, "text-anchor": "middle", class: "axis" }, name));
 
     const inside = drawn("g", { "clip-path": "url(#tradeoffs-clip)" });
@@ -147,10 +151,14 @@
       if (beyond[1] > beyond[0]) inside.append(drawn("rect", { class: "beyond", x: Math.max(beyond[0], left), y: top, width: Math.max(Math.min(beyond[1], right) - Math.max(beyond[0], left), 0), height: bottom - top }));
       inside.append(drawn("line", { class: "limit", x1: pixel, x2: pixel, y1: top, y2: bottom }), drawn("text", { class: "limit", x: pixel + 5, y: top + 11 }, "limit"));
     }
+    if (item.limit !== null) {
+      const pixel = place(y, item.limit);
+      inside.append(drawn("line", { class: "limit", x1: left, x2: right, y1: pixel, y2: pixel }));
+    }
     if (best.length > 1) {
-      const shown = best.filter((point) => points.includes(point));
-      const path = shown.map((point, index) => (index ? `H${place(x, point.x[0])}V${place(y, point.y[0])}` : `M${place(x, point.x[0])},${place(y, point.y[0])}`)).join("");
-      if (shown.length > 1) inside.append(drawn("path", { class: "front", d: path }));
+      const kin = best.filter((point) => points.includes(point));
+      const path = kin.map((point, index) => (index ? `H${place(x, point.x[0])}V${place(y, point.y[0])}` : `M${place(x, point.x[0])},${place(y, point.y[0])}`)).join("");
+      if (kin.length > 1) inside.append(drawn("path", { class: "front", d: path }));
     }
     const order = [...points].sort((a, b) => importance(a) - importance(b));
     for (const point of order) {
@@ -188,7 +196,7 @@
     const made = [];
     for (const point of order) {
       if (points.length > FEW && importance(point) < 2) continue;
-      const name = evaluation().alone ? point.variant.steps : point.variant.name;
+      const name = shown().alone ? point.variant.steps : point.variant.name;
       const length = name.length * 6.7 + 2;
       const away = point.variant.mark ? 16 : 10;
       const places = [[away, 4, "start"], [-away, 4, "end"], [0, -away - 2, "middle"], [0, away + 11, "middle"], [away, -9, "start"], [away, 17, "start"], [-away, -9, "end"], [-away, 17, "end"]];
@@ -241,8 +249,8 @@
   }
 
   function rows() {
-    const shown = new Set(data.variants.filter(matches).map((item) => item.name));
-    document.querySelectorAll("tr[data-variant]").forEach((row) => { row.hidden = !shown.has(row.dataset.variant); });
+    const kept = new Set(data.variants.filter(matches).map((item) => item.name));
+    document.querySelectorAll("tr[data-variant]").forEach((row) => { row.hidden = !kept.has(row.dataset.variant); });
   }
 
   let from = null; // where a drag began

@@ -27,8 +27,8 @@ def problems(config: Config) -> list[str]:
     lines += [*_training(config), *conversations.unread(config), *unusable.values()]
     good_models = {name for name in config.models if f"models.{name}" not in unusable and config.config_available(name)}
     lines += [*_chains(config, good_models), *_evaluations(config, good_models), *_recordings(config, good_models)]
-    lines += [*_benchmark(config, good_models), *expected.problems(config, good_models), *ship.problems(config.ship, config.evaluations, config.benchmark)]
-    return list(dict.fromkeys(lines))
+    lines += [*_benchmark(config, good_models), *expected.problems(config, good_models)]
+    return list(dict.fromkeys([*lines, *ship.problems(config.ship, config.evaluations, config.benchmark)]))
 
 
 def _work(config: Config) -> Iterator[str]:

@@ -8,19 +8,20 @@ was chosen from: no other takes as little and loses as little everywhere.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 from quantune.evaluations.metrics import families
-from quantune.report import scores
 from quantune.report.gather import Report, VariantResult
 from quantune.report.limits import Limits, Taken, taken
 from quantune.report.scores import CLAIMED, Change
 
 Standing = Literal["shown", "measured", "beyond", "over"]
 """Loss shown to be within its limit; measured within it; measured beyond it. Over: takes more than the limits."""
+Shown = Callable[[float], set[str]]
+"""Tolerance -> the variants whose loss is shown to be below it on every evaluation that counts."""
 STANDINGS = ("shown", "measured", "beyond", "over")
 ROUND_LOSSES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Limits of a loss that are tried in place of the given one."""
@@ -155,33 +156,40 @@ def _candidates(report: Report, model: VariantResult, evaluations: tuple[str, ..
 
 
 def _answer(report: Report, model: VariantResult, evaluations: tuple[str, ...], all_: list[Candidate]) -> Answer:
-    limits = report.limits
-    choice = choose(report, all_, limits)
+    limits, shown = report.limits, cache(lambda tolerance: _shown(report, all_, tolerance))
+    choice = choose(all_, limits, shown)
     apart = _apart(choice.candidate, choice.runner_up, evaluations) if choice.runner_up else ()
-    turns = list(_turns(report, all_, limits, choice)) if limits.given else []
-    open_ = _open(all_, limits, choice, _standings(report, all_, limits))
+    turns = list(_turns(all_, limits, choice, shown)) if limits.given else []
+    open_ = _open(all_, limits, choice, _standings(all_, limits, shown))
     answer = Answer(model, limits, evaluations, len(all_), choice, apart, turns, open_)
     if limits.given:
         return answer
     smallest = next(iter(front(all_)), choice.candidate)
     whole = next(item.memory for item in all_ if item.variant is model)
     smaller = [item for item in all_ if item.memory < whole] or all_
-    return replace(answer, smallest=smallest, balanced=choose(report, smaller, replace(limits, loss=limits.tolerance)))
+    balanced = choose(smaller, replace(limits, loss=limits.tolerance), shown)
+    return replace(answer, smallest=smallest, balanced=balanced)
 
 
-def choose(report: Report, candidates: list[Candidate], limits: Limits) -> Choice:
-    """Return the variant that the rule chooses under some limits, and the runner-up."""
-    standings = _standings(report, candidates, limits)
+def choose(candidates: list[Candidate], limits: Limits, shown: Shown) -> Choice:
+    """Return the variant that the rule chooses under some limits, and the runner-up.
+
+    Args:
+        candidates: at least one.
+        limits: any.
+        shown: tolerance -> the variants whose loss is shown to be below it.
+    """
+    standings = _standings(candidates, limits, shown)
     ranked = []
     for standing in STANDINGS:
         pool = [item for item in candidates if standings[item.variant.name] == standing]
-        ranked += [(item, standing) for item in _ranked(pool, standing, limits)]
+        ranked += [(item, standing) for item in _ranked(pool, standing, limits, 2 - len(ranked))]
     first, second = ranked[0], ranked[1] if len(ranked) > 1 else (None, None)
     return Choice(*first, *second)
 
 
-def _ranked(pool: list[Candidate], standing: Standing, limits: Limits) -> list[Candidate]:
-    """Return candidates of one standing, the best first; none before one that beats it."""
+def _ranked(pool: list[Candidate], standing: Standing, limits: Limits, count: int) -> list[Candidate]:
+    """Return so many candidates of one standing, the best first; none after one that beats it."""
 
     def key(item: Candidate) -> tuple:
         cost = (item.memory, item.taken.slowest or 0.0)
@@ -193,18 +201,19 @@ def _ranked(pool: list[Candidate], standing: Standing, limits: Limits) -> list[C
             return item.memory, item.loss, item.worst, *cost
         return item.worst, item.loss, *cost
 
-    ranked = sorted(pool, key=key)
-    for place in range(len(ranked)):
-        better = next((item for item in ranked[place + 1 :] if item.beats(ranked[place])), None)
-        if better:
-            ranked.remove(better)
-            ranked.insert(place, better)
+    ranked, rest = [], sorted(pool, key=key)
+    while rest and len(ranked) < count:
+        best = rest[0]
+        while better := next((item for item in rest if item.beats(best)), None):
+            best = better
+        rest.remove(best)
+        ranked.append(best)
     return ranked
 
 
-def _standings(report: Report, candidates: list[Candidate], limits: Limits) -> dict[str, Standing]:
+def _standings(candidates: list[Candidate], limits: Limits, shown: Shown) -> dict[str, Standing]:
     """Return variant -> how it stands to the limits."""
-    shown = _shown(report, candidates, limits.loss) if limits.loss is not None else set()
+    claimed = shown(limits.loss) if limits.loss is not None else set()
     standings: dict[str, Standing] = {}
     for item in candidates:
         name = item.variant.name
@@ -215,7 +224,7 @@ def _standings(report: Report, candidates: list[Candidate], limits: Limits) -> d
         elif not item.worst < limits.loss:
             standings[name] = "beyond"
         else:
-            standings[name] = "shown" if name in shown else "measured"
+            standings[name] = "shown" if name in claimed else "measured"
     return standings
 
 
@@ -249,12 +258,7 @@ def _apart(one: Candidate, other: Candidate, evaluations: tuple[str, ...]) -> tu
     return tuple(name for name, (a, b) in pairs.items() if a and b and not set(a) & set(b))
 
 
-def against(one: Candidate, other: Candidate, evaluation: str) -> Change:
-    """Return the change of a candidate against another, paired item by item, by itself."""
-    return scores.change(one.variant.scores[evaluation], other.variant.name, other.variant.scores[evaluation])
-
-
-def _turns(report: Report, candidates: list[Candidate], limits: Limits, choice: Choice) -> Iterable[Turn]:
+def _turns(candidates: list[Candidate], limits: Limits, choice: Choice, shown: Shown) -> Iterable[Turn]:
     """Yield, for each limit, the nearest looser and the nearest tighter one with another choice."""
     known = {
         "memory": sorted({item.memory for item in candidates if math.isfinite(item.memory)}),
@@ -269,7 +273,7 @@ def _turns(report: Report, candidates: list[Candidate], limits: Limits, choice: 
             for value in tried:
                 if (value > now) is not looser or value == now:
                     continue
-                other = choose(report, candidates, replace(limits, **{limit: value}))
+                other = choose(candidates, replace(limits, **{limit: value}), shown)
                 changed = other.candidate is not choice.candidate or choice.standing == "over"
                 if changed and other.standing != "over":
                     yield Turn(limit, value, looser, other.candidate, other.standing)

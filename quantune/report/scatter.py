@@ -7,21 +7,30 @@ from quantune.core import units
 from quantune.report import axes, wording
 from quantune.report.axes import Axis
 from quantune.report.gather import Report, VariantResult
+from quantune.report.scores import Score
 from quantune.report.shipping import Told
 
 
 def data(report: Report, told: list[Told]) -> dict[str, Any]:
-    """Return variants, and for each evaluation its qualities and costs, in the order of the variants.
+    """Return the variants, and for each evaluation what quality and what costs can be drawn.
 
-    Qualities and costs are lists [value, low, high, text], or None where nothing was measured.
+    A point is [value, low, high, text], by the place of its variant; ends that are not known are None. Changes of a
+    relative metric are ratios: 1.05 is five per cent more.
     """
     variants = list(report.variants.values())
     marks = {answer.variant: "ship" for answer in told if answer.variant}
     marks |= {option.variant: "option" for answer in told for option in answer.options}
     places = {item.name: place for place, item in enumerate(variants)}
+    evaluations = report.scored()
+    qualities = [view(report, name, places) for view in (_change, _level) for name in evaluations]
+    costs = {
+        name: [_cost(axis, report.having(name), places) for axis in axes.axes_of(report, name).values()]
+        for name in evaluations
+    }
     return {
         "variants": [_variant(report, item, marks) for item in variants],
-        "evaluations": [_evaluation(report, name, places) for name in report.scored()],
+        "qualities": [item for item in qualities if item["points"]],
+        "costs": costs,
     }
 
 
@@ -38,26 +47,52 @@ def _variant(report: Report, variant: VariantResult, marks: dict[str, str]) -> d
     }
 
 
-def _evaluation(report: Report, name: str, places: dict[str, int]) -> dict[str, Any]:
-    metric, variants = axes.metric_of(report, name), report.having(name)
-    unit = "" if metric.scale == 1 else " %"
-    return {
-        "name": name,
-        "label": f"{metric.label[0].upper()}{metric.label[1:]} on {name}",
-        "unit": unit,
-        "lower": metric.lower_is_better,
-        "alone": not report.of_several_models(name),
-        "points": {places[item.name]: _quality(item, name, metric) for item in variants},
-        "costs": [_cost(axis, variants, places) for axis in axes.axes_of(report, name).values()],
+def _level(report: Report, name: str, places: dict[str, int]) -> dict[str, Any]:
+    """Return the metric itself, with the interval of each value alone."""
+    metric = axes.metric_of(report, name)
+    points = {}
+    for item in report.having(name):
+        ends = [_finite(value) for value in axes.quality(item.scores[name], metric)]
+        points[places[item.name]] = [*ends, _text(item.scores[name])]
+    label = f"{metric.label[0].upper()}{metric.label[1:]} on {name}"
+    unit = "" if metric.scale == 1 else "%"
+    return _quality(report, name, label, unit, metric.lower_is_better) | {"points": points}
+
+
+def _change(report: Report, name: str, places: dict[str, int]) -> dict[str, Any]:
+    """Return the change against the model at full precision, with its paired interval."""
+    metric, limit = report.metric(name), report.limits.loss
+    points = {}
+    for item in report.having(name):
+        change = item.scores[name].from_root
+        known = (change.change, change.low, change.high) if change else (0.0, 0.0, 0.0)
+        ends = [_finite(1 + value if metric.relative else 100 * value) for value in known]
+        points[places[item.name]] = [*ends, _text(item.scores[name])]
+    label = f"Change of {metric.label} on {name}"
+    if limit is not None:
+        limit = limit if metric.lower_is_better else -limit
+        limit = 1 + limit if metric.relative else 100 * limit
+    quality = _quality(report, name, label, metric.unit, metric.lower_is_better)
+    return quality | {
+        "ratio": metric.relative,
+        "signed": True,
+        "limit": limit,
+        "points": points if len(points) > 1 else {},
     }
 
 
-def _quality(variant: VariantResult, name: str, metric: Any) -> list[Any]:
-    score = variant.scores[name]
-    text = f"{metric.label} {wording.with_interval(score, metric.key)}"
-    if score.from_root:
-        text += f"; against {score.from_root.against} {wording.briefly(score.from_root)}"
-    return [*(_finite(value) for value in axes.quality(score, metric)), text]
+def _quality(report: Report, name: str, label: str, unit: str, lower: bool) -> dict[str, Any]:
+    alone = not report.of_several_models(name)
+    return {"evaluation": name, "label": label, "unit": unit, "lower": lower, "alone": alone} | {
+        "ratio": False,
+        "signed": False,
+        "limit": None,
+    }
+
+
+def _text(score: Score) -> str:
+    change = f"; against {score.from_root.against} {wording.briefly(score.from_root)}" if score.from_root else ""
+    return f"{score.metric.label} {wording.with_interval(score)}{change}"
 
 
 def _cost(axis: Axis, variants: list[VariantResult], places: dict[str, int]) -> dict[str, Any]:
