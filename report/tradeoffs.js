@@ -29,7 +29,7 @@
   function fillChoosers() {
     data.qualities.forEach((item, place) => quality.append(option(place, item.label)));
     const of = (key, label, values) => values.length > 1 && filter.append(grouped(label, values.map(([value, text]) => option(`${key}:${value}`, text))));
-    filter.append(option("all:", "all variants"), option("front:", "best trade-offs"));
+    filter.append(option("all:", "all variants"), option("front:", "best trade-offs"), option("each:", "best of each method"));
     of("method", "Method", distinct(data.variants.flatMap((item) => item.methods)).sort().map((value) => [value, value]));
     of("kind", "Kind", distinct(data.variants.map((item) => item.kind)).map((value) => [value, KINDS[value]]));
     of("model", "Model", distinct(data.variants.map((item) => item.model)).map((value) => [value, value]));
@@ -99,6 +99,10 @@
     const best = bestOf(known);
     best.forEach((point) => { point.best = true; });
     points = known.filter((point) => matches(point.variant) && (filter.value !== "front:" || point.best));
+    if (filter.value === "each:") {
+      const methodOf = (point) => point.variant.methods.join("+") || point.variant.kind;
+      points = distinct(points.map(methodOf)).flatMap((method) => bestOf(points.filter((point) => methodOf(point) === method)));
+    }
     const all = measured.filter((point) => point.y && matches(point.variant));
     const lost = all.filter((point) => point.y[0] === null).length;
     count.textContent = `${points.length} of ${Object.keys(item.points).length} variants${lost ? `; ${lost} not shown: not a finite number` : ""}`;
@@ -106,7 +110,7 @@
     const width = Math.max(plot.clientWidth, 280);
     const height = Math.round(Math.min(Math.max(width * 0.66, 300), 440));
     const [left, right, top, bottom] = [58, width - 10, 12, height - 42];
-    const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "group", "aria-label": `${item.label} against ${axis.label}: ${points.length} variants` });
+    const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "group", class: points.length > 60 ? "many" : "", "aria-label": `${item.label} against ${axis.label}: ${points.length} variants` });
     if (!points.length) {
       svg.append(drawn("text", { x: width / 2, y: height / 2, class: "axis", "text-anchor": "middle" }, "no variant"));
       plot.replaceChildren(svg);
@@ -204,7 +208,7 @@
         const from = point.left + right - (anchor === "end" ? length : anchor === "middle" ? length / 2 : 0);
         const box = [from, point.top + down - 11, from + length, point.top + down + 3];
         const fits = box[0] > frame.left && box[2] < frame.width && box[1] > 0 && box[3] < frame.bottom + 4;
-        const free = taken.every((other) => other[2] <= box[0] || other[0] >= box[2] || other[3] <= box[1] || other[1] >= box[3]);
+        const free = (importance(point) > 2 ? taken.slice(points.length) : taken).every((other) => other[2] <= box[0] || other[0] >= box[2] || other[3] <= box[1] || other[1] >= box[3]);
         if (fits && free) {
           taken.push(box);
           made.push(drawn("text", { class: `name${point.variant.mark === "ship" ? " shipped" : ""}`, x: point.left + right, y: point.top + down, "text-anchor": anchor }, name));

@@ -160,7 +160,8 @@ def test_page_holds_the_audio(spoken, tmp_path):
     _, html = write(spoken.order(), tmp_path / "report")
     addresses = re.findall(r'\b(?:src|srcset|href|action|data)="([^"]*)"', html)
     assert sum(address.startswith("data:audio/mpeg;base64,") for address in addresses) == 8
-    assert all(address.startswith("data:") or address == "table.csv" for address in addresses)
+    beside = {"table.csv", *(f"quality-size.{name}.{kind}" for name in ("radio", "street") for kind in ("svg", "png"))}
+    assert all(address.startswith("data:") or address in beside for address in addresses)
     assert "Perplexity" not in html and "WER, %, on radio" in (tmp_path / "report/quality-size.radio.svg").read_text()
     lineage = json.loads(re.search(r'id="lineage">(.*?)</script>', html)[1])
     numbers = lineage[str(spoken.folder / "evaluations/w+rough/radio")]["numbers"]

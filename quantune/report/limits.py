@@ -54,10 +54,17 @@ class Taken:
     """The same in the slowest repeat."""
 
 
-def taken(size_bytes: int, performance: Performance | None, batch: int | None) -> Taken:
-    """Return what a variant takes at a batch size, the first of the benchmark if it is None."""
+def taken(size_bytes: int, performance: Performance | None, batch: int | None, measured: bool = False) -> Taken:
+    """Return what a variant takes at a batch size, the first of the benchmark if it is None.
+
+    Args:
+        size_bytes: on disk.
+        performance: None where it was not measured.
+        batch: the batch size.
+        measured: whether other variants were measured: then the size on disk does not count.
+    """
     if performance is None:
-        return Taken(size_bytes, "disk")
+        return Taken(None, "tensors") if measured else Taken(size_bytes, "disk")
     batch = performance.batches[0] if batch is None else batch
     speeds = {phase: performance.shown(phase).get(batch) for phase in performance.phases}
     leading = speeds[performance.leading]

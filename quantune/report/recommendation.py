@@ -143,15 +143,15 @@ def _candidates(report: Report, model: VariantResult, evaluations: tuple[str, ..
     """Return the model and its listed variants."""
     aims = tuple(name for name in evaluations if not report.evaluations[name].get("general")) or evaluations
     candidates = []
-    for variant in report.variants.values():
-        if variant.model != model.name or not (variant.listed or variant is model):
+    members = [item for item in report.variants.values() if item.model == model.name]
+    measured = any(item.performance for item in members)
+    for variant in members:
+        if not (variant.listed or variant is model):
             continue
         changes = {name: variant.scores[name].from_root for name in evaluations if name in variant.scores}
         changes = {name: change for name, change in changes.items() if change}
-        performance = variant.performance
-        candidates.append(
-            Candidate(variant, taken(variant.size_bytes, performance, report.limits.batch), changes, aims)
-        )
+        costs = taken(variant.size_bytes, variant.performance, report.limits.batch, measured)
+        candidates.append(Candidate(variant, costs, changes, aims))
     return candidates
 
 

@@ -12,6 +12,12 @@ from quantune.report.scores import Change
 
 KINDS = {"peak": "of device memory at its peak", "tensors": "of memory for its tensors", "disk": "on disk"}
 WAITS = {"text": "to the next token", "speech": "to the transcripts of a batch"}
+NOTES = {
+    "shown": "loss shown",
+    "measured": "loss measured, not shown",
+    "beyond": "measured above the loss limit",
+    "over": "over the limits",
+}
 
 
 @dataclass(frozen=True)
@@ -68,22 +74,16 @@ def _told(report: Report, answer: Answer) -> Told:
 
 
 def _badge(answer: Answer, choice: Choice) -> str:
-    if choice.standing == "over":
-        return "over the limits"
-    if choice.candidate.variant is answer.model:
+    if choice.standing != "over" and choice.candidate.variant is answer.model:
         return "the model itself"
-    if answer.limits.loss is None:
-        return "within the limits"
-    return {"shown": "loss shown", "measured": "loss measured, not shown", "beyond": "measured above the loss limit"}[
-        choice.standing
-    ]
+    return "within the limits" if choice.standing == "shown" and answer.limits.loss is None else NOTES[choice.standing]
 
 
 def _takes(item: Candidate, answer: Answer) -> str:
     """Say what a variant takes, beside the limits."""
     model, given = answer.model, answer.limits
     if item.taken.memory is None:
-        return "Its memory was not measured: the batch did not fit."
+        return "Its memory was not measured, or the batch did not fit."
     text = f"It takes {_memory(item)}"
     text += f" (limit {_given(given.memory)})" if given.memory is not None else ""
     if item.variant is not model and item.taken.kind == "disk":
@@ -163,7 +163,9 @@ def _runner_up(answer: Answer) -> str:
     if other is None:
         return ""
     losses = [f"{wording.briefly(change)} on {name}" for name, change in other.changes.items()]
-    text = f"`{other.variant.name}`: {wording.listing([size(other.taken.memory), *losses], 'and')}."
+    standing = answer.choice.runner_up_standing
+    note = "" if standing == answer.choice.standing else f" ({NOTES[standing]})"
+    text = f"`{other.variant.name}`{note}: {wording.listing([size(other.taken.memory), *losses])}."
     if answer.apart:
         return f"{text} The data tell the two apart on {wording.listing(list(answer.apart))}."
     return f"{text} The data do not tell the two apart."
@@ -188,7 +190,7 @@ def _turn(turn: Turn, answer: Answer) -> str:
     name = f"`{turn.candidate.variant.name}`"
     if turn.limit == "loss":
         where = f"A loss limit of {_limit(answer, turn.value)}"
-        note = "" if turn.standing == "shown" else {"measured": ", measured", "beyond": ", above it"}[turn.standing]
+        note = {"shown": "", "measured": ", measured", "beyond": ", above it"}[turn.standing]
         return f"{where}: {name} ({size(turn.candidate.taken.memory)}{note})."
     shown = size if turn.limit == "memory" else _time
     if turn.looser:
