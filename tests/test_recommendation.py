@@ -90,10 +90,10 @@ def test_a_looser_loss_allows_a_smaller_variant(work):
 def test_what_is_not_shown_is_named_and_said(tmp_path):
     work = Work(tmp_path)
     model = work.checkpoint("m", "model", {"model.safetensors": 1000})
-    for name, size, loss in (("m", 0, 5.0), ("m+a", 400, 5.004), ("m+b", 300, 5.011)):
+    for name, size, loss, noise in (("m", 0, 5.0, 0.0), ("m+a", 400, 5.004, 4.0), ("m+b", 300, 5.011, -4.0)):
         if size:
             work.checkpoint(name, "quantize/rtn", {"model.safetensors": size}, parents={"parent": model})
-        work.perplexity(name, "home", loss, 4.0 if size else 0.0)
+        work.perplexity(name, "home", loss, noise)
     answer = told(work.order(), memory=500, loss=0.01)
     assert (answer.variant, answer.badge) == ("m+a", "loss measured, not shown")
     rule = "No variant within 500 bytes is shown to lose less than 1 %; of those that measured less, it loses least."
