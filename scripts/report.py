@@ -1,10 +1,11 @@
-"""Write the report: the table, metrics and loss curves for DVC, the figures, and one HTML page with all of them."""
+"""Write the report: the table, metrics and loss curves for DVC, the figures, one HTML page with all of them, each of its
+tables as CSV, JSON and LaTeX, and the recommendation for other programs."""
 
 import json
 import os
 
 from quantune.artefacts import job
-from quantune.report import gather, page, table
+from quantune.report import gather, page, recommendation, table, table_files
 from quantune.report.figures import gallery
 
 
@@ -15,7 +16,10 @@ def write(order, inputs, folder, scratch):
     table.write_curves(gathered, folder / "curves")
     figures = {name: (folder / f"{name}.svg").read_text() for name in gallery.draw(gathered, folder, png=True)}
     command = os.environ.get("QUANTUNE_COMMAND", "snakemake")
-    (folder / "report.html").write_text(page.render(gathered, figures, command))
+    html = page.render(gathered, figures, command)
+    (folder / "report.html").write_text(html)
+    table_files.write(html, folder / "tables")
+    (folder / "recommendation.json").write_text(json.dumps(recommendation.as_json(gathered), indent=1) + "\n")
     print(f"{len(gathered.variants)} variants, {len(figures)} figures: open {order['path']}/report.html")
 
 
