@@ -1,11 +1,11 @@
-"""Write the report: the table, metrics and loss curves for DVC, the figures, one HTML page with all of them, each of its
-tables as CSV, JSON and LaTeX, and the recommendation for other programs."""
+"""Write the report: the table, metrics and loss curves for DVC, the figures, one HTML page with all of them, each table
+of the page as CSV, JSON and LaTeX, and the recommendation for other programs."""
 
 import json
 import os
 
 from quantune.artefacts import job
-from quantune.report import gather, page, recommendation, table, table_files
+from quantune.report import card, gather, page, table, table_files
 from quantune.report.figures import gallery
 
 
@@ -19,7 +19,7 @@ def write(order, inputs, folder, scratch):
     html = page.render(gathered, figures, command)
     (folder / "report.html").write_text(html)
     table_files.write(html, folder / "tables")
-    (folder / "recommendation.json").write_text(json.dumps(recommendation.as_json(gathered), indent=1) + "\n")
+    (folder / "recommendation.json").write_text(json.dumps(card.recommended(gathered), indent=1) + "\n")
     print(f"{len(gathered.variants)} variants, {len(figures)} figures: open {order['path']}/report.html")
 
 
