@@ -3,6 +3,7 @@
 - `snakemake`: the report of config.yaml
 - `snakemake --configfile experiments/local-opt.yaml`: the report of another configuration
 - `snakemake plan`: a table of the memory, disk and time that this takes; no other output
+- `snakemake compare --config 'with=HEAD~1'`: what changed since another run, and whether significantly
 - `snakemake transcripts`: the transcripts of the configured recordings
 - `snakemake work/checkpoints/opt-2m+nf4+lora`: any chain, named in the configuration or not
 """
@@ -25,6 +26,7 @@ include: "rules/transcribe.smk"  # transcripts/{variant}/{recording}
 include: "rules/benchmark.smk"  # benchmarks/{variant}
 include: "rules/report.smk"  #   report
 include: "rules/plan.smk"  #     a table of the artefacts to make and their costs
+include: "rules/compare.smk"  #  what changed since another run
 include: "rules/unknown.smk"  #  all other targets: an error with a hint
 
 
@@ -78,6 +80,7 @@ localrules:
     all,
     benchmarks,
     checkpoints,
+    compare,
     data,
     evaluations,
     measurements,
