@@ -144,7 +144,7 @@
     const better = `${axis.more ? "→" : "←"} better`;
     const label = `${axis.name}${unit[1] ? `, ${unit[1]}` : ""}`;
     grid.append(drawn("text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle", class: "axis" }, `${label} (${better})`));
-    const name = `${item.label}${item.unit ? `, ${item.unit}` : ""} (${item.lower ? "lower" : "higher"} is better)`;
+    const name = `${item.label}${item.unit ? `, ${item.unit}` : ""} (${item.lower ? "↓" : "↑"} better)`;
     grid.append(drawn("text", { transform: `translate(13 ${(top + bottom) / 2}) rotate(-90)`, "text-anchor": "middle", class: "axis" }, name));
 
     const inside = drawn("g", { "clip-path": "url(#tradeoffs-clip)" });
