@@ -14,6 +14,7 @@ from quantune.evaluations.benchmark import Benchmark
 from quantune.models import architecture, config_values, layer_names
 from quantune.models.architecture import SPEECH
 from quantune.planning import chains
+from quantune.planning.ship import Ship
 from quantune.sources import model_sources
 from quantune.sources.entries import AnyDataset, Model, Speech, Text
 from quantune.sources.lock import Lock
@@ -103,6 +104,8 @@ class Config(Entry):
     """Name -> evaluation; every variant and its ancestors are evaluated."""
     benchmark: Benchmark | None = None
     """Settings of the speed and memory measurement of the listed variants and their models; none without this key."""
+    ship: Ship | None = None
+    """Limits of the variant to ship, with which the report begins; without them it offers three choices."""
     expected: list[Expected] = []
     """Published numbers that the report shows beside the measured ones."""
     recordings: dict[Name, Recording] = {}

@@ -22,7 +22,7 @@ VERSIONS = {
     "resample": 2,
     "merge": 3,
     "transcribe": 3,
-    "report": 13,
+    "report": 14,
 }
 # Methods of `Plan` that answer the same question once.
 REMEMBERED = ("checkpoint", "checkpoints_to_load", "dataset", "prepared", "evaluation", "transcript", "benchmark")
@@ -165,6 +165,7 @@ class Plan:
                 "listed": [str(variant) for variant in self.config.listed],
                 "evaluations": {name: entry.model_dump(mode="json") for name, entry in self.config.evaluations.items()},
                 "expected": [entry.model_dump(mode="json") for entry in self.config.expected],
+                **({"ship": self.config.ship.model_dump(mode="json")} if self.config.ship else {}),
                 **({"normalizers": normalizers.VERSIONS} if spoken else {}),
             },
             parents={
