@@ -1,13 +1,14 @@
 """Choose the learning rate of each method of experiments/methods.yaml, and write it there.
 
     snakemake work-methods/{checkpoints,prepared/quotes}/opt-29m --configfile experiments/methods.yaml
-    python experiments/rates.py
+    PYTHONPATH=. python experiments/rates.py            # or some methods only: rates.py lora prefix
 
 Each method trains on 1,000 rows with three rates, a factor of 3 apart, around the one in the file; with up to two more
 while the best is the first or the last one. The lowest validation loss decides. No variant has its seed, 0.
 """
 
 import re
+import sys
 import tempfile
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def main() -> None:
     parent, prepared = Path(config.work, "checkpoints/opt-29m"), Path(config.work, "prepared/quotes/opt-29m")
     text = FILE.read_text()
     for name, recipe in config.finetunings.items():
-        if not name.endswith(ROWS):
+        if not name.endswith(ROWS) or (sys.argv[1:] and name.removesuffix(ROWS) not in sys.argv[1:]):
             continue
         losses: dict[float, float] = {}
         tried = [recipe.learning_rate * factor for factor in (1 / FACTOR, 1, FACTOR)]
