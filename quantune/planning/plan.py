@@ -21,7 +21,7 @@ VERSIONS = {
     "resample": 2,
     "merge": 3,
     "transcribe": 3,
-    "report": 13,
+    "report": 14,
 }
 # Key of a recipe that names other datasets -> role of the parents that follow from it.
 OTHER_DATA = {"mix": "mixed", "also_validate": "validated"}
