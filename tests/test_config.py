@@ -253,7 +253,7 @@ def test_weights_must_be_those_that_transformers_loads(raw, write_model, weights
     ("path", "problem"),
     [
         ("assets/text", "has no config.json; give a model in Hugging Face layout"),
-        ("config.yaml", "is a file; give the folder that holds config.json and the weights"),
+        ("config.yaml", "is a file; give the folder that holds config.json and the weights, or a file *.gguf"),
         ("assets/models/opt-2n", "does not exist; did you mean 'opt-2m'?"),
     ],
 )
@@ -346,7 +346,7 @@ def test_a_text_evaluation_of_a_speech_model(raw, write_model):
         ({"model_type": "gpt2"}, "rtn-w4", "'gpt2' models cannot be quantized: their weights are in Conv1D modules"),
         ({"model_type": "falcon"}, "rtn-w4", "'falcon' models cannot be quantized"),
         ({"model_type": "mixtral", "num_local_experts": 8}, "rtn-w4", "its experts are fused into one parameter"),
-        ({"model_type": "mamba"}, "awq", "AWQ knows no mappings for the architecture 'mamba' (known: "),
+        ({"model_type": "mamba"}, "awq", "no mappings are known for the architecture 'mamba' (known: "),
     ],
 )
 def test_an_architecture_that_a_method_cannot_quantize_is_refused_before_any_job(raw, write_model, shape, method, why):

@@ -165,7 +165,7 @@ def test_a_mixed_model_trains_and_generates(mixed):
     assert model.generate(input_ids=torch.tensor([[2, 3]]), max_new_tokens=2).shape[1] <= 4
 
 
-def test_a_dense_layer_that_is_missing_or_a_forgotten_one_is_found(mixed, tmp_path):
+def test_a_layer_that_was_left_dense_by_mistake_is_found(mixed):
     recipe, folder, _ = mixed
     with pytest.raises(QuantuneError, match="'weight_packed' is missing"):
         recipe.model_copy(update={"ignore": [], "_known": {}}).check(PARENT, folder)

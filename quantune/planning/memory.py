@@ -132,7 +132,8 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
     parameters = finetuning.trained(model)
     loss = 3 * step.logits("float32") if finetuning.trains_head else step.loss()
     if work.kept != "activations":
-        inputs = (layers.count if work.kept == "inputs" else 1 for layers in model.layers)
+        # offloaded: the input of one layer, and the gradient of its output
+        inputs = (layers.count if work.kept == "inputs" else 2 for layers in model.layers)
         activations = sum(
             count * step.hidden(layers) + step.norm(layers) for count, layers in zip(inputs, model.layers, strict=True)
         )
@@ -249,14 +250,17 @@ def calibration(config: dict[str, Any], work: Calibration, dtype: str) -> Estima
     for linear in layers.linears:
         groups.setdefault(linear.reads, []).append(linear)
     shapes = [(sum(linear.outputs for linear in group), group[0].inputs) for group in groups.values()]
-    grams = sum(columns * columns for _, columns in shapes) * FLOAT
     widest = max(columns for _, columns in shapes)
+    grams = sum(columns * columns for _, columns in shapes) * FLOAT if work.gram else 0
+    product = widest**2 * FLOAT if work.gram else 0
     copied = step.tokens(layers) * widest * FLOAT if dtype != "float32" else 0
     # the hidden states include the layer's input, and the embeddings are freed
-    computing = step.forward_peak(layers) - (1 + model.embedded) * step.hidden(layers) + widest**2 * FLOAT + copied
+    computing = step.forward_peak(layers) - (1 + model.embedded) * step.hidden(layers) + product + copied
     fitted, solving = 0, 0
     for rows, columns in shapes:
         solving = max(solving, fitted + work.solver_bytes(rows, columns))
+        if not work.gram:
+            continue  # nothing is kept until the layer is packed
         fitted += 0 if work.requantized and dtype == "float32" else rows * columns * FLOAT  # else the layer's own
         fitted += 2 * rows * (columns // work.group_size if work.group_size else 1) * FLOAT
     return Estimate(

@@ -26,6 +26,8 @@ class Quantization(Recipe):
 
     readable: ClassVar[bool] = True
     """Whether PEFT can read the dense weights of a loaded layer in each step, as DoRA does."""
+    unpacks: ClassVar[bool] = True
+    """Whether a layer's dense weights exist while it computes."""
     rescales: ClassVar[bool] = False
     """Whether the method rescales inputs and outputs of layers, so that they differ from the parent's."""
     settings: ClassVar[frozenset[str]] = frozenset({"if_destroyed"})
@@ -123,6 +125,10 @@ class Quantization(Recipe):
         """
         raise NotImplementedError
 
+    def product_bytes(self, rows: int, columns: int) -> int:
+        """Return the bytes for each token that the product of a layer (outputs, inputs) takes besides the two."""
+        return 0
+
     def misfit(self, widths: set[int]) -> str | None:
         """Return why this recipe does not fit layers of these input widths (".key: why", or ": why"), or None."""
         return None
@@ -135,6 +141,10 @@ class Quantization(Recipe):
             head: name of the output embedding.
         """
         return self.misfit({columns for _, columns in layers.values()})
+
+    def unservable(self) -> str | None:
+        """Return why vLLM cannot serve the checkpoints as compressed-tensors, with the remedy, or None."""
+        return "its layers are not packed by compressed-tensors; export 'safetensors', which transformers opens"
 
     def unsuitable(self, config: dict[str, Any]) -> str | None:
         """Return why models with this config.json cannot be quantized with this recipe (": why"), or None.

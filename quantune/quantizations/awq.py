@@ -82,7 +82,7 @@ class Scaled(Calibrated):
     def unsuitable(self, config: dict[str, Any]) -> str | None:
         """Return why the architecture does not fit, or None; one without known mappings needs them in the recipe."""
         family = config.get("model_type")
-        unknown = f": {_unknown(family)}" if self.mappings is None and family not in FAMILIES else None
+        unknown = f": {unknown_mappings(family)}" if self.mappings is None and family not in FAMILIES else None
         return super().unsuitable(config) or unknown
 
     def rescale(self, model, name: str, layer, inputs: list) -> dict[str, Any]:
@@ -128,12 +128,13 @@ def known_mappings(config) -> list[Mapping]:
     family = FAMILIES.get(config.model_type)
     if family:
         return family(config)
-    raise QuantuneError(_unknown(config.model_type))
+    raise QuantuneError(unknown_mappings(config.model_type))
 
 
-def _unknown(family: str | None) -> str:
+def unknown_mappings(family: str | None) -> str:
+    """Return the error for an architecture without known mappings."""
     return (
-        f"AWQ knows no mappings for the architecture '{family}' (known: {listed(FAMILIES)}); declare them in the"
+        f"no mappings are known for the architecture '{family}' (known: {listed(FAMILIES)}); declare them in the"
         " quantization's 'mappings', such as [{before: ln_1, layers: [attn.q, attn.k, attn.v]}]"
     )
 

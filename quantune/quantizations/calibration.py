@@ -10,6 +10,7 @@ from pydantic import Field
 from quantune.core import units
 from quantune.core.recipe import LONGEST
 from quantune.core.workload import Calibration
+from quantune.quantizations import Quantization
 from quantune.quantizations.packed import Packed
 
 if TYPE_CHECKING:
@@ -19,17 +20,10 @@ if TYPE_CHECKING:
 FEW = 128  # samples below which calibration is known to become unreliable (GPTQ and AWQ papers use 128 or more)
 
 
-class Calibrated(Packed):
+class Sampled(Quantization):
     """A method with calibration data: its dataset, split, number and length of samples."""
 
-    neutral: ClassVar[frozenset[str]] = Packed.neutral | {"draw"}
-    requantized: ClassVar[bool]
-    """Whether each layer is calibrated on the outputs of the quantized layers before it, or on the original ones."""
-
-    @property
-    def sequential(self) -> bool:
-        """Whether the linear layers of a layer are calibrated one after another, on inputs that the others changed."""
-        return False
+    neutral: ClassVar[frozenset[str]] = frozenset({"draw"})
 
     dataset: str
     """Name of the dataset to calibrate on; best similar to the text or speech that the model will read."""
@@ -45,6 +39,26 @@ class Calibrated(Packed):
     window from each of `samples` documents of at least `length` tokens (GPTQ and AutoGPTQ on C4). short-documents:
     `samples` documents of at most `length` tokens are joined and cut (AutoAWQ). documents: each document is a sample,
     its rest after `length` tokens left out (a list of texts in AutoGPTQ)."""
+
+    def probe(self, parent: Path, data: Path | None, seed: int) -> tuple[str, list[dict[str, Any]]]:
+        """Return a name and the first calibration samples as a model's inputs."""
+        from quantune.quantizations.arithmetic.quality import calibration_inputs
+
+        drawn, chosen, _ = samples(self, data, seed, parent)
+        return calibration_inputs(drawn, chosen)
+
+
+class Calibrated(Sampled, Packed):
+    """A method with integer grids that are fitted to calibration data."""
+
+    neutral: ClassVar[frozenset[str]] = Packed.neutral | Sampled.neutral
+    requantized: ClassVar[bool]
+    """Whether each layer is calibrated on the outputs of the quantized layers before it, or on the original ones."""
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the linear layers of a layer are calibrated one after another, on inputs that the others changed."""
+        return False
 
     def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
         """Quantize layer by layer; the facts hold the relative output error of each linear layer, from rounding."""
@@ -69,13 +83,6 @@ class Calibrated(Packed):
         layerwise.stream(model, batches, visit, recipe.requantized, pack, recipe.sequential, transform)
         pack_quantized.save(model, recipe, parent, folder)
         return {"calibration": facts, "output_errors": errors} | chosen
-
-    def probe(self, parent: Path, data: Path | None, seed: int) -> tuple[str, list[dict[str, Any]]]:
-        """Return a name and the first calibration samples as a model's inputs."""
-        from quantune.quantizations.arithmetic.quality import calibration_inputs
-
-        drawn, chosen, _ = samples(self, data, seed, parent)
-        return calibration_inputs(drawn, chosen)
 
     def visitors(self, model, grids: dict, errors: dict):
         """Return the function that transforms a decoder layer, or None, and the function that rounds it.
@@ -161,7 +168,7 @@ class Calibrated(Packed):
         raise NotImplementedError
 
 
-def samples(recipe: Calibrated, data: Path, seed: int, checkpoint: Path) -> "tuple[Data | Sequences, list[int], int]":
+def samples(recipe: Sampled, data: Path, seed: int, checkpoint: Path) -> "tuple[Data | Sequences, list[int], int]":
     """Return the data that samples are drawn from, the numbers of the chosen samples, and how many documents, blocks or
     clips were drawn. The arguments are those of `draw`.
     """
@@ -179,7 +186,7 @@ def samples(recipe: Calibrated, data: Path, seed: int, checkpoint: Path) -> "tup
     return drawn, chosen, len(chosen)
 
 
-def draw(recipe: Calibrated, data: Path, seed: int, checkpoint: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def draw(recipe: Sampled, data: Path, seed: int, checkpoint: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Draw the calibration samples: blocks or documents of text, or clips with their transcripts.
 
     Args:

@@ -28,6 +28,31 @@ def rescale(
         mappings: where scales can move.
         grid_of: full name of a linear layer -> the grid that it is rounded to, or None if it stays dense.
 
+    Returns and raises what `fold` does.
+    """
+
+    def choose(weights: dict[str, torch.Tensor], group: Inputs) -> torch.Tensor | None:
+        rounded: dict[Grid, list[torch.Tensor]] = {}
+        for part, weight in weights.items():
+            if grid := grid_of(part):
+                rounded.setdefault(grid, []).append(weight)
+        alike = [(torch.cat(matrices), grid) for grid, matrices in rounded.items()]
+        return best_scale(alike, group) if alike else None  # layers that stay dense need no scales
+
+    return fold(name, layer, inputs, mappings, choose)
+
+
+def fold(name: str, layer: torch.nn.Module, inputs: list, mappings: list, choose: Callable) -> dict[str, torch.Tensor]:
+    """Move channel scales from each mapping's layers into the operation before them, in place.
+
+    Args:
+        name: full name of the decoder layer.
+        layer: the decoder layer.
+        inputs: its linear layers grouped by input, with statistics.
+        mappings: where scales can move.
+        choose: returns the scales, (columns,), or None, from the float32 weights of a mapping's layers (by full name)
+            and their group of `inputs`.
+
     Returns:
         Full name of a layer -> the scale of its input channels, (columns,); layers without a mapping are left out.
 
@@ -42,22 +67,20 @@ def rescale(
             group, linears = groups[mapping.layers[0]], [layer.get_submodule(part) for part in mapping.layers]
         except (AttributeError, KeyError):
             parts = ", ".join([mapping.before, *mapping.layers])
-            raise QuantuneError(f"AWQ mapping: not all of {parts} are in the layer '{name}'") from None
+            raise QuantuneError(f"mapping: not all of {parts} are in the layer '{name}'") from None
         readers = {part.removeprefix(f"{name}.") for part in group.layers}
         if readers != set(mapping.layers):
             raise QuantuneError(
-                f"AWQ mapping: the output of '{mapping.before}' is read by {', '.join(sorted(readers))};"
+                f"mapping: the output of '{mapping.before}' is read by {', '.join(sorted(readers))};"
                 " name all of them, or the model's function changes"
             )
         if before.weight.shape[0] != linears[0].in_features:
             continue  # grouped-query attention: one value channel feeds several output channels
-        rounded: dict[Grid, list[torch.Tensor]] = {}
-        for part, item in zip(mapping.layers, linears, strict=True):
-            if grid := grid_of(f"{name}.{part}"):
-                rounded.setdefault(grid, []).append(item.weight.data.float())
-        if not rounded:
-            continue  # layers that stay dense need no scales
-        scale = best_scale([(torch.cat(weights), grid) for grid, weights in rounded.items()], group)
+        weights = {
+            f"{name}.{part}": item.weight.data.float() for part, item in zip(mapping.layers, linears, strict=True)
+        }
+        if (scale := choose(weights, group)) is None:
+            continue
         _move(scale, before, linears, _offset(f"{name}.{mapping.before}", before))
         scales |= {f"{name}.{part}": scale for part in mapping.layers}
     return scales
@@ -91,7 +114,7 @@ def _offset(name: str, before: torch.nn.Module) -> int:
         if (outputs[0] - offset * (outputs[1] - outputs[0])).norm() <= 0.05 * outputs[1].norm():
             return offset
     raise QuantuneError(
-        f"AWQ mapping: '{name}' multiplies neither by its weight nor by 1 + weight; leave it out of 'mappings'"
+        f"mapping: '{name}' multiplies neither by its weight nor by 1 + weight; leave it out of 'mappings'"
     )
 
 

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from quantune.models import loading
 from quantune.models.checkpoints import quantizable, save_model
+from quantune.models.eight_bit_linear import keep_compressed
 from quantune.models.offloading import move, stream
-from quantune.models.packed_linear import keep_packed
 from quantune.models.probes import probe_logits, require_identical_reload
 from quantune.quantizations.arithmetic.grids import Fitted, Grid
 from quantune.quantizations.packed import Packed
@@ -62,6 +62,19 @@ def save(model, recipe: Packed, parent: Path, folder: Path) -> None:
         move([layer], loading.device(), torch.float32)
         pack(layer, recipe.of_layer(name).rounded(layer.weight.data), grids[name], stored)
     _share_schemes(layers, grids)
+    write(model, parent, folder)
+
+
+def write(model, parent: Path, folder: Path) -> None:
+    """Save a model whose layers are compressed, and check the saved model.
+
+    Args:
+        model: the model, in main memory but for its embeddings; weights that are not packed are stored in the parent's
+            dtype.
+        parent: the checkpoint that was quantized.
+        folder: the folder to save into.
+    """
+    stored = loading.stored_dtype(parent)
     move(model.modules(), "cpu", stored)
     model.config.dtype = stored
     compressor = ModelCompressor.from_pretrained_model(model)
@@ -70,7 +83,7 @@ def save(model, recipe: Packed, parent: Path, folder: Path) -> None:
     compressor.quantization_config.config_groups = {f"group_{number}": group for number, group in enumerate(groups)}
     save_model(model, parent, folder)
     compressor.update_config(folder)
-    keep_packed(model)
+    keep_compressed(model)
     logits = probe_logits(stream(model, loading.device(), torch.float32))
     require_identical_reload(logits, folder, "float32")
 
