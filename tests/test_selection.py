@@ -167,7 +167,7 @@ def test_a_mixed_model_trains_and_generates(mixed):
 
 def test_a_layer_that_was_left_dense_by_mistake_is_found(mixed):
     recipe, folder, _ = mixed
-    with pytest.raises(QuantuneError, match="'weight_packed' is missing"):
+    with pytest.raises(QuantuneError, match="still holds its full-precision weight"):
         recipe.model_copy(update={"ignore": [], "_known": {}}).check(PARENT, folder)
 
 

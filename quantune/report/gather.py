@@ -249,14 +249,15 @@ def _is_adapter(provenance: dict[str, Any]) -> bool:
 
 
 def _grid(provenance: dict[str, Any], calibrated: bool) -> tuple | None:
-    """Return the parent, bits, groups and symmetry of a variant on a uniform grid; None for any other.
+    """Return the parent, bits, groups and symmetry of a variant on one uniform grid; None for any other.
 
     Args:
         provenance: of the variant's checkpoint.
         calibrated: whether the method must have calibration samples, or must have none (rounding to nearest).
     """
     recipe = provenance["recipe"]
-    if "bits" not in recipe or ("samples" in recipe) is not calibrated:
+    uniform = not recipe.keys() & {"overrides", "ignore", "output_embedding", "budget", "kept"}
+    if "bits" not in recipe or ("samples" in recipe) is not calibrated or not uniform:
         return None
     return _parent(provenance), recipe["bits"], recipe["group_size"], recipe["symmetric"]
 
