@@ -88,7 +88,7 @@ def test_the_nearest_group_is_proposed_and_auto_takes_it():
     )
     recipe = RoundToNearest(method="rtn", group_size="auto")
     assert recipe.mismatch(layers) is None
-    assert recipe.resolved(layers).group_size == 64 and recipe.chosen(layers) == {"group_size": 64}
+    assert recipe.resolved(layers).group_size == 64 and recipe.chosen(layers, PARENT, None, 0) == {"group_size": 64}
     assert recipe.mismatch({"fc": (8, 30)}) == ".group_size: no group fits the layers' input width 30; allowed: null"
     own = RoundToNearest(method="rtn", group_size=32, overrides={"down_proj": {"group_size": "auto"}}).resolved(layers)
     assert own.of_layer("down_proj").group_size == 128 and own.of_layer("q_proj").group_size == 32
