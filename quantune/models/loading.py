@@ -231,7 +231,7 @@ def import_libraries(base: Path, adapted: bool) -> None:
     if adapted:
         import peft  # noqa: F401
 
-        from quantune.models import bottleneck  # noqa: F401 (PEFT then knows the method)
+        from quantune.models import bottleneck, unipelt  # noqa: F401 (PEFT then knows the methods)
     method = quantization_method(base)
     if method == "compressed-tensors":
         import compressed_tensors  # noqa: F401

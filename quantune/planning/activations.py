@@ -155,12 +155,9 @@ class Pass:
     def loss(self) -> int:
         """Return the bytes that the loss of training holds at its peak.
 
-        Text: some rows of logits, twice in float32, and the gradient of the hidden states; in mixed precision also a
-        16-bit copy of a float32 output embedding. Speech:
-        float32 log-probabilities, their gradient and that of the logits.
+        These are some rows of logits, twice in float32, and the gradient of the hidden states; in mixed precision also
+        a 16-bit copy of a float32 output embedding.
         """
-        if self.model.frames:
-            return 3 * self.logits("float32")
         rows = min(self.batch * self.length * self.model.vocabulary, LOSS_CHUNK)
         head = self.model.head.inputs * self.model.vocabulary * self._factor if self._factor != self.size else 0
         return self.hidden(self.model.decoder) + rows * 2 * FLOAT + head

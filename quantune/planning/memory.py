@@ -132,7 +132,8 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
     parameters = finetuning.trained(model)
     loss = 3 * step.logits("float32") if finetuning.trains_head else step.loss()
     if work.kept != "activations":
-        inputs = (layers.count if work.kept == "inputs" else 1 for layers in model.layers)
+        # offloaded: the input of one layer, and the gradient of its output
+        inputs = (layers.count if work.kept == "inputs" else 2 for layers in model.layers)
         activations = sum(
             count * step.hidden(layers) + step.norm(layers) for count, layers in zip(inputs, model.layers, strict=True)
         )
