@@ -25,6 +25,7 @@ from quantune.core.errors import QuantuneError, listed
 from quantune.core.units import size
 from quantune.models import offloading, stored
 from quantune.models.architecture import SPEECH
+from quantune.models.layer_names import KEPT_CHANNELS
 
 CONSTANTS = (".masked_bias", ".inv_freq", ".position_ids")
 """Ends of the names of constants that older versions of transformers stored beside the weights."""
@@ -121,7 +122,7 @@ def _assembled(
     if quantization_method(base) == "compressed-tensors":
         from quantune.models.eight_bit_linear import keep_compressed
 
-        keep_compressed(loaded)
+        keep_compressed(loaded, base)
     keep_cpu_kernels_exact(loaded)
     if computed not in (None, dtype):
         _compute_buffers(loaded, base, computed)
@@ -174,7 +175,7 @@ def require_complete(info: dict, family: str, where: str = "") -> None:
         where: the beginning of the error.
     """
     shapes = {name: f" {list(saved)} instead of {list(expected)}" for name, saved, expected in info["mismatched_keys"]}
-    unexpected = [name for name in info["unexpected_keys"] if not name.endswith(CONSTANTS)]
+    unexpected = [name for name in info["unexpected_keys"] if not name.endswith((*CONSTANTS, *KEPT_CHANNELS))]
     groups = {"are missing": info["missing_keys"], "are unexpected": unexpected, "have another shape": shapes}
     problems = [
         f"{len(names)} {what} (first '{(first := min(names))}'{shapes[first] if names is shapes else ''})"

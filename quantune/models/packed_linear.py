@@ -11,9 +11,15 @@ slower in float32 than unpacking.
 """
 
 import math
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+from safetensors import safe_open
+
+from quantune.models import stored
+from quantune.models.layer_names import KEPT_CHANNELS
 
 
 class PackedLinear(torch.nn.Linear):
@@ -36,6 +42,8 @@ class PackedLinear(torch.nn.Linear):
             zero = unpack_from_int32(source.weight_zero_point.data, self.bits, self.scale.shape, packed_dim=0)
             zero = (zero.to(torch.int16) + 2 ** (self.bits - 1)).to(torch.uint8)
         self.register_buffer("zero", zero)
+        for part in ("kept", "kept_columns"):  # weights of input channels that are stored beside the codes
+            self.register_buffer(part, getattr(source, f"weight_{part}", None))
         bias = getattr(source, "bias", None)
         self.register_buffer("bias", None if bias is None else bias.data)
 
@@ -49,7 +57,10 @@ class PackedLinear(torch.nn.Linear):
         codes = unpack(self.packed, self.bits).flatten(1)[:, : self.in_features]
         values = codes.to(self.scale.dtype).view(self.out_features, self.scale.shape[1], -1)
         zero = 2 ** (self.bits - 1) if self.zero is None else self.zero.to(values.dtype).unsqueeze(-1)
-        return values.sub_(zero).mul_(self.scale.unsqueeze(-1)).view(self.out_features, self.in_features).to(dtype)
+        values = values.sub_(zero).mul_(self.scale.unsqueeze(-1)).view(self.out_features, self.in_features)
+        if self.kept is not None:
+            values = values.index_copy(1, self.kept_columns, self.kept.to(values.dtype))
+        return values.to(dtype)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Return states @ weightᵀ + bias."""
@@ -100,16 +111,40 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     return unit.unsqueeze(-1) >> shifts & 2**bits - 1
 
 
-def keep_packed(model: torch.nn.Module, tensor: str = "weight_packed", kind: type[PackedLinear] = PackedLinear) -> int:
-    """Replace the layers that have a tensor of this name by layers of a kind that stays packed; return their number."""
-    packed = {name: module for name, module in model.named_modules() if hasattr(module, tensor)}
-    for name, module in packed.items():
+def keep_packed(model: torch.nn.Module, folder: Path | None = None) -> int:
+    """Replace the packed layers of a model loaded from a compressed-tensors checkpoint; return their number.
+
+    Args:
+        model: the model, as transformers loaded it.
+        folder: the checkpoint, whose kept channels transformers leaves out; None: the layers hold them.
+    """
+    packed = {name: module for name, module in model.named_modules() if hasattr(module, "weight_packed")}
+    for name, value in _kept_channels(folder) if folder else ():
+        layer, _, part = name.rpartition(".")
+        scale = packed[layer].weight_scale
+        value = value.to(scale.device)
+        packed[layer].register_buffer(part, value.to(scale.dtype) if value.is_floating_point() else value)
+    return replace(model, packed, PackedLinear)
+
+
+def replace(model: torch.nn.Module, layers: dict[str, torch.nn.Module], kind: type[PackedLinear]) -> int:
+    """Replace layers of a model, by full name, by layers of a kind that stays packed; return their number."""
+    for name, module in layers.items():
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, kind(module))
-    if packed and hasattr(model, "ct_decompress_hook"):
+    if layers and hasattr(model, "ct_decompress_hook"):
         model.ct_decompress_hook.remove()
         del model.ct_decompress_hook
-    return len(packed)
+    return len(layers)
+
+
+def _kept_channels(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield name and value of the tensors that stand beside the codes in a checkpoint."""
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        names = [name for name in stored.header(path) if name.endswith(KEPT_CHANNELS)]
+        if names:
+            with safe_open(path, "pt") as file:
+                yield from ((name, file.get_tensor(name)) for name in names)
 
 
 def train_biases(model: torch.nn.Module) -> None:

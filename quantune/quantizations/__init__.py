@@ -49,8 +49,13 @@ class Quantization(Recipe):
         """
         raise NotImplementedError
 
-    def check(self, parent: Path, folder: Path) -> dict[str, Any]:
+    def check(self, parent: Path, folder: Path, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Check every quantized layer of a saved checkpoint: its tensors exist, fit in shape and dtype, are finite.
+
+        Args:
+            parent: the checkpoint that was quantized.
+            folder: the saved one.
+            facts: what `quantize` returned; needed where the job chose the bits.
 
         Returns:
             Layers quantized, and bits stored per quantized weight: codes, scales, zero points and tables.
@@ -61,7 +66,7 @@ class Quantization(Recipe):
         from quantune.models.checkpoints import Tensors, finite, linear_layers, require
 
         tensors, found, stored = Tensors(folder), linear_layers(parent, self.quantizes_head()), 0
-        recipe = self.resolved(found)
+        recipe = self.resolved(found, facts)
         layers = {name: (*shape, own) for name, shape in found.items() if (own := recipe.of_layer(name))}
         for name in found.keys() - layers:
             require(f"{name}.weight" in tensors, name, "'weight' is missing: the recipe leaves this layer dense")
@@ -104,13 +109,14 @@ class Quantization(Recipe):
         """Return the recipe of one layer, by its full name; None: it stays dense."""
         return self
 
-    def resolved(self, layers: Mapping[str, tuple[int, int]]) -> Self:
-        """Return the recipe with what it leaves to the model's layers: full name -> (outputs, inputs)."""
-        return self
+    def resolved(self, layers: Mapping[str, tuple[int, int]], facts: Mapping[str, Any] | None = None) -> Self:
+        """Return the recipe with values in place of what it leaves to the model.
 
-    def chosen(self, layers: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
-        """Return the facts of the recipe that depend on the model's layers."""
-        return {}
+        Args:
+            layers: full name -> (outputs, inputs) of the layers that can be quantized.
+            facts: of the job that made the choice; None: what estimates assume.
+        """
+        return self
 
     def layer_tensors(self, rows: int, columns: int) -> dict[str, tuple[str | None, list[int]]]:
         """Return suffix -> (dtype, shape) of the tensors that a quantized layer (outputs, inputs) has on disk.

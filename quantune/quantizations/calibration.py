@@ -67,7 +67,8 @@ class Calibrated(Sampled, Packed):
         from quantune.quantizations.formats import pack_quantized
 
         layers = checkpoints.linear_layers(parent, self.output_embedding)
-        recipe = self.resolved(layers)
+        chosen = self.chosen(layers, parent, data, seed)
+        recipe = self.resolved(layers, chosen)
         batches, facts = draw(recipe, data, seed, parent)
         model = layerwise.load(parent)
         grids, errors, stored = {}, {}, loading.stored_dtype(parent)
@@ -81,7 +82,7 @@ class Calibrated(Sampled, Packed):
         transform, visit = recipe.visitors(model, grids, errors)
         layerwise.stream(model, batches, visit, recipe.requantized, pack, recipe.sequential, transform)
         pack_quantized.save(model, recipe, parent, folder)
-        return {"calibration": facts, "output_errors": errors} | self.chosen(layers)
+        return {"calibration": facts, "output_errors": errors} | chosen
 
     def visitors(self, model, grids: dict, errors: dict):
         """Return the function that transforms a decoder layer, or None, and the function that rounds it.
@@ -119,6 +120,27 @@ class Calibrated(Sampled, Packed):
         for own, alike in recipes.values():
             if own is not None:
                 yield from own.fit(alike, gram).items()
+
+    def _damages(
+        self, free: list[list[str]], widths: list[int], parent: Path, inputs: list[dict], data: Path | None, seed: int
+    ) -> list[dict[int, float]]:
+        """Return the damage of each unit of layers at each width, rounded on the statistics of the original model."""
+        from quantune.quantizations.arithmetic import sensitivity
+
+        batches, _ = draw(self, data, seed, parent)
+        rescale = self.rescale if self.rescales else None
+        return sensitivity.calibrated(parent, inputs, free, widths, self._fits, batches, rescale)
+
+    def _fits(self, layers: dict[str, Any], gram, bits: int) -> dict[str, Any]:
+        """Return full name -> weights rounded by the method with this width; to the nearest without statistics."""
+        if gram is None:
+            return super()._fits(layers, gram, bits)
+        widened = self._with(bits=bits, overrides=self._same_bits(bits))
+        return {name: fitted.weight for name, fitted in widened._fit_each(layers, gram)}
+
+    def _same_bits(self, bits: int) -> dict[str, Any]:
+        """Return the overrides, with this width in place of theirs."""
+        return {key: type(item)(**item.given() | {"bits": bits}) for key, item in self.overrides.items()}
 
     def rescale(self, model, name: str, layer, inputs: list) -> dict[str, Any]:
         """Rescale a decoder layer in place before rounding, without changing its function; for methods that `rescales`.

@@ -22,5 +22,6 @@ class RoundToNearest(Packed):
         from quantune.quantizations.formats import pack_quantized
 
         layers = linear_layers(parent, self.output_embedding)
-        pack_quantized.save(loading.streamed([parent], "float32"), self.resolved(layers), parent, folder)
-        return self.chosen(layers)
+        facts = self.chosen(layers, parent, data, seed)
+        pack_quantized.save(loading.streamed([parent], "float32"), self.resolved(layers, facts), parent, folder)
+        return facts

@@ -38,6 +38,8 @@ class Fitted:
     scale: torch.Tensor
     zero: torch.Tensor
     weight: torch.Tensor
+    kept: torch.Tensor | None = None
+    """Numbers of the columns whose weights are not on the grid, and are stored beside the codes; None: no column."""
 
     def rows(self, chosen: slice) -> "Fitted":
         """Return the grids and weights of some rows."""

@@ -17,7 +17,7 @@ from quantune.models.checkpoints import quantizable, save_model
 from quantune.models.eight_bit_linear import keep_compressed
 from quantune.models.offloading import move, stream
 from quantune.models.probes import probe_logits, require_identical_reload
-from quantune.quantizations.arithmetic.grids import Fitted, Grid, fit
+from quantune.quantizations.arithmetic.grids import Fitted, Grid
 from quantune.quantizations.packed import Packed
 
 
@@ -31,6 +31,9 @@ def pack(layer: torch.nn.Linear, fitted: Fitted, grid: Grid, dtype: torch.dtype)
         dtype: of the scales and of the bias.
     """
     layer.weight.data = fitted.weight
+    if fitted.kept is not None:
+        layer.register_buffer("weight_kept", fitted.weight[:, fitted.kept])
+        layer.register_buffer("weight_kept_columns", fitted.kept)
     initialize_module_for_quantization(layer, scheme(grid))
     layer.weight_scale.data = fitted.scale
     if not grid.symmetric:
@@ -57,7 +60,7 @@ def save(model, recipe: Packed, parent: Path, folder: Path) -> None:
     left = {name: layer for name, layer in layers.items() if not hasattr(layer, "weight_packed")}
     for name, layer in tqdm(left.items(), desc="rounding", unit="layer", disable=len(left) < 2):
         move([layer], loading.device(), torch.float32)
-        pack(layer, fit(layer.weight.data, grids[name]), grids[name], stored)
+        pack(layer, recipe.of_layer(name).rounded(layer.weight.data), grids[name], stored)
     _share_schemes(layers, grids)
     write(model, parent, folder)
 
@@ -75,6 +78,9 @@ def write(model, parent: Path, folder: Path) -> None:
     move(model.modules(), "cpu", stored)
     model.config.dtype = stored
     compressor = ModelCompressor.from_pretrained_model(model)
+    groups = compressor.quantization_config.config_groups.values()  # layers by name first: the loader warns otherwise
+    groups = sorted(groups, key=lambda group: group.targets == ["Linear"])
+    compressor.quantization_config.config_groups = {f"group_{number}": group for number, group in enumerate(groups)}
     save_model(model, parent, folder)
     compressor.update_config(folder)
     keep_compressed(model)
