@@ -253,7 +253,7 @@ def test_weights_must_be_those_that_transformers_loads(raw, write_model, weights
     ("path", "problem"),
     [
         ("assets/text", "has no config.json; give a model in Hugging Face layout"),
-        ("config.yaml", "is a file; give the folder that holds config.json and the weights"),
+        ("config.yaml", "is a file; give the folder that holds config.json and the weights, or a file *.gguf"),
         ("assets/models/opt-2n", "does not exist; did you mean 'opt-2m'?"),
     ],
 )

@@ -167,7 +167,7 @@ def test_a_mixed_model_trains_and_generates(mixed):
 
 def test_a_dense_layer_that_is_missing_or_a_forgotten_one_is_found(mixed, tmp_path):
     recipe, folder, _ = mixed
-    with pytest.raises(QuantuneError, match="still holds its full|'weight_packed' is m"):
+    with pytest.raises(QuantuneError, match=r"still holds its full|'weight_packed' is m"):
         recipe.model_copy(update={"ignore": [], "_known": {}}).check(PARENT, folder)
 
 

@@ -19,7 +19,8 @@ import torch
 
 from quantune.core import hardware
 from quantune.core.errors import QuantuneError
-from quantune.models.packed_linear import PackedLinear, keep_packed, replace
+from quantune.models import act_order
+from quantune.models.packed_linear import PackedLinear, add_kept_channels, keep_packed
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 """Dtype of codes -> the largest code; the smallest is its negative."""
@@ -144,8 +145,13 @@ class EightBitLinear(PackedLinear):
 
 def keep_compressed(model: torch.nn.Module, folder: Path | None = None) -> int:
     """Replace the layers of a model loaded from a compressed-tensors checkpoint, so that they stay packed; return their
-    number. The arguments are those of `packed_linear.keep_packed`.
+    number.
+
+    Args:
+        model: the model, as transformers loaded it.
+        folder: the checkpoint, whose groups out of order and kept channels transformers leaves out; None: it has none.
     """
-    packed = keep_packed(model, folder)
-    coded = {name: module for name, module in model.named_modules() if hasattr(module, "weight_scale")}
-    return packed + replace(model, coded, EightBitLinear)
+    if folder:
+        act_order.attach(model, folder)
+        add_kept_channels(model, folder)
+    return keep_packed(model) + keep_packed(model, "weight_scale", EightBitLinear)

@@ -23,14 +23,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from quantune.core import gpu_turns
 from quantune.core.errors import QuantuneError, listed
 from quantune.core.units import size
-from quantune.models import offloading, stored
+from quantune.models import act_order, offloading, stored
 from quantune.models.architecture import SPEECH
 from quantune.models.layer_names import KEPT_CHANNELS
 
 CONSTANTS = (".masked_bias", ".inv_freq", ".position_ids")
 """Ends of the names of constants that older versions of transformers stored beside the weights."""
-
-
 FILLED = 0.9
 """Share of a GPU's free memory that weights may take."""
 PLACED = 0.7
@@ -160,8 +158,11 @@ def whole(folder: Path, place: torch.device, **options) -> PreTrainedModel:
         QuantuneError: if a tensor is missing, unexpected or of another shape. transformers would draw it at random.
     """
     place = {"device_map": {"": place}, "local_files_only": True, "trust_remote_code": False}
-    strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    loaded, info = auto_class(folder).from_pretrained(folder, **place, **strict, **options)
+    shape = config(folder)
+    strict = {"output_loading_info": True, "ignore_mismatched_sizes": True, "config": shape}
+    kind = auto_class(folder)._model_mapping[type(shape)]
+    with act_order.accepted(kind, folder):
+        loaded, info = kind.from_pretrained(folder, **place, **strict, **options)
     require_complete(info, loaded.config.model_type, f"'{folder}': ")
     return loaded
 
@@ -278,8 +279,8 @@ def _require_tokens(loaded: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def config(folder: Path) -> PretrainedConfig:
-    """Load the configuration of a checkpoint folder."""
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    """Load the configuration of a checkpoint folder, as transformers can use it (see `act_order`)."""
+    return act_order.plain(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

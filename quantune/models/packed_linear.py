@@ -44,6 +44,7 @@ class PackedLinear(torch.nn.Linear):
         self.register_buffer("zero", zero)
         for part in ("kept", "kept_columns"):  # weights of input channels that are stored beside the codes
             self.register_buffer(part, getattr(source, f"weight_{part}", None))
+        self.register_buffer("groups", getattr(source, "weight_g_idx", None))  # of each input, if they are out of order
         bias = getattr(source, "bias", None)
         self.register_buffer("bias", None if bias is None else bias.data)
 
@@ -55,9 +56,15 @@ class PackedLinear(torch.nn.Linear):
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the dense weights, (outputs, inputs): (code - zero) * scale, as compressed-tensors computes them."""
         codes = unpack(self.packed, self.bits).flatten(1)[:, : self.in_features]
-        values = codes.to(self.scale.dtype).view(self.out_features, self.scale.shape[1], -1)
-        zero = 2 ** (self.bits - 1) if self.zero is None else self.zero.to(values.dtype).unsqueeze(-1)
-        values = values.sub_(zero).mul_(self.scale.unsqueeze(-1)).view(self.out_features, self.in_features)
+        values = codes.to(self.scale.dtype)
+        if self.groups is None:
+            values = values.view(self.out_features, self.scale.shape[1], -1)
+            scale, zero = self.scale.unsqueeze(-1), None if self.zero is None else self.zero.unsqueeze(-1)
+        else:
+            scale = self.scale[:, self.groups]
+            zero = None if self.zero is None else self.zero[:, self.groups]
+        values.sub_(2 ** (self.bits - 1) if zero is None else zero.to(values.dtype)).mul_(scale)
+        values = values.view(self.out_features, self.in_features)
         if self.kept is not None:
             values = values.index_copy(1, self.kept_columns, self.kept.to(values.dtype))
         return values.to(dtype)
@@ -111,31 +118,25 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     return unit.unsqueeze(-1) >> shifts & 2**bits - 1
 
 
-def keep_packed(model: torch.nn.Module, folder: Path | None = None) -> int:
-    """Replace the packed layers of a model loaded from a compressed-tensors checkpoint; return their number.
-
-    Args:
-        model: the model, as transformers loaded it.
-        folder: the checkpoint, whose kept channels transformers leaves out; None: the layers hold them.
-    """
-    packed = {name: module for name, module in model.named_modules() if hasattr(module, "weight_packed")}
-    for name, value in _kept_channels(folder) if folder else ():
-        layer, _, part = name.rpartition(".")
-        scale = packed[layer].weight_scale
-        value = value.to(scale.device)
-        packed[layer].register_buffer(part, value.to(scale.dtype) if value.is_floating_point() else value)
-    return replace(model, packed, PackedLinear)
-
-
-def replace(model: torch.nn.Module, layers: dict[str, torch.nn.Module], kind: type[PackedLinear]) -> int:
-    """Replace layers of a model, by full name, by layers of a kind that stays packed; return their number."""
-    for name, module in layers.items():
+def keep_packed(model: torch.nn.Module, tensor: str = "weight_packed", kind: type[PackedLinear] = PackedLinear) -> int:
+    """Replace the layers that have a tensor of this name by layers of a kind that stays packed; return their number."""
+    packed = {name: module for name, module in model.named_modules() if hasattr(module, tensor)}
+    for name, module in packed.items():
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, kind(module))
-    if layers and hasattr(model, "ct_decompress_hook"):
+    if packed and hasattr(model, "ct_decompress_hook"):
         model.ct_decompress_hook.remove()
         del model.ct_decompress_hook
-    return len(layers)
+    return len(packed)
+
+
+def add_kept_channels(model: torch.nn.Module, folder: Path) -> None:
+    """Add the tensors that stand beside the codes in a checkpoint to a model's layers; transformers leaves them out."""
+    for name, value in _kept_channels(folder):
+        layer, _, part = name.rpartition(".")
+        module = model.get_submodule(layer)
+        value = value.to(module.weight_scale.device)
+        module.register_buffer(part, value.to(module.weight_scale.dtype) if value.is_floating_point() else value)
 
 
 def _kept_channels(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -142,6 +142,10 @@ class Quantization(Recipe):
         """
         return self.misfit({columns for _, columns in layers.values()})
 
+    def unservable(self) -> str | None:
+        """Return why vLLM cannot serve the checkpoints as compressed-tensors, with the remedy, or None."""
+        return "its layers are not packed by compressed-tensors; export 'safetensors', which transformers opens"
+
     def unsuitable(self, config: dict[str, Any]) -> str | None:
         """Return why models with this config.json cannot be quantized with this recipe (": why"), or None.
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from quantune.core.errors import listed
 from quantune.quantizations import Quantization
 from quantune.quantizations.budget import Budget, choose, units
 from quantune.quantizations.selection import (
@@ -21,6 +22,9 @@ from quantune.quantizations.selection import (
     matches,
     unmatched,
 )
+
+SERVED_BITS, SERVED_GROUPS = (4, 8), (32, 64, 128, None)
+"""Bits and group sizes for which vLLM has a kernel."""
 
 
 class Packed(Quantization):
@@ -222,6 +226,15 @@ class Packed(Quantization):
             return None
         allowed = f"at least {-(-least // 8)} bytes, or {math.ceil(1000 * least / weights) / 1000:g} bits per weight"
         return f".budget: {recipe.bits} bits for every layer need more; allowed: {allowed}"
+
+    def unservable(self) -> str | None:
+        """Return why vLLM has no kernel for this grid, or None (`compressed_tensors_wNa16` and `marlin_utils`)."""
+        if self.bits not in SERVED_BITS:
+            return f"vLLM serves {listed(SERVED_BITS)} bits, not {self.bits}; export 'safetensors'"
+        if self.group_size not in SERVED_GROUPS:
+            sizes = listed(size or "null" for size in SERVED_GROUPS)
+            return f"vLLM serves groups of {sizes}, not {self.group_size}; export 'safetensors'"
+        return None
 
     def stored_bits(self, rows: int, columns: int) -> int:
         """Codes, scales of 16 bits and zero points, without the padding of the last words."""
