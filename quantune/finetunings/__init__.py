@@ -32,7 +32,7 @@ class Finetuning(Recipe):
     """Whether the output embedding is trained: then the model computes its loss from all logits at once."""
     taken_positions: ClassVar[int] = 0
     """Positions of the model that the method takes before every text."""
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     seeded: ClassVar[bool] = True
     settings: ClassVar[frozenset[str]] = frozenset({"save_every"})
     neutral: ClassVar[frozenset[str]] = frozenset(

@@ -73,7 +73,7 @@ class External(Recipe):
 class Model(External):
     """Where a model comes from."""
 
-    settings: ClassVar[frozenset[str]] = frozenset({"path", "hub", "revision", "gguf_file"})
+    settings: ClassVar[frozenset[str]] = frozenset({"path", "hub", "revision", "gguf_file", "licence"})
     neutral: ClassVar[frozenset[str]] = frozenset({"chat_template"})
     numbers: ClassVar[tuple[str, ...]] = ("parameters",)
 
@@ -85,6 +85,8 @@ class Model(External):
     chat_template: ChatTemplate | None = None
     """Chat template of the model: alpaca, chatml, plain, vicuna, or a template itself, in Jinja; null: the model's own.
     It stands in every checkpoint of the model."""
+    licence: NonEmpty | None = None
+    """Licence of the model, for model cards, as the hub writes it, such as apache-2.0; null: that of the repository."""
 
     @field_validator("gguf_file")
     @classmethod
