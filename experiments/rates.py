@@ -1,10 +1,10 @@
 """Choose the learning rate of each method of experiments/methods.yaml, and write it there.
 
     snakemake work-methods/{checkpoints,prepared/quotes}/opt-29m --configfile experiments/methods.yaml
-    python experiments/rates.py
+    PYTHONPATH=. python experiments/rates.py            # or some methods only: rates.py lora prefix
 
 Each method trains on 1,000 rows with three rates, a factor of 3 apart, around the one in the file; with up to two more
-while the best is the first or the last one. The lowest validation loss decides. The seed is 0, none of the experiment's.
+while the best is the first or the last one. The lowest validation loss decides. No variant has its seed, 0.
 """
 
 import re

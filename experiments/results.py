@@ -1,14 +1,13 @@
 """Draw the figure and write the table of an experiment over several seeds, from its work folder.
 
-    python experiments/results.py work-methods docs/experiments        # or work-instructions, work-order
+    PYTHONPATH=. python experiments/results.py work-methods docs/experiments        # or work-instructions, work-order
 
-It reads the report's metrics.json and the raw items of the evaluations, and writes NAME.svg and NAME.md. Variants that
-differ in nothing but seeds are one row: its number is the geometric mean of their perplexities. It is compared with the
-model (figure) or with a reference (table), window by window. The 95 % interval is that of docs/statistics.md over the
-windows. A pale point is one seed.
+It reads the raw items of the evaluations and the records of the trainings, and writes NAME.svg and NAME.md. Variants
+without all evaluations are left out. Variants that differ in nothing but seeds are one row: its number is the geometric
+mean of their perplexities. It is compared with the model (figure) or with a reference (table), window by window. The
+95 % interval is that of docs/statistics.md over the windows. A pale point is one seed.
 """
 
-import json
 import math
 import re
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pandas
 
+from quantune.artefacts import record
 from quantune.evaluations.metrics.significance import perplexity_change
 from quantune.report.figures.canvas import BLUE, GREY, ORANGE, canvas
 
@@ -60,28 +60,27 @@ class Row:
     variants: list[str]
 
 
-def rows(metrics: dict, model: str) -> list[Row]:
-    """Return the rows of all variants that hold a training, in their order."""
-    grouped: dict[str, list[str]] = {}
-    for name in metrics:
-        if name.startswith(f"{model}+"):
-            grouped.setdefault(re.sub(r"@\d+", "", name.removeprefix(f"{model}+")), []).append(name)
-    return [Row(steps, variants) for steps, variants in grouped.items()]
-
-
 class Results:
-    """The changes of an evaluation, of a work folder."""
+    """The evaluations and trainings of a work folder."""
 
-    def __init__(self, work: Path):
-        self.work, self.metrics = work, json.loads((work / "report/metrics.json").read_text())
-        self.model = next(name for name in self.metrics if "+" not in name)
-        self.rows = rows(self.metrics, self.model)
+    def __init__(self, work: Path, evaluations: set[str]):
+        """Take a work folder, and the evaluations that a variant must have."""
+        self.work = work
+        made = [path.name for path in sorted((work / "evaluations").iterdir())]
+        made = [name for name in made if all((self._items(name, item)).exists() for item in evaluations)]
+        (self.model,) = (name for name in made if "+" not in name)
+        grouped: dict[str, list[str]] = {}
+        for name in made:
+            if name != self.model:
+                grouped.setdefault(re.sub(r"@\d+", "", name.removeprefix(f"{self.model}+")), []).append(name)
+        self.rows = [Row(steps, variants) for steps, variants in grouped.items()]
+
+    def _items(self, variant: str, evaluation: str) -> Path:
+        return self.work / "evaluations" / variant / evaluation / "items.parquet"
 
     def items(self, variants: list[str], evaluation: str) -> pandas.DataFrame:
         """Return the windows, with the mean of the variants' negative log-likelihoods."""
-        read = [
-            pandas.read_parquet(self.work / "evaluations" / name / evaluation / "items.parquet") for name in variants
-        ]
+        read = [pandas.read_parquet(self._items(name, evaluation)) for name in variants]
         return read[0].assign(nll=sum(items.nll for items in read) / len(read))
 
     def change(self, variants: list[str], evaluation: str, against: list[str]) -> dict:
@@ -94,13 +93,15 @@ class Results:
         return math.exp(items.nll.sum() / items.tokens.sum())
 
     def mean(self, variants: list[str], number: str) -> float | None:
-        """Return the mean of a number that the jobs recorded, or None."""
-        values = [self.metrics[name][number] for name in variants if number in self.metrics[name]]
+        """Return the mean of a number that the jobs of the last step recorded, or None."""
+        folders = [self.work / "checkpoints" / name for name in variants]
+        numbers = [record.read_provenance(folder)["facts"] | record.read_run(folder) for folder in folders]
+        values = [known[number] for known in numbers if known.get(number) is not None]
         return sum(values) / len(values) if values else None
 
 
 def shown(results: Results, experiment: Experiment) -> dict[str, dict[str, Row]]:
-    """Return label -> title of the panel -> row."""
+    """Return label -> title of the panel -> row; the best of the first panel first."""
     ends = {end for _, end in experiment.panels.values()}
     table: dict[str, dict[str, Row]] = {}
     for row in results.rows:
@@ -108,7 +109,12 @@ def shown(results: Results, experiment: Experiment) -> dict[str, dict[str, Row]]
         for title, (_, wanted) in experiment.panels.items():
             if wanted == end:
                 table.setdefault(row.steps.removesuffix(end), {})[title] = row
-    return table
+    first, (evaluation, _) = next(iter(experiment.panels.items()))
+
+    def quality(label: str) -> float:
+        return results.perplexity(table[label][first].variants, evaluation) if first in table[label] else math.inf
+
+    return {label: table[label] for label in sorted(table, key=quality)}
 
 
 def draw(results: Results, experiment: Experiment, path: Path) -> None:
@@ -143,7 +149,7 @@ NUMBERS = {
     "peak GB": ("peak_device_bytes", "{:.2f}", 1e9),
     "steps/s": ("steps_per_second", "{:.1f}", 1),
 }
-"""Columns of the training itself: the number in metrics.json, its form, its unit."""
+"""Columns of the training itself: the number that the job recorded, its form, its unit."""
 
 
 def write(results: Results, experiment: Experiment, path: Path) -> None:
@@ -179,9 +185,10 @@ def main() -> None:
     work, folder = Path(sys.argv[1]), Path(sys.argv[2])
     name = work.name.removeprefix("work-")
     folder.mkdir(parents=True, exist_ok=True)
-    results = Results(work)
-    draw(results, EXPERIMENTS[name], folder / f"{name}.svg")
-    write(results, EXPERIMENTS[name], folder / f"{name}.md")
+    experiment = EXPERIMENTS[name]
+    results = Results(work, {evaluation for evaluation, _ in experiment.panels.values()})
+    draw(results, experiment, folder / f"{name}.svg")
+    write(results, experiment, folder / f"{name}.md")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class UniPELT(Finetuning):
     unmergeable: ClassVar[str | None] = "has gates that depend on the text and cannot be merged"
 
     method: Literal["unipelt"]
-    """UniPELT."""
+    """LoRA, a prefix and bottleneck adapters, with gates."""
     rank: int = Field(default=8, gt=0, le=2**16)
     """Rank of LoRA beside q_proj and v_proj."""
     alpha: float = Field(default=16, gt=0, le=1e6)

@@ -51,7 +51,8 @@ def problems(config: Config, variant: Variant) -> Iterator[str]:
 
 def _chats(config: Config, entry: Any) -> bool:
     """Return whether a recipe reads conversations."""
-    names = (getattr(entry, "dataset", None), *getattr(entry, "mix", ()))
+    others = [name for splits in getattr(entry, "other_data", {}).values() for name in splits]
+    names = (getattr(entry, "dataset", None), *others)
     return any(getattr(config.datasets.get(name), "chat", None) for name in names)
 
 

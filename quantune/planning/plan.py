@@ -24,6 +24,8 @@ VERSIONS = {
     "transcribe": 3,
     "report": 14,
 }
+# Key of a recipe that names other datasets -> role of the parents that follow from it.
+OTHER_DATA = {"mix": "mixed", "also_validate": "validated"}
 # Methods of `Plan` that answer the same question once.
 REMEMBERED = ("checkpoint", "checkpoints_to_load", "dataset", "prepared", "evaluation", "transcript", "benchmark")
 REMEMBERED += ("export", "report", "all_prepared", "all_datasets", "model_sizes", "dataset_bytes")
@@ -186,7 +188,7 @@ class Plan:
         artefacts = [self.checkpoint(name) for name in names]
         artefacts += [self.evaluation(name, item) for name in names for item in self._evaluations(name)]
         read = [item.parents["data"] for item in artefacts if "data" in item.parents]
-        read += [other for item in artefacts for other in item.parents.get("mixed", ())]
+        read += [other for item in artefacts for role in OTHER_DATA.values() for other in item.parents.get(role, ())]
         return tuple({item.path: item for item in read}.values())
 
     def all_datasets(self) -> tuple[Artefact, ...]:
@@ -265,8 +267,12 @@ class Plan:
         dataset = getattr(recipe, "dataset", None)
         if not dataset:
             return {}
-        mixed = tuple(self.prepared(name, variant.model) for name in sorted(getattr(recipe, "mix", ())))
-        return {"data": self.prepared(dataset, variant.model), **({"mixed": mixed} if mixed else {})}
+        others = {
+            OTHER_DATA[key]: tuple(self.prepared(name, variant.model) for name in sorted(splits))
+            for key, splits in getattr(recipe, "other_data", {}).items()
+            if splits
+        }
+        return {"data": self.prepared(dataset, variant.model), **others}
 
     def _artefact(self, place: tuple, stage: str, version: int, recipe: dict, **more) -> Artefact:
         options = {"work": self.work, "deterministic": self.config.deterministic, **more.pop("options", {})}
