@@ -4,6 +4,7 @@
 - `snakemake --configfile experiments/local-opt.yaml`: the report of another configuration
 - `snakemake plan`: a table of the memory, disk and time that this takes; no other output
 - `snakemake exports`: the configured exports, for other programs, with their model cards
+- `snakemake compare --config 'with=HEAD~1'`: what changed since another run, and whether significantly
 - `snakemake transcripts`: the transcripts of the configured recordings
 - `snakemake work/checkpoints/opt-2m+nf4+lora`: any chain, named in the configuration or not
 """
@@ -27,6 +28,7 @@ include: "rules/benchmark.smk"  # benchmarks/{variant}
 include: "rules/export.smk"  #   exports/{variant}/{format}
 include: "rules/report.smk"  #   report
 include: "rules/plan.smk"  #     a table of the artefacts to make and their costs
+include: "rules/compare.smk"  #  what changed since another run
 include: "rules/unknown.smk"  #  all other targets: an error with a hint
 
 
@@ -85,6 +87,7 @@ localrules:
     all,
     benchmarks,
     checkpoints,
+    compare,
     data,
     evaluations,
     exports,

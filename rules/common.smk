@@ -24,7 +24,7 @@ from quantune.core.errors import QuantuneError, printable
 from quantune.core.recipe import NAME, SEED
 from quantune.planning import costs, documents, exports, load, resources
 from quantune.planning.plan import Plan
-from quantune.upkeep import dvc
+from quantune.upkeep import dvc, runs
 
 
 def stop(message):
@@ -53,6 +53,7 @@ if not workflow.overwrite_configfiles:
     configfile: "config.yaml"
 
 
+OTHER_RUN = config.pop("with", None)  # of the command line, for the rule `compare`; no key of a configuration
 CONFIG = call_or_stop(load.load, config, ", ".join(os.path.relpath(path) for path in workflow.configfiles))
 PLAN, DISK = Plan(CONFIG), freshness.Disk()
 WORK = CONFIG.work
@@ -239,6 +240,11 @@ def listed_exports(wildcards):
 def planned_costs(wildcards):
     """Return a text table of the costs of all artefacts that are not current."""
     return costs.table(call_or_stop(costs.of_plan, PLAN))
+
+
+def compared_with(wildcards):
+    """Return the run that `--config 'with=...'` names."""
+    return call_or_stop(runs.require, OTHER_RUN)
 
 
 def all_cores(wildcards):

@@ -11,7 +11,7 @@ from quantune.evaluations.metrics import normalizers
 from quantune.planning import exports
 from quantune.planning.chains import Step, Variant
 from quantune.planning.config import Config
-from quantune.sources import origins, selection
+from quantune.sources import model_sources, origins, selection
 
 # Versions of the stages that have no recipe class of their own; raised when the meaning of their output changes.
 VERSIONS = {
@@ -22,8 +22,10 @@ VERSIONS = {
     "resample": 2,
     "merge": 3,
     "transcribe": 3,
-    "report": 13,
+    "report": 14,
 }
+# Key of a recipe that names other datasets -> role of the parents that follow from it.
+OTHER_DATA = {"mix": "mixed", "also_validate": "validated"}
 # Methods of `Plan` that answer the same question once.
 REMEMBERED = ("checkpoint", "checkpoints_to_load", "dataset", "prepared", "evaluation", "transcript", "benchmark")
 REMEMBERED += ("export", "report", "all_prepared", "all_datasets", "model_sizes", "dataset_bytes")
@@ -66,7 +68,7 @@ class Plan:
 
     def model_sizes(self, name: str) -> dict[str, int]:
         """Name -> bytes of a model's files."""
-        return origins.model_sizes(self._named("models", name), f"models.{name}", self.config.locked)
+        return model_sources.sizes(self._named("models", name), f"models.{name}", self.config.locked)
 
     def dataset_bytes(self, name: str) -> int | None:
         """Bytes of a dataset's files; None if they are not known beforehand."""
@@ -165,6 +167,7 @@ class Plan:
                 "listed": [str(variant) for variant in self.config.listed],
                 "evaluations": {name: entry.model_dump(mode="json") for name, entry in self.config.evaluations.items()},
                 "expected": [entry.model_dump(mode="json") for entry in self.config.expected],
+                **({"ship": self.config.ship.model_dump(mode="json")} if self.config.ship else {}),
                 **({"normalizers": normalizers.VERSIONS} if spoken else {}),
             },
             parents={
@@ -185,7 +188,7 @@ class Plan:
         artefacts = [self.checkpoint(name) for name in names]
         artefacts += [self.evaluation(name, item) for name in names for item in self._evaluations(name)]
         read = [item.parents["data"] for item in artefacts if "data" in item.parents]
-        read += [other for item in artefacts for other in item.parents.get("mixed", ())]
+        read += [other for item in artefacts for role in OTHER_DATA.values() for other in item.parents.get(role, ())]
         return tuple({item.path: item for item in read}.values())
 
     def all_datasets(self) -> tuple[Artefact, ...]:
@@ -264,8 +267,12 @@ class Plan:
         dataset = getattr(recipe, "dataset", None)
         if not dataset:
             return {}
-        mixed = tuple(self.prepared(name, variant.model) for name in sorted(getattr(recipe, "mix", ())))
-        return {"data": self.prepared(dataset, variant.model), **({"mixed": mixed} if mixed else {})}
+        others = {
+            OTHER_DATA[key]: tuple(self.prepared(name, variant.model) for name in sorted(splits))
+            for key, splits in getattr(recipe, "other_data", {}).items()
+            if splits
+        }
+        return {"data": self.prepared(dataset, variant.model), **others}
 
     def _artefact(self, place: tuple, stage: str, version: int, recipe: dict, **more) -> Artefact:
         options = {"work": self.work, "deterministic": self.config.deterministic, **more.pop("options", {})}

@@ -10,7 +10,7 @@ from quantune.core.recipe import Recipe
 from quantune.core.units import BYTES
 from quantune.exports import Export
 from quantune.models import architecture, stored
-from quantune.planning import memory
+from quantune.planning import incoming, memory
 from quantune.planning.chains import Variant
 from quantune.planning.memory import Estimate
 from quantune.planning.plan import Plan
@@ -43,7 +43,8 @@ def estimate(plan: Plan, artefact: Artefact) -> Estimate | None:
 
 def _estimate(plan: Plan, artefact: Artefact, variant: Variant) -> Estimate | None:
     place = artefact.place
-    config, after = plan.config.config_of(variant.model), effective_recipes(plan, variant)
+    config, came = incoming.dense(plan.config.config_of(variant.model))
+    after = came + effective_recipes(plan, variant)
     try:
         architecture.read(config)  # raises for an unknown one
         if artefact.stage == "benchmark":
@@ -56,7 +57,7 @@ def _estimate(plan: Plan, artefact: Artefact, variant: Variant) -> Estimate | No
             return memory.inference(config, after, plan.config.evaluations[place.last].workload(config))
         if variant.kind == "finetuning":
             recipe = plan.config.finetunings[variant.steps[-1].name]
-            return memory.training(config, effective_recipes(plan, variant.parent), recipe)
+            return memory.training(config, came + effective_recipes(plan, variant.parent), recipe)
         if variant.kind == "quantization":
             return memory.quantizing(config, after[-1], calibration_dtype(config))
         return memory.comparison(config, None, 2, 64)  # of a merged model; a model is only copied
@@ -130,12 +131,12 @@ def disk_bytes(plan: Plan, artefact: Artefact) -> int | None:
     if place.folder != "checkpoints":
         return None
     variant = plan.config.parse(place.variant)
-    config = plan.config.config_of(variant.model)
+    config, came = incoming.dense(plan.config.config_of(variant.model))
     total, weights = sum(plan.model_sizes(variant.model).values()), weight_bytes(plan, variant.model)
     if variant.kind == "model":
         return total
     try:
-        shape, effective = architecture.read(config), effective_recipes(plan, variant)
+        shape, effective = architecture.read(config), came + effective_recipes(plan, variant)
         if variant.is_adapter:
             made = effective[-1].stored(shape) * BYTES["float32"] * (1 + effective[-1].keep_checkpoints)
         else:

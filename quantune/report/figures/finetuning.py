@@ -7,31 +7,46 @@ from quantune.report.figures.canvas import BLUE, GREEN, GREY, LOG_FROM, ORANGE, 
 from quantune.report.gather import Report, VariantResult
 
 ROLES = {"target": ("o", "target domain"), "general": ("D", "general"), "other": ("s", "other")}
+OTHER = ".validation_loss"
+"""End of the columns of other datasets' validation losses, after the dataset."""
+OTHERS, MARKERS = (GREEN, PURPLE, GREY), ("s", "^", "v", "P", "X")
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 
 
-def loss_curves(report: Report, path: Path) -> None:
+def loss_curves(report: Report, path: Path, png: bool = False) -> None:
     """Draw training and validation loss over optimizer steps, a panel for each fine-tuned variant."""
     trained = [variant for variant in report.made_by("finetuning") if variant.curves is not None]
     columns = min(2, len(trained))
     rows = math.ceil(len(trained) / columns)
-    with canvas(path, height=0.7 + 2.5 * rows) as figure:
+    with canvas(path, 0.7 + 2.5 * rows, png) as figure:
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
         for axes in panels[len(trained) :]:
             axes.set_visible(False)
+        looks = _looks(trained)
         for axes, variant in zip(panels, trained, strict=False):
-            for column, colour, marker in (("train_loss", BLUE, "o"), ("validation_loss", ORANGE, "D")):
-                curve = variant.curves[["step", column]].dropna()
-                axes.plot(curve.step, curve[column], color=colour, marker=marker, markersize=4)
+            for column, (label, colour, marker) in looks.items():
+                if column in variant.curves:
+                    curve = variant.curves[["step", column]].dropna()
+                    axes.plot(curve.step, curve[column], color=colour, marker=marker, markersize=4, label=label)
             axes.set_title(variant.name)
             axes.set_xlabel("optimizer step")
         for axes in panels[::columns]:
             axes.set_ylabel("loss, nats per token")
-        handles = panels[0].get_lines()
-        figure.legend(handles, ["training", "validation"], loc="outside upper left", ncols=2)
+        handles = {line.get_label(): line for axes in panels for line in axes.get_lines()}
+        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=3)
 
 
-def forgetting(report: Report, trained: list[VariantResult], path: Path) -> None:
+def _looks(trained: list[VariantResult]) -> dict[str, tuple[str, str, str]]:
+    """Return column of the loss curves -> its label, colour and marker."""
+    looks = {"train_loss": ("training", BLUE, "o"), "validation_loss": ("validation", ORANGE, "D")}
+    others = dict.fromkeys(column for variant in trained for column in variant.curves if column.endswith(OTHER))
+    for place, column in enumerate(others):
+        label, number = f"validation on {column.removesuffix(OTHER)}", place // len(OTHERS)
+        looks[column] = (label, OTHERS[place % len(OTHERS)], MARKERS[number % len(MARKERS)])
+    return looks
+
+
+def forgetting(report: Report, trained: list[VariantResult], path: Path, png: bool = False) -> None:
     """Draw what each fine-tuning changed against its parent, with 95 % intervals, a row for each variant.
 
     The metrics of all of them are of one family.
@@ -39,7 +54,7 @@ def forgetting(report: Report, trained: list[VariantResult], path: Path) -> None
     metrics = list(dict.fromkeys(score.metric for variant in trained for score in variant.scores.values()))
     unit = "%" if metrics[0].relative else ""
     apart = 0.18 if len(report.scored(*trained)) > 2 else 0  # rows between the marks of one variant
-    with canvas(path, height=1.5 + 0.62 * len(trained)) as figure:
+    with canvas(path, 1.5 + 0.62 * len(trained), png) as figure:
         axes = figure.add_subplot()
         axes.axvline(0, color="#333333", linewidth=1)
         for row, variant in enumerate(trained):
