@@ -268,7 +268,8 @@ def test_llama_cpp_generates_and_scores_as_transformers(tmp_path, checkpoints, k
     for form, tolerance in (("gguf-f16", 2e-3), ("gguf-q8-0", 2e-2)):
         folder, _ = written(checkpoints[kind], tmp_path / form, form)
         (file,) = folder.glob("*.gguf")
-        ours = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32).eval()
+        source = (checkpoints[kind], {}) if form == "gguf-f16" else (folder, {"gguf_file": file.name})
+        ours = AutoModelForCausalLM.from_pretrained(source[0], dtype=torch.float32, **source[1]).eval()
         client = llama_cpp.Llama(
             str(file), n_ctx=256, n_batch=256, n_threads=1, logits_all=True, verbose=False, flash_attn=False
         )
