@@ -304,6 +304,10 @@ def test_llama_cpp_generates_and_scores_as_transformers(tmp_path, checkpoints, k
         ("opt+rtn-w4/gguf-q8-0", "it is quantized, and a GGUF file begins with full precision; export its parent"),
         ("opt+w3/compressed-tensors", "vLLM serves 4, 8 bits, not 3; export 'safetensors'"),
         ("opt+g16/compressed-tensors", "vLLM serves groups of 32, 64, 128, null, not 16; export 'safetensors'"),
+        ("opt+auto/compressed-tensors", None),
+        ("opt+fp8/compressed-tensors", None),
+        ("opt+some5/compressed-tensors", "vLLM serves 4, 8 bits, not 5; export 'safetensors'"),
+        ("opt+kept/compressed-tensors", "vLLM reads no channels in 16 bits beside the codes; export 'safetensors'"),
         ("opt/gguf-q4", "'gguf-q4' is not a format of exports; allowed: compressed-tensors, gguf-bf16, gguf-f16"),
         ("opt", "exports: 'opt' is not a variant and a format; write 'opt/safetensors'"),
         ("op/safetensors", "'op' is not a model"),
@@ -313,8 +317,15 @@ def test_unsuitable_exports_are_refused_before_any_job(raw, wanted, message):
     raw["quantizations"] |= {
         "w3": {"method": "rtn", "bits": 3, "group_size": 32},
         "g16": {"method": "rtn", "bits": 4, "group_size": 16},
+        "auto": {"method": "rtn", "bits": 4, "group_size": "auto"},
+        "some5": {"method": "rtn", "bits": 4, "group_size": 32, "overrides": {"fc2": {"bits": 5}}},
+        "kept": {"method": "mixed-channels", "bits": 4, "group_size": 32, "dataset": "harbour", "length": 16},
+        "fp8": {"method": "fp8", "activations": "none"},
     }
     raw["exports"] = [wanted]
+    if message is None:
+        assert load.load(raw).exports == [wanted]
+        return
     with pytest.raises(ConfigError) as error:
         load.load(raw)
     assert message in str(error.value)
