@@ -230,7 +230,8 @@ class Packed(Quantization):
     def unservable(self, widths: set[int]) -> str | None:
         """Return why vLLM has no kernel for these grids, or None (`compressed_tensors_wNa16` and `marlin_utils`)."""
         given = [override.given() for override in self.overrides.values()]
-        bits = {*(self.budget.choices if self.budget else [self.bits]), *(keys["bits"] for keys in given if keys.get("bits"))}
+        bits = set(self.budget.choices) if self.budget else {self.bits}
+        bits |= {keys["bits"] for keys in given if keys.get("bits")}
         sizes = {self.group_size, *(keys["group_size"] for keys in given if "group_size" in keys)}
         sizes = {largest_group(widths) if size == "auto" else size for size in sizes}
         if wrong := sorted(bits - set(SERVED_BITS)):
