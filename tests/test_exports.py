@@ -19,8 +19,12 @@ from quantune.artefacts.hashes import file_sha256
 from quantune.core.errors import ConfigError, QuantuneError
 from quantune.exports.ggml import modelfile, vocabulary, weights
 from quantune.models import loading, probes
+from quantune.models.eight_bit_linear import EightBitLinear
+from quantune.models.packed_linear import PackedLinear
 from quantune.planning import load
 from quantune.planning.plan import Plan
+from quantune.quantizations.eight_bits import FP8
+from quantune.quantizations.rtn import RoundToNearest
 from quantune.upkeep import upload
 from tests import records, uploads
 from tests.conftest import OPT
@@ -291,6 +295,18 @@ def test_llama_cpp_generates_and_scores_as_transformers(tmp_path, checkpoints, k
         client.close()
 
 
+@pytest.mark.parametrize("method", [FP8(method="fp8"), RoundToNearest(method="rtn", bits=4, symmetric=False)])
+def test_compressed_tensors_loader_reads_the_same_weights(tmp_path, method, monkeypatch):
+    (tmp_path / "packed").mkdir()
+    method.quantize(OPT, tmp_path / "packed")
+    _, facts = written(tmp_path / "packed", tmp_path / "export", "compressed-tensors")
+    assert facts["relative_weight_distance"] < 1e-6
+    monkeypatch.setattr(PackedLinear, "dense", lambda layer, dtype: torch.zeros(layer.out_features, layer.in_features))
+    monkeypatch.setattr(EightBitLinear, "dense", PackedLinear.dense)
+    with pytest.raises(QuantuneError, match=r"reads other weights of 'model\.decoder\.layers\.0"):
+        written(tmp_path / "packed", tmp_path / "other", "compressed-tensors")
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
@@ -361,6 +377,12 @@ def test_the_licence_and_the_numbers_are_part_of_an_export(raw):
     assert second.checkpoint("opt").digest == first.parents["checkpoint"].parents["parent"].digest
 
 
+def test_an_export_is_planned_with_what_it_needs(project):
+    project.write(project.config | {"exports": ["opt+lora+merge/safetensors"]})
+    assert project.planned("exports") == {"exports/opt+lora+merge/safetensors"}
+
+
+@pytest.mark.slow
 def test_exports_of_a_finished_project(project):
     """One is copied, one is read by compressed-tensors' own loader; both have a card, and are current afterwards."""
     wanted = ["opt+lora+merge/safetensors", "opt+lora+merge+rtn-b/compressed-tensors"]
@@ -372,7 +394,7 @@ def test_exports_of_a_finished_project(project):
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (plain / name).read_bytes() == (source / name).read_bytes()
     facts = json.loads((packed / "provenance.json").read_text())
-    assert facts["facts"]["relative_distance"] < 1e-5
+    assert facts["facts"]["relative_weight_distance"] < 1e-6
     assert facts["stage"] == "export/compressed-tensors"
     card = ModelCard.load(packed / "README.md")
     assert card.data.library_name == "transformers"
