@@ -18,7 +18,7 @@ from quantune import exports
 from quantune.artefacts.hashes import file_sha256
 from quantune.core.errors import ConfigError, QuantuneError
 from quantune.exports.ggml import modelfile, vocabulary, weights
-from quantune.models import loading, probes
+from quantune.models import gguf_conversion, loading, probes
 from quantune.models.eight_bit_linear import EightBitLinear
 from quantune.models.packed_linear import PackedLinear
 from quantune.planning import load
@@ -110,6 +110,20 @@ def test_transformers_reads_the_same_model_from_gguf(checkpoints, tmp_path, kind
     expected = AutoModelForCausalLM.from_pretrained(checkpoints[kind], dtype=torch.float32).eval()
     opened = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32).eval()
     assert torch.equal(probes.probe_logits(opened), probes.probe_logits(expected))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_quantune_reads_the_same_model_and_tokenizer_from_its_own_file(checkpoints, tmp_path, kind):
+    folder, _ = written(checkpoints[kind], tmp_path / "export")
+    (file,) = folder.glob("*.gguf")
+    (tmp_path / "read").mkdir()
+    gguf_conversion.convert(file, tmp_path / "read")
+    pair = [checkpoints[kind], tmp_path / "read"]
+    logits = [probes.probe_logits(loading.whole(path, torch.device("cpu"), dtype=torch.float32)) for path in pair]
+    assert torch.equal(*logits)
+    first, second = map(loading.tokenizer, pair)
+    assert [first(text).input_ids for text in TEXTS] == [second(text).input_ids for text in TEXTS]
+    assert first.chat_template == second.chat_template
 
 
 def test_biases_of_llama_are_interleaved_like_their_rows(tmp_path):
