@@ -12,6 +12,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.utils import close_session
+from tokenizers import Tokenizer, models, normalizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from quantune import exports
@@ -216,7 +217,7 @@ def test_the_vocabulary_has_special_tokens_types_and_unused_rows(llama, tmp_path
     assert fields["tokenizer.chat_template"] == CHATML
 
 
-BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
 MERGED = {"type": "BPE", "ignore_merges": False, "byte_fallback": False}
 
 
@@ -248,6 +249,47 @@ def test_the_rule_of_splitting_has_llama_cpps_name_or_is_refused(steps, changes,
     else:
         with pytest.raises(QuantuneError, match="has no rule that splits"):
             vocabulary.split_rule(state)
+
+
+def in_pieces(state, lines):
+    """Return a tokenizer like that of Llama 2, trained on lines of text, with the tokens that another adds."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    steps = [normalizers.Prepend(vocabulary.SPACE), normalizers.Replace(" ", vocabulary.SPACE)]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    reserved = ["<s>", "<pad>", "</s>", "<unk>", *(f"<0x{value:02X}>" for value in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=reserved, show_progress=False)
+    tokenizer.train_from_iterator([word for line in lines for word in line.split()], trainer)
+    made_of = json.loads(tokenizer.to_str())
+    made_of["added_tokens"] = made_of["added_tokens"][:4]
+    return made_of | {"post_processor": state["post_processor"]}
+
+
+@pytest.mark.parametrize("rule", ["gpt-2", "smollm", "qwen2", "llama-bpe", "default"])
+def test_llama_cpp_splits_texts_as_the_tokenizer_does(tmp_path, rule):
+    llama_cpp = pytest.importorskip("llama_cpp")
+    digits = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTES]}
+    steps = {
+        "gpt-2": BYTES,
+        "smollm": digits,
+        "qwen2": split(vocabulary.QWEN_2),
+        "llama-bpe": split(vocabulary.LLAMA_3),
+    }
+    lines = (OPT.parents[1] / "text/general/test.txt").read_text().split("\n")[:60]
+    checkpoint = made(tmp_path / "model", LlamaConfig)
+    path = checkpoint / "tokenizer.json"
+    state = json.loads(path.read_text())
+    if rule == "default":
+        state = in_pieces(state, lines)
+    else:
+        state["pre_tokenizer"] = steps[rule]
+        state["model"]["ignore_merges"] = rule == "llama-bpe"
+    path.write_text(json.dumps(state))
+    folder, _ = written(checkpoint, tmp_path / "export")
+    (file,) = folder.glob("*.gguf")
+    client, tokenizer = llama_cpp.Llama(str(file), vocab_only=True, verbose=False), loading.tokenizer(checkpoint)
+    for text in (*TEXTS, "one 1234567 two", "  x\n\n\n  y", "can't I'LL WE'RE", " ", "tab\tx  ", "naïve ÀÉ", *lines):
+        assert client.tokenize(text.encode(), add_bos=True, special=True) == tokenizer(text).input_ids, text
+    client.close()
 
 
 def test_scores_order_pieces_as_the_merges_do():
