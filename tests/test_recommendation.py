@@ -143,6 +143,8 @@ def test_speech_waits_for_the_transcripts_of_a_batch(work):
     spoken_benchmark(work, "m", 0.1, 1000)
     performance = gather.gather(measured(work)).variants["m"].performance
     assert taken(5, performance, 4) == Taken(1000, "tensors", pytest.approx(4.0), pytest.approx(4.04))
+    on_gpu = taken(5, replace(performance, kind="gpu"), 4)
+    assert (on_gpu.memory, on_gpu.kind) == (performance.shown("transcribe")[4].peak_bytes, "peak")
     assert taken(5, None, 4) == Taken(5, "disk") and taken(5, None, 4, measured=True).memory is None
 
 
