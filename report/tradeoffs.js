@@ -173,7 +173,7 @@
     inside.append(...labels(order.reverse()));
     const keep = plot.contains(document.activeElement) ? chosen : null;
     plot.replaceChildren(svg);
-    const first = points.find((point) => point.index === chosen) ?? points.find((point) => point.variant.mark === "ship") ?? byCost()[0];
+    const first = points.find((point) => point.index === chosen) ?? order[0]; // the most important
     roving(first.index);
     if (keep !== null && first.index === keep) plot.querySelector(`[data-index="${keep}"]`)?.focus();
   }

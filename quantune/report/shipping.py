@@ -108,12 +108,12 @@ def _time(seconds: float) -> str:
     return f"{1000 * seconds:.3g} ms" if seconds < 1 else duration(seconds)
 
 
-def _loses(item: Candidate) -> str:
+def _loses(item: Candidate, note: str = "; in brackets 95 % intervals") -> str:
     """Return the changes against the model, each with its interval."""
     parts = [f"{wording.briefly(change)} on {name}" for name, change in item.changes.items()]
     labels = list(dict.fromkeys(change.metric.label for change in item.changes.values()))
     label = wording.listing(labels)
-    return f"{label[0].upper()}{label[1:]} {wording.listing(parts)}; in brackets 95 % intervals."
+    return f"{label[0].upper()}{label[1:]} {wording.listing(parts)}{note}."
 
 
 def _rule(report: Report, answer: Answer) -> str:
@@ -202,7 +202,7 @@ def _turn(turn: Turn, answer: Answer) -> str:
 def _no_limits(answer: Answer) -> str:
     return (
         f"No limits are given (key `ship`), so these are three of the best trade-offs of"
-        f" {plural(answer.count, 'variant')}."
+        f" {plural(answer.count, 'variant')}; in brackets 95 % intervals."
     )
 
 
@@ -224,4 +224,4 @@ def _options(answer: Answer) -> list[Option]:
 
 
 def _change(item: Candidate) -> str:
-    return _loses(item) if item.changes else "It is the model itself."
+    return _loses(item, note="") if item.changes else "It is the model itself."
