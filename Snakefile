@@ -3,6 +3,7 @@
 - `snakemake`: the report of config.yaml
 - `snakemake --configfile experiments/local-opt.yaml`: the report of another configuration
 - `snakemake plan`: a table of the memory, disk and time that this takes; no other output
+- `snakemake exports`: the configured exports, for other programs, with their model cards
 - `snakemake compare --config 'with=HEAD~1'`: what changed since another run, and whether significantly
 - `snakemake transcripts`: the transcripts of the configured recordings
 - `snakemake work/checkpoints/opt-2m+nf4+lora`: any chain, named in the configuration or not
@@ -24,6 +25,7 @@ include: "rules/merge.smk"  #    checkpoints/{parent}+merge
 include: "rules/evaluate.smk"  # evaluations/{variant}/{evaluation}
 include: "rules/transcribe.smk"  # transcripts/{variant}/{recording}
 include: "rules/benchmark.smk"  # benchmarks/{variant}
+include: "rules/export.smk"  #   exports/{variant}/{format}
 include: "rules/report.smk"  #   report
 include: "rules/plan.smk"  #     a table of the artefacts to make and their costs
 include: "rules/compare.smk"  #  what changed since another run
@@ -71,6 +73,11 @@ rule transcripts:
         listed_transcripts,
 
 
+rule exports:
+    input:
+        listed_exports,
+
+
 rule benchmarks:
     input:
         listed_benchmarks,
@@ -83,6 +90,7 @@ localrules:
     compare,
     data,
     evaluations,
+    exports,
     measurements,
     plan,
     transcripts,

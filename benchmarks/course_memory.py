@@ -125,7 +125,7 @@ class Exercises:
         self.place, self.out, self.whisper, self.small = place, out, whisper, small
         self.results = json.loads(out.read_text()) if out.exists() else {"jobs": []}
         names = ("torch", "transformers", "peft", "bitsandbytes", "compressed-tensors")
-        self.results |= {"hardware": torch.cuda.get_device_name() if GPU else "cpu", "cap_bytes": int(cap * 1e9)}
+        self.results |= {"cap_bytes": int(cap * 1e9)}
         self.results |= {"versions": {name: metadata.version(name) for name in names}}
         self.results |= {"command": "PYTHONPATH=. python benchmarks/course_memory.py results.json WHISPER"}
         self.share = cap * 1e9 / torch.cuda.mem_get_info()[1] if GPU else 1
@@ -157,11 +157,12 @@ class Exercises:
             return
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-        recipe = recipe if isinstance(recipe, dict) else recipe.model_dump(mode="json")
+        recipe = recipe if isinstance(recipe, dict) else recipe.model_dump(mode="json", exclude_unset=True)
         order = {"recipe": recipe | {"seed": 0}, "options": {"settings": {}}, "predicted": None}
         if script == "benchmark.py":
             order["recipe"] = recipe | {"hardware": hardware.detect()}
         row = {"exercise": exercise, "variant": variant, "job": name}
+        row |= {"hardware": torch.cuda.get_device_name() if GPU else "cpu"}
         if script != "evaluate.py":
             self.evaluating = "", None
             function = body(script)

@@ -22,7 +22,7 @@ from quantune.artefacts import freshness, job
 from quantune.core import hardware
 from quantune.core.errors import QuantuneError, printable
 from quantune.core.recipe import NAME, SEED
-from quantune.planning import costs, documents, load, resources
+from quantune.planning import costs, documents, exports, load, resources
 from quantune.planning.plan import Plan
 from quantune.upkeep import dvc, runs
 
@@ -229,6 +229,14 @@ def listed_benchmarks(wildcards):
     return [call_or_stop(PLAN.benchmark, name).path for name in CONFIG.benchmarked or map(str, CONFIG.listed)]
 
 
+def listed_exports(wildcards):
+    """Return the paths of the exports of the configuration."""
+    pairs = call_or_stop(exports.requested, CONFIG)
+    if not pairs:
+        stop("the key 'exports' is missing; write it, such as 'exports: [VARIANT/safetensors]'")
+    return [call_or_stop(PLAN.export, *pair).path for pair in pairs]
+
+
 def planned_costs(wildcards):
     """Return a text table of the costs of all artefacts that are not current."""
     return costs.table(call_or_stop(costs.of_plan, PLAN))
@@ -262,6 +270,7 @@ wildcard_constraints:
     model=NAME,
     dataset=NAME,
     recording=NAME,
+    format=NAME,
     variant=CHAIN,
     parent=CHAIN,
     quantization=step_pattern(CONFIG.quantizations),

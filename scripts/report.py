@@ -5,8 +5,9 @@ import json
 import os
 
 from quantune.artefacts import job
-from quantune.report import card, gather, page, table, table_files
+from quantune.report import gather, page, table, table_files
 from quantune.report.figures import gallery
+from quantune.report.recommended import recommended
 
 
 def write(order, inputs, folder, scratch):
@@ -19,7 +20,7 @@ def write(order, inputs, folder, scratch):
     html = page.render(gathered, figures, command)
     (folder / "report.html").write_text(html)
     table_files.write(html, folder / "tables")
-    (folder / "recommendation.json").write_text(json.dumps(card.recommended(gathered), indent=1) + "\n")
+    (folder / "recommendation.json").write_text(json.dumps(recommended(gathered), indent=1) + "\n")
     print(f"{len(gathered.variants)} variants, {len(figures)} figures: open {order['path']}/report.html")
 
 

@@ -25,20 +25,24 @@ def train(order, inputs, folder, scratch):
     validation = None
     if recipe.validation_split:
         validation = examples.read(prepared, recipe.validation_split, parent, recipe.length, **form)
+    others = {
+        name: examples.read(path, recipe.also_validate[name], parent, recipe.length, **form)
+        for name, path in zip(sorted(recipe.also_validate), inputs.get("validated", []), strict=True)
+    }
     quantized = loading.quantization_method(parent) is not None
     model = loading.model([parent], precision.loaded_dtype(recipe, quantized))
     model.config.use_cache = False
     footprint = model.get_memory_footprint()
     original = next(iter(inputs.get("original", ())), None)
     model = recipe.prepare(model, seed, original)
-    packing.settle(model, [data, validation])
+    packing.settle(model, [data, validation, *others.values()])
     checkpointing.enable(model, recipe)
     trainable, total = adapters.parameters(model)
     print(f"training {trainable:,} of {total:,} parameters ({trainable / total:.4%}) on {len(data)} examples")
 
     with loss.fused(model, recipe.label_smoothing), noise.noisy(model, recipe), precision.attending(recipe):
         store = partial(recipe.save, model, parent)
-        facts = loop.train(model, recipe, seed, data, validation, folder, scratch, store)
+        facts = loop.train(model, recipe, seed, data, validation, folder, scratch, store, others)
     recipe.save(model, parent, folder)
     facts |= recipe.facts(model)
     predicted = sum((order["predicted"] or {}).values()) or None

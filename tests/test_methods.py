@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from quantune.core.errors import ConfigError, QuantuneError
 from quantune.data import text
-from quantune.finetunings.training import loop, loss, precision
+from quantune.finetunings.training import checkpointing, loop, loss, precision
 from quantune.models import adapters, architecture, checkpoints, decoding, loading, probes, stored
 from quantune.planning import load, resources
 from quantune.planning.config import AnyFinetuning
@@ -70,6 +70,11 @@ ROWS = {
         {"method": "bottleneck", "size": 8, "placement": "pfeiffer"},
         LAYERS * (2 * 8 * WIDTH + 8 + WIDTH),
         [None],
+    ),
+    "unipelt": (
+        {"method": "unipelt", "rank": 4, "virtual_tokens": 7, "size": 8},
+        PAIR + LAYERS * (2 * 7 * WIDTH + 2 * 8 * WIDTH + 8 + WIDTH + 4 * (WIDTH + 1)),
+        [None, "nf4"],
     ),
     "lora+": ({"method": "lora", "rank": 4, "learning_rate_ratio": 4}, PAIR, [None]),
 }
@@ -309,7 +314,7 @@ def test_chains_go_on_after_a_whole_model(raw):
     assert sizes[1] == pytest.approx(sizes[0], rel=2e-3)
 
 
-@pytest.mark.parametrize("name", ["prompt", "prefix", "p-tuning", "ia3"])
+@pytest.mark.parametrize("name", ["prompt", "prefix", "p-tuning", "ia3", "unipelt"])
 def test_all_evaluations_count_virtual_tokens_as_a_forward_pass_does(tmp_path, data, name):
     """The loss of training, the decoders and generation agree with a forward pass over the whole text."""
     recipe = recipe_of(name, steps=2)
@@ -352,7 +357,9 @@ def test_virtual_tokens_need_room_and_text(raw):
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("method", ["ia3", "prompt", "prefix", "p-tuning", "dora", "adalora", "houlsby", "pfeiffer"])
+@pytest.mark.parametrize(
+    "method", ["ia3", "prompt", "prefix", "p-tuning", "dora", "adalora", "houlsby", "pfeiffer", "unipelt"]
+)
 def test_the_number_of_trained_parameters_is_predicted_for_other_families(name, method):
     recipe = recipe_of(method)
     model = recipe.prepare(built(SMALL[name]), 0)
@@ -373,6 +380,66 @@ def test_ranks_of_adalora_move_to_the_budget_and_differ(tmp_path, data, precisio
     assert 6 * len(ranks) >= sizes[0] > sizes[1] > sum(ranks.values())
     again = logits(loading.model([OPT, tmp_path / "saved"], "float32"))
     assert distance(again, logits(model.float())) < (1e-5 if precision_ == "float32" else 0.03)
+
+
+@pytest.mark.parametrize("base", [None, "nf4"])
+def test_gates_of_unipelt_are_measured_and_differ_between_layers(tmp_path, bases, data, base):
+    """The means go on after a kill; neither validation nor gradient checkpointing changes them."""
+    recipe, folder = recipe_of("unipelt", gradient_checkpointing=True), bases(base)
+    model, _ = train(recipe, folder, tmp_path / "whole", data)
+    gates = recipe.facts(model)["gates"]
+    assert len(gates) == len(set(gates.values())) == 4 * LAYERS and all(0 < value < 1 for value in gates.values())
+    tokens = {int(part.gates[1]) for part in model.modules() if "gates" in part._buffers}
+    assert tokens == {recipe.steps * recipe.batch_size * 32}
+    with pytest.raises(InterruptedError):
+        train(recipe, folder, tmp_path / "cut", Killed(data, 5), data)
+    resumed, _ = train(recipe, folder, tmp_path / "cut", data, data)
+    assert recipe.facts(resumed)["gates"] == gates
+
+    (scratch := tmp_path / "scratch").mkdir()
+    again = prepared(recipe, folder)
+    checkpointing.enable(again, recipe)
+    loop.train(again, recipe, 0, data, None, scratch, scratch)
+    assert recipe.facts(again)["gates"] == pytest.approx(gates, rel=1e-4)
+    assert max(float(part.gates[1]) for part in again.modules() if "gates" in part._buffers) == 2 * max(tokens)
+
+
+@pytest.mark.parametrize("name", ["opt", "grouped"])
+def test_a_gate_of_0_removes_its_part(name):
+    model = recipe_of("unipelt").prepare(built(SMALL[name]), 0).eval()
+    ids = torch.arange(5, 25)[None]
+
+    def computed() -> torch.Tensor:
+        with torch.no_grad():
+            return model(input_ids=ids).logits
+
+    with model.disable_adapter():
+        plain = computed()
+    assert torch.equal(computed(), plain), "the parts begin at no change"
+    gates = {}  # name of the layer that has the part -> gates in all layers
+    for key, part in model.named_modules():
+        if key.endswith("unipelt_gate.default"):
+            part.weight.data.zero_()
+            gates.setdefault(key.split(".unipelt")[0].split(".")[-1], []).append(part.bias.data)
+        elif key.endswith("unipelt_second.default"):
+            part.weight.data.normal_(std=0.1)
+    assert len(gates) == 4
+    for kept in (None, *gates):
+        for key, values in gates.items():
+            for value in values:
+                value.fill_(0 if key == kept else -1e4)  # the gate is 1/2 or 0
+        assert torch.equal(computed(), plain) if kept is None else distance(computed(), plain) > 1e-4
+
+
+def test_unipelt_is_for_text_models_with_all_three_layers(raw):
+    config = json.loads((WHISPER / "config.json").read_text())
+    assert "'unipelt' is for text models; for speech take" in recipe_of("unipelt").unsuitable(config)
+    with pytest.raises(QuantuneError, match="has not all layers that 'unipelt' needs"):
+        recipe_of("unipelt").prepare(torch.nn.Linear(2, 2), 0)
+    raw["finetunings"]["tuned"] = {"dataset": "harbour", "steps": 3, "length": 16, "method": "unipelt"}
+    raw["variants"] = ["opt+tuned+merge"]
+    with pytest.raises(ConfigError, match="'tuned' has gates that depend on the text and cannot be merged"):
+        load.load(raw)
 
 
 def test_adalora_needs_steps_to_prune(data, tmp_path):

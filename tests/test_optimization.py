@@ -6,6 +6,7 @@ import numpy
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from quantune.data import text
 from quantune.data.batches import IGNORED
@@ -60,7 +61,7 @@ def test_the_loss_falls_and_a_killed_training_ends_with_the_same_bits(tmp_path, 
 
 
 def test_smoothed_labels_are_those_of_torch():
-    """The chunked loss and the models' own, with their gradients; not in evaluation mode; also for speech."""
+    """The chunked loss and the models' own, with their gradients; not in evaluation mode."""
     ids = torch.from_numpy(OTHER.blocks[:2])
     labels = ids.clone()
     labels[0, :9] = IGNORED
@@ -84,6 +85,32 @@ def test_smoothed_labels_are_those_of_torch():
         assert float(plain.detach()) == pytest.approx(
             float(model(input_ids=ids, labels=labels).loss.detach()), rel=1e-6
         )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_of_speech_is_the_models_own_without_all_logits(smoothing):
+    sizes = {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    sizes |= {f"{part}_{key}": 1 for part in ("encoder", "decoder") for key in ("layers", "attention_heads")}
+    special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 1) | {"decoder_start_token_id": 2}
+    config = WhisperConfig(d_model=16, vocab_size=3000, max_source_positions=20, **sizes, **special)
+    model = WhisperForConditionalGeneration(config).train()
+    labels = torch.randint(3, 3000, (4, 30))
+    labels[1, 12:] = IGNORED
+    inputs = {"input_features": torch.randn(4, 80, 40), "labels": labels}
+    model.get_output_embeddings().weight.requires_grad_(False)
+    weights = [value for value in model.parameters() if value.requires_grad]
+    logits = model(**inputs).logits.flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, labels.flatten(), label_smoothing=smoothing)
+    slopes = torch.autograd.grad(expected, weights, allow_unused=True)
+    kept = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda x: x)
+    with loss.fused(model, smoothing), hooks:
+        value = model(**inputs).loss
+        pairs = zip(slopes, torch.autograd.grad(value, weights, allow_unused=True), strict=True)
+        assert all(one is other is None or torch.allclose(one, other, atol=1e-6) for one, other in pairs)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert max(kept) < logits.numel() / 2
+    assert model(**inputs).logits.shape == (4, 30, 3000), "outside, the model is as before"
 
 
 def test_noise_is_as_large_as_neftune_says_and_only_in_training():

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from quantune.report import findings, gather, page, table
+from quantune.report import by_layer, findings, gather, page, table
 from quantune.report.figures import tradeoffs
+from tests import records
 from tests.reports import SHA, TOKENS, WINDOWS, Work, write
 
 
@@ -181,3 +182,28 @@ def test_generations_mark_the_beginning_in_common():
 
 def test_best_tradeoffs():
     assert tradeoffs.best_tradeoffs([(3, 1), (1, 5), (2, 6), (2, 3), (4, 1)]) == [(1, 5), (2, 3), (3, 1)]
+
+
+def test_gates_and_ranks_are_drawn_and_listed_by_layer(work, tmp_path):
+    """Names of encoder and decoder say which; a layer without a number has a dash."""
+    names = [f"model.decoder.layers.{layer}.self_attn.{part}" for part in ("q_proj", "v_proj") for layer in (0, 1)]
+    gates = dict(zip(names, (0.125, 0.25, 0.5, 0.75), strict=True))
+    ranks = {"model.encoder.layers.0.fc1": 3, "model.decoder.layers.1.fc1": 5, "lm_head": 7}
+    for name, facts in (("m+tune", {"gates": gates}), ("m+fine+tune", {"ranks": ranks})):
+        path = Path(dict(work.made)[name]["path"], "provenance.json")
+        records.change(path, lambda record, facts=facts: record["facts"].update(facts))
+    gathered, html = write(work.order(), tmp_path / "report")
+    made = by_layer.studies(gathered)
+    assert [study.parts for study in made["gates"]] == [{"q_proj": {0: 0.125, 1: 0.25}, "v_proj": {0: 0.5, 1: 0.75}}]
+    assert [study.parts for study in made["ranks"]] == [{"encoder fc1": {0: 3}, "decoder fc1": {1: 5}}]
+    rows = {part: re.findall("<td>(.*?)</td>", row) for part, row in re.findall(CELL, html)}
+    assert rows["v_proj"] == ["0.5", "0.75"] and rows["encoder fc1"] == ["3", "–"] and rows["decoder fc1"] == ["–", "5"]
+    for fact, texts in (
+        ("gates", ("q_proj", "v_proj", "mean gate")),
+        ("ranks", ("encoder fc1", "decoder fc1", "rank")),
+    ):
+        drawn = (tmp_path / f"report/by-layer-{fact}.svg").read_text()
+        assert all(f">{text}<" in drawn for text in texts)
+
+
+CELL = r'(?s)<td class="text">([\w ]+)</td>(\s*<td>[\d.–]+</td>\s*<td>[\d.–]+</td>\s*)</tr>'

@@ -1,4 +1,4 @@
-"""Exports of the report: tables as CSV, JSON and LaTeX, and the numbers of a model card."""
+"""Exports of the report: tables as CSV, JSON and LaTeX, and the recommendation."""
 
 import csv
 import json
@@ -8,7 +8,8 @@ import subprocess
 
 import pytest
 
-from quantune.report import card, gather, page, table_files
+from quantune.report import gather, page, table_files
+from quantune.report.recommended import recommended
 
 
 @pytest.fixture
@@ -61,12 +62,6 @@ def test_latex_compiles(written, tmp_path):
     subprocess.run(["pdflatex", "-halt-on-error", "all.tex"], cwd=tmp_path, check=True, capture_output=True)
 
 
-def test_a_model_card_has_numbers_with_intervals(written):
+def test_other_programs_read_the_recommendation(written):
     gathered, _, _ = written
-    fine = json.loads(json.dumps(card.numbers(gathered, "m+fine"), allow_nan=False))
-    assert (fine["recommended"], fine["size_bytes"], fine["bits_per_weight"]) == ("shown", 400, 4.5)
-    home = fine["evaluations"]["home"]
-    assert home["measured_over"] == "40 windows, 4,000 tokens" and home["low"] < home["value"] < home["high"]
-    assert home["changes"][0]["against"] == "m" and home["changes"][0]["loss_below"] == 0.01
-    assert card.numbers(gathered, "m")["recommended"] is None
-    assert card.recommended(gathered) == {"m": {"variant": "m+fine", "standing": "shown", "runner_up": "m+rough"}}
+    assert recommended(gathered) == {"m": {"variant": "m+fine", "standing": "shown", "runner_up": "m+rough"}}

@@ -11,7 +11,7 @@ PROBE_SAMPLES, PROBE_SAMPLE_TOKENS = 8, 4096
 PROBE_LOGITS = 2**28
 """Float32 logits of one pass over them, at most: 1 GiB."""
 LOSS_CHUNK = 2**26
-"""Logits that the training loss of a language model holds at once."""
+"""Logits that the training loss holds at once."""
 
 
 @dataclass(frozen=True)
@@ -62,3 +62,5 @@ class Calibration:
     """Whether the rounded weights replace the model's own; otherwise both are kept in memory."""
     solver_bytes: Callable[[int, int], int]
     """(outputs, inputs) of a matrix -> bytes for fitting its grids, without its Gram matrix."""
+    gram: bool = True
+    """Whether the Gram matrices of inputs are collected."""

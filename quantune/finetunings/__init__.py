@@ -10,9 +10,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from quantune.core.errors import listed
 from quantune.core.recipe import LARGEST_BATCH, LONGEST, MANY, Name, Recipe, subclasses
 from quantune.core.workload import Training
 from quantune.models.architecture import Architecture
+
+
+def validation_column(dataset: str) -> str:
+    """Return the column of the loss curves, and the recorded number, of a dataset of `also_validate`."""
+    return f"{dataset}.validation_loss"
 
 
 class Finetuning(Recipe):
@@ -32,27 +38,13 @@ class Finetuning(Recipe):
     """Whether the output embedding is trained: then the model computes its loss from all logits at once."""
     taken_positions: ClassVar[int] = 0
     """Positions of the model that the method takes before every text."""
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     seeded: ClassVar[bool] = True
     settings: ClassVar[frozenset[str]] = frozenset({"save_every"})
     neutral: ClassVar[frozenset[str]] = frozenset(
         {"max_validation", "packing", "loss_on", "end_of_text", "group_by_length", "warmup_ratio", "log_every"}
         | {"keep", "keep_checkpoints", "optimizer", "attention", "max_samples", "mix", "mix_until"}
-        | {"learning_rate_floor", "embedding_noise", "label_smoothing", "patience"}
-    )
-    numbers: ClassVar[tuple[str, ...]] = (
-        *("parameters", "trainable_parameters", "total_parameters", "base_footprint_bytes"),
-        *(
-            "steps",
-            "epochs",
-            "examples",
-            "steps_per_second",
-            "train_loss",
-            "mean_train_loss",
-            "validation_loss",
-            "train_loss.step*",
-            "validation_loss.step*",
-        ),
+        | {"learning_rate_floor", "embedding_noise", "label_smoothing", "patience", "also_validate", "best_on"}
     )
 
     dataset: str
@@ -69,8 +61,11 @@ class Finetuning(Recipe):
     are repeated; or a number of examples."""
     validation_split: str | None = "validation"
     """Split of the dataset for the validation loss during training; null: no validation loss."""
+    also_validate: dict[Name, Name] = {}
+    """Other datasets with a validation loss of their own: dataset -> its split, such as {general: test}. Each has its
+    own curve."""
     max_validation: int | None = Field(default=None, gt=0, le=MANY)
-    """Number of validation examples, from the first; null: all."""
+    """Number of validation examples of each dataset, from the first; null: all."""
     steps: int | None = Field(default=None, gt=0, le=MANY)
     """Optimizer steps; give either this or `epochs`."""
     epochs: float | None = Field(default=None, gt=0, le=1_000_000)
@@ -137,6 +132,9 @@ class Finetuning(Recipe):
     keep: Literal["last", "best"] = "last"
     """Which trained weights are the result: those of the last step, or those of the point after step 0 with the lowest
     validation loss."""
+    best_on: Name | None = None
+    """With `keep: best`: the dataset of `also_validate` whose validation loss decides, for `patience` too; null:
+    `dataset`."""
     patience: int | None = Field(default=None, gt=0, le=MANY)
     """With `keep: best`: training ends after so many points without a lower validation loss; null: after all steps."""
     keep_checkpoints: int = Field(default=0, ge=0, le=1000)
@@ -155,7 +153,14 @@ class Finetuning(Recipe):
     def _keys_fit(self):
         if self.warmup_ratio is not None and self.warmup_steps:
             raise ValueError("give either 'warmup_steps' or 'warmup_ratio', not both")
-        if self.keep == "best" and self.validation_split is None:
+        if self.dataset in self.also_validate:
+            raise ValueError(f"'also_validate' names other datasets; '{self.dataset}' has 'validation_split'")
+        if self.best_on and self.best_on not in self.also_validate:
+            allowed = f"allowed: {listed(self.also_validate)}" if self.also_validate else "leave it out"
+            raise ValueError(f"'best_on: {self.best_on}' is not a dataset of 'also_validate'; {allowed}")
+        if self.best_on and self.keep != "best":
+            raise ValueError("'best_on' needs 'keep: best'")
+        if self.keep == "best" and self.validation_split is None and not self.best_on:
             raise ValueError("'keep: best' needs a validation loss; give 'validation_split', or take 'keep: last'")
         if self.patience and self.keep != "best":
             raise ValueError("'patience' needs 'keep: best'")
@@ -172,6 +177,25 @@ class Finetuning(Recipe):
             others = "'packing: false' or 'packing: separate'"
             raise ValueError(f"'end_of_text: false' needs {others}; joined documents are divided by this token")
         return self
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The numbers that its job records."""
+        losses = ("train_loss", "validation_loss", *map(validation_column, sorted(self.also_validate)))
+        return (
+            *("parameters", "trainable_parameters", "total_parameters", "base_footprint_bytes", "steps", "epochs"),
+            *("examples", "steps_per_second", "mean_train_loss", *losses, *(f"{name}.step*" for name in losses)),
+        )
+
+    @property
+    def other_data(self) -> dict[str, dict[str, str]]:
+        """Key -> dataset -> split of all that is read beside `dataset`."""
+        return {"mix": dict.fromkeys(self.mix, self.train_split), "also_validate": self.also_validate}
+
+    @property
+    def deciding_loss(self) -> str:
+        """The column of the loss curves that decides which weights are the best."""
+        return validation_column(self.best_on) if self.best_on else "validation_loss"
 
     def total_steps(self, examples: int) -> int:
         """Return the optimizer steps of a training on this number of examples."""

@@ -1,4 +1,4 @@
-"""Adapters: how to save them with reproducible bytes, and how to count their parameters."""
+"""Adapters: how to save them with reproducible bytes, count their parameters, and add methods to PEFT."""
 
 import json
 import tempfile
@@ -15,6 +15,20 @@ INITIAL = "initial_adapter"
 def task(model) -> str | None:
     """Return PEFT's name for the task of a model; None for a speech model, because PEFT has no task for audio."""
     return None if model.config.is_encoder_decoder else "CAUSAL_LM"
+
+
+def register(name: str, config: type, tuner: type) -> None:
+    """Make a method known to PEFT, whose enumeration of methods is closed; its configuration reads `peft_type`."""
+    from peft import PeftType
+    from peft.utils import register_peft_method
+
+    key = name.upper()
+    member = str.__new__(PeftType, key)
+    member._name_ = member._value_ = key
+    type.__setattr__(PeftType, key, member)
+    PeftType._member_map_[key] = PeftType._value2member_map_[key] = member
+    PeftType._member_names_.append(key)
+    register_peft_method(name=name, config_cls=config, model_cls=tuner)
 
 
 def keep_initial(model) -> None:

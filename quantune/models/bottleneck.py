@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from peft import PeftConfig, PeftType
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import register_peft_method
+
+from quantune.models import adapters
 
 NAME = "bottleneck"
 
@@ -83,14 +84,4 @@ class BottleneckModel(BaseTuner):
             self._replace_module(parent, target_name, BottleneckLayer(target, adapter_name, peft_config), target)
 
 
-def _register() -> None:
-    """Make the method known to PEFT, whose enumeration of methods is closed."""
-    member = str.__new__(PeftType, NAME.upper())
-    member._name_ = member._value_ = NAME.upper()
-    type.__setattr__(PeftType, NAME.upper(), member)
-    PeftType._member_map_[NAME.upper()] = PeftType._value2member_map_[NAME.upper()] = member
-    PeftType._member_names_.append(NAME.upper())
-    register_peft_method(name=NAME, config_cls=BottleneckConfig, model_cls=BottleneckModel)
-
-
-_register()
+adapters.register(NAME, BottleneckConfig, BottleneckModel)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantune.core.errors import ConfigError, listed, nearest
-from quantune.planning import chains, conversations, expected, ship
-from quantune.sources import origins, selection
+from quantune.planning import chains, conversations, expected, exports, references, ship
+from quantune.sources import model_sources, origins, selection
 
 if TYPE_CHECKING:
     from quantune.planning.config import Config
@@ -22,12 +22,12 @@ SPECIAL = 8
 
 def problems(config: Config) -> list[str]:
     """Return every problem, each once."""
-    lines = [*_work(config), *_names(config), *_references(config), *_mixed(config), *_unread(config), *_splits(config)]
+    lines = [*_work(config), *_names(config), *references.problems(config), *_splits(config)]
     unusable = dict(_paths(config))
     lines += [*_training(config), *conversations.unread(config), *unusable.values()]
     good_models = {name for name in config.models if f"models.{name}" not in unusable and config.config_available(name)}
-    lines += [*_chains(config, good_models), *_evaluations(config, good_models), *_recordings(config, good_models)]
-    lines += [*_benchmark(config, good_models), *expected.problems(config, good_models)]
+    for check in (_chains, _evaluations, _recordings, _benchmark, expected.problems, exports.problems):
+        lines += check(config, good_models)
     return list(dict.fromkeys([*lines, *ship.problems(config.ship, config.evaluations, config.benchmark)]))
 
 
@@ -66,50 +66,6 @@ def _names(config: Config) -> Iterator[str]:
             seen[name] = section
 
 
-def _references(config: Config) -> Iterator[str]:
-    for section in ("quantizations", "finetunings", "evaluations"):
-        for name, entry in getattr(config, section).items():
-            for field, value in entry.model_dump().items():
-                if value is None or not (field == "dataset" or field.endswith("split")):
-                    continue
-                known = config.datasets if field == "dataset" else None
-                if known is None and entry.dataset in config.datasets:
-                    known = config.datasets[entry.dataset].split_names()
-                if known is not None and value not in known:
-                    noun = "dataset" if field == "dataset" else f"split of the dataset '{entry.dataset}'"
-                    hint = f"allowed: {listed(known)}{nearest(value, known)}"
-                    yield f"{section}.{name}.{field}: '{value}' is not a {noun}; {hint}"
-
-
-def _mixed(config: Config) -> Iterator[str]:
-    """Yield the datasets of a mixture that do not exist, or lack the split that is trained on."""
-    for name, entry in config.finetunings.items():
-        for other in entry.mix:
-            where = f"finetunings.{name}.mix.{other}"
-            if other not in config.datasets:
-                hint = f"allowed: {listed(config.datasets)}{nearest(other, config.datasets)}"
-                yield f"{where}: '{other}' is not a dataset; {hint}"
-            elif entry.train_split not in config.datasets[other].split_names():
-                known = listed(config.datasets[other].split_names())
-                yield f"{where}: it has no split '{entry.train_split}', the 'train_split'; its splits: {known}"
-
-
-def _unread(config: Config) -> Iterator[str]:
-    """Yield the recipes that read their dataset in a way that it does not allow: translations, draws of text."""
-    for section in ("finetunings", "evaluations"):
-        for name, entry in getattr(config, section).items():
-            dataset = config.datasets.get(getattr(entry, "dataset", None))
-            if getattr(entry, "task", None) == "translate" and not getattr(dataset, "translation", True):
-                reason = f"needs 'translation' of the dataset '{entry.dataset}': the column to write"
-                yield f"{section}.{name}.task: 'translate' {reason}"
-    for name, entry in config.quantizations.items():
-        dataset = config.datasets.get(getattr(entry, "dataset", None))
-        form = "is speech" if dataset and dataset.track == "speech" else "holds conversations"
-        if dataset and (dataset.track == "speech" or dataset.chat) and entry.draw != "blocks":
-            problem = f"'{entry.draw}' is for text, and '{entry.dataset}' {form}"
-            yield f"quantizations.{name}.draw: {problem}; leave it out"
-
-
 def _splits(config: Config) -> Iterator[str]:
     for name, dataset in config.datasets.items():
         shares = dataset.shares()
@@ -135,7 +91,7 @@ def _paths(config: Config) -> Iterator[tuple[str, str]]:
         try:
             if config.config_available(name):
                 config.track(name)
-                origins.require_whole_model(config.models[name], f"models.{name}")
+                model_sources.require_whole(config.models[name], f"models.{name}")
         except ConfigError as error:
             yield f"models.{name}", str(error)
     for name, entry in config.datasets.items():
@@ -185,7 +141,8 @@ def _tracks(config: Config, variant: chains.Variant) -> Iterator[str]:
     """Yield the recipes of a chain whose data its model cannot read."""
     for step in variant.steps:
         recipe = getattr(config, f"{step.kind}s", {}).get(step.name)
-        read = {getattr(recipe, "dataset", None): "dataset"} | dict.fromkeys(getattr(recipe, "mix", ()), "mix")
+        read = {other: key for key, splits in getattr(recipe, "other_data", {}).items() for other in splits}
+        read |= {getattr(recipe, "dataset", None): "dataset"}
         for dataset, key in read.items():
             if dataset not in config.datasets:
                 continue

@@ -6,8 +6,9 @@ from typing import Any
 
 from quantune.artefacts import freshness
 from quantune.evaluations.metrics import families
-from quantune.report import card, scores
+from quantune.report import scores
 from quantune.report.gather import Report
+from quantune.report.recommended import recommended
 from quantune.report.scores import Change, Score
 from quantune.report.speed import Speed
 
@@ -69,7 +70,7 @@ class History:
 def compare(before: Report, now: Report) -> History:
     """Return what changed between two runs."""
     both = [name for name in now.variants if name in before.variants]
-    ships = [card.recommended(report) for report in (before, now)]
+    ships = [recommended(report) for report in (before, now)]
     chosen = {
         model: tuple(ship.get(model, {}).get("variant") for ship in ships)
         for model in dict.fromkeys([*ships[0], *ships[1]])

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from quantune.core import units
 from quantune.evaluations.metrics.edits import Piece
-from quantune.report import listening, memory_check, published, scatter, shipping, wording
+from quantune.report import by_layer, listening, memory_check, published, scatter, shipping, wording
 from quantune.report.findings import findings
 from quantune.report.gather import Report
 from quantune.report.scores import Score
@@ -51,6 +51,7 @@ def render(report: Report, figures: dict[str, str], command: str) -> str:
         repeats=next((speed.repeats for speed in speeds), 0),
         comparisons=memory_check.compare(report),
         estimates=memory_check,
+        by_layer=by_layer,
         figures={name: data_uri(svg) for name, svg in figures.items()},
         lineage=lineage(report, command),
         again=lambda path: wording.again(path, command),

@@ -10,7 +10,7 @@ import csv
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,12 @@ from tqdm import tqdm
 
 from quantune.core.errors import QuantuneError
 from quantune.data.batches import IGNORED, Data, in_batches
-from quantune.finetunings import Finetuning
+from quantune.finetunings import Finetuning, validation_column
 from quantune.finetunings.training import checkpointing, optimizers, precision
 from quantune.finetunings.training.kept import Checkpoints
 from quantune.finetunings.training.state import Progress, copied, restore, save, take
 
 GROUPED = 16  # batches whose examples are sorted by length together: little padding, but a random order
-COLUMNS = ("step", "examples", "learning_rate", "train_loss", "validation_loss")
 
 
 def train(
@@ -37,6 +36,7 @@ def train(
     folder: Path,
     scratch: Path,
     store: Callable[[Path], None] | None = None,
+    others: Mapping[str, Data] | None = None,
 ) -> dict[str, Any]:
     """Train the model in place; write `curves.csv`, and checkpoints if the recipe keeps them.
 
@@ -49,6 +49,7 @@ def train(
         folder: where `curves.csv` is written.
         scratch: where the state is saved; if it holds one, training resumes from it.
         store: saves the trained weights into a folder; needed if the recipe keeps checkpoints.
+        others: dataset -> examples of one more validation loss.
 
     Returns:
         Steps, epochs and losses, in float16 the skipped steps; under "run" the numbers that vary from run to run.
@@ -56,6 +57,8 @@ def train(
     Raises:
         QuantuneError: if the loss is no longer finite.
     """
+    held_out = {"validation_loss": validation}
+    held_out |= {validation_column(name): examples for name, examples in (others or {}).items()}
     precision.prepare(model, recipe)
     if recipe.compile:
         precision.compile_layers(model)
@@ -75,7 +78,7 @@ def train(
         print(f"resuming from step {resumed} of {steps}")
     else:
         checkpoints.clear()
-        progress.curves.append(_point(0, 0, schedule, None, mean_loss(model, validation, recipe)))
+        progress.curves.append(_point(0, 0, schedule, None, _losses(model, held_out, recipe)))
         torch.manual_seed(seed)
     model.train()
     bar = tqdm(total=steps, initial=resumed, desc="training", unit="step")
@@ -110,29 +113,32 @@ def train(
         if progress.losses:
             bar.set_postfix(loss=f"{progress.losses[-1]:.3f}", refresh=False)
         if logged:
-            held_out = mean_loss(model, validation, recipe) if measured else None
+            validated = _losses(model, held_out, recipe) if measured else dict.fromkeys(held_out)
             mean = sum(progress.losses) / len(progress.losses)
-            progress.curves.append(_point(progress.step, progress.step * per_step, schedule, mean, held_out))
+            progress.curves.append(_point(progress.step, progress.step * per_step, schedule, mean, validated))
             progress.losses.clear()
-            shown = "" if held_out is None else f", validation {held_out:.4f}"
+            known = {name: value for name, value in validated.items() if value is not None}
+            shown = "".join(f", {_words(name)} {value:.4f}" for name, value in known.items())
             shown += f", {progress.skipped} steps skipped so far" if progress.skipped else ""
             tqdm.write(f"step {progress.step}: training loss {mean:.4f}{shown}")
-            if recipe.keep == "best" and measured and held_out < progress.best.get("validation_loss", math.inf):
-                progress.best = {"step": progress.step, "validation_loss": held_out, "trained": copied(trained)}
+            deciding = recipe.deciding_loss
+            if recipe.keep == "best" and measured and validated[deciding] < progress.best.get(deciding, math.inf):
+                progress.best = {"step": progress.step, deciding: validated[deciding], "trained": copied(trained)}
             if recipe.keep_checkpoints and measured and not last:
                 checkpoints.add(progress.step, store)
         if saved:
             save(scratch, progress, trained, parts, made_by)
     bar.close()
     if progress.step < steps:
-        print(f"training ends after step {progress.step}: the validation loss fell no more")
+        print(f"training ends after step {progress.step}: the {_words(recipe.deciding_loss)} loss fell no more")
     facts, steps = {"stopped_early": True} if progress.step < steps else {}, progress.step
     seconds = max(time.time() - started, 1e-9)
     write_curves(folder / "curves.csv", progress.curves)
     facts |= {"checkpoints": checkpoints.link(folder)} if recipe.keep_checkpoints else {}
     if progress.best:
         take(trained, progress.best.pop("trained"))
-        print(f"the weights of step {progress.best['step']} are kept: their validation loss is the lowest")
+        lowest = _words(recipe.deciding_loss)
+        print(f"the weights of step {progress.best['step']} are kept: their {lowest} loss is the lowest")
         facts["best"] = progress.best
     kept = next(point for point in progress.curves if point["step"] == progress.best.get("step", steps))
     if recipe.precision == "float16":
@@ -145,7 +151,7 @@ def train(
         "examples": steps * per_step,
         "mean_train_loss": sum((end["step"] - begin["step"]) * end["train_loss"] for begin, end in spans) / steps,
         "train_loss": kept["train_loss"],
-        "validation_loss": kept["validation_loss"],
+        **{name: kept[name] for name in held_out},
         "run": {"steps_per_second": round((steps - resumed) / seconds, 3), "resumed_from_step": resumed},
     }
 
@@ -155,7 +161,7 @@ def _stale(recipe: Finetuning, progress: Progress) -> bool:
     if recipe.patience is None or not progress.best:
         return False
     later = [point for point in progress.curves if point["step"] > progress.best["step"]]
-    return sum(point["validation_loss"] is not None for point in later) >= recipe.patience
+    return sum(point[recipe.deciding_loss] is not None for point in later) >= recipe.patience
 
 
 def _due(every: int | str, step: int, per_step: int, examples: int) -> bool:
@@ -176,6 +182,17 @@ def _collect(losses: list[torch.Tensor], progress: Progress, wait: bool) -> None
         if not math.isfinite(loss):
             raise QuantuneError(f"the loss is {loss} at step {step}; lower 'learning_rate'")
         progress.losses.append(loss)
+
+
+def _words(column: str) -> str:
+    """Return a validation loss in words: `validation`, or `validation (news)` for the column of another dataset."""
+    dataset = column.removesuffix(validation_column(""))
+    return "validation" if dataset == column else f"validation ({dataset})"
+
+
+def _losses(model: torch.nn.Module, held_out: Mapping[str, Data | None], recipe: Finetuning) -> dict[str, float | None]:
+    """Return column -> validation loss."""
+    return {name: mean_loss(model, data, recipe) for name, data in held_out.items()}
 
 
 @torch.no_grad()
@@ -220,7 +237,7 @@ def _placed(batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str,
 def write_curves(path: Path, curves: list[dict[str, Any]]) -> None:
     """Write the points of the loss curves; a loss that was not computed is left empty."""
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, curves[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(curves)
 
@@ -254,6 +271,7 @@ class Order:
         return [number for place in torch.randperm(len(batches), generator=generator) for number in batches[place]]
 
 
-def _point(step: int, examples: int, schedule, train_loss: float | None, validation_loss: float | None) -> dict:
-    values = (step, examples, schedule.get_last_lr()[0], train_loss, validation_loss)
-    return dict(zip(COLUMNS, values, strict=True))
+def _point(step: int, examples: int, schedule, train_loss: float | None, validated: dict[str, float | None]) -> dict:
+    """Return a row of `curves.csv`."""
+    values = {"step": step, "examples": examples, "learning_rate": schedule.get_last_lr()[0]}
+    return values | {"train_loss": train_loss} | validated

@@ -1,15 +1,16 @@
-"""The loss of a causal language model, without all logits in memory at once.
+"""The loss of a language or speech model, without all logits in memory at once.
 
 The product with the output embedding, the cross-entropy and their gradient are computed for some rows at a time, as in
 Liger kernels (Hsu et al., 2024, arXiv:2410.10989). A vocabulary of 50,000 and 16,384 tokens would otherwise take 1.6 GB
 of logits in 16 bits, and four copies of it in float32.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
+from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from quantune.core.workload import LOSS_CHUNK
 from quantune.data.batches import IGNORED
@@ -20,7 +21,7 @@ SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_m
 
 @contextmanager
 def fused(model: torch.nn.Module, smoothing: float = 0.0) -> Iterator[None]:
-    """Let a causal language model compute its loss in chunks; inside, its `logits` are the hidden states.
+    """Let a model compute its loss in chunks; inside, its `logits` are the hidden states.
 
     Models keep their own loss if they change the logits after the product, or if the output embedding is trained.
     `smoothing` is the probability that the loss spreads over all tokens, while the model is in training mode.
@@ -28,8 +29,7 @@ def fused(model: torch.nn.Module, smoothing: float = 0.0) -> Iterator[None]:
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     head, config = model.get_output_embeddings(), model.config.get_text_config()
     scaled = any(getattr(config, key, None) for key in SCALED)
-    plain = type(head) is torch.nn.Linear and not any(value.requires_grad for value in head.parameters())
-    if model.config.is_encoder_decoder or not plain or scaled:
+    if scaled or type(head) is not torch.nn.Linear or any(value.requires_grad for value in head.parameters()):
         hook = model.register_forward_hook(partial(_smoothed, smoothing), with_kwargs=True) if smoothing else None
         try:
             yield
@@ -37,16 +37,44 @@ def fused(model: torch.nn.Module, smoothing: float = 0.0) -> Iterator[None]:
             if hook:
                 hook.remove()
         return
-    own = model.loss_function
+
+    def loss(logits, labels, *_, **more):
+        targets = labels if config.is_encoder_decoder else torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
+        return cross_entropy(logits, targets, head, smoothing if model.training else 0.0)
+
     head.forward = lambda states: states
-    model.loss_function = lambda logits, labels, *_, **more: causal(
-        logits, labels, head, smoothing if model.training else 0.0
-    )
+    own, taken, hooks = model.loss_function, [], ()
+    model.loss_function = loss
+    if config.is_encoder_decoder:  # Whisper does not call its loss function
+        hooks = (
+            model.register_forward_pre_hook(partial(_take_labels, taken), with_kwargs=True),
+            model.register_forward_hook(partial(_add_loss, taken, loss)),
+        )
     try:
         yield
     finally:
         del head.forward
         model.loss_function = own
+        for hook in hooks:
+            hook.remove()
+
+
+def _take_labels(taken: list, model, args: tuple, inputs: dict) -> tuple:
+    """Keep the labels from an encoder-decoder model, and give it its decoder's input, as it would make it."""
+    labels = inputs.pop("labels", None)
+    taken.append(labels)
+    if labels is not None and inputs.get("decoder_input_ids") is None:
+        begin, padding = model.config.decoder_start_token_id, model.config.pad_token_id
+        inputs["decoder_input_ids"] = shift_tokens_right(labels, padding, begin)
+    return args, inputs
+
+
+def _add_loss(taken: list, loss: Callable, model, _, output):
+    """Put the loss of the labels that were taken into the output of an encoder-decoder model."""
+    labels = taken.pop()
+    if labels is not None:
+        output.loss = loss(output.logits, labels)
+    return output
 
 
 def _smoothed(smoothing: float, model, _, inputs: dict, output):
@@ -62,16 +90,18 @@ def _smoothed(smoothing: float, model, _, inputs: dict, output):
     return output
 
 
-def causal(states: torch.Tensor, labels: torch.Tensor, head: torch.nn.Linear, smoothing: float = 0.0) -> torch.Tensor:
-    """Return the mean negative log-likelihood of the labels, in nats, computed in float32: a scalar.
+def cross_entropy(
+    states: torch.Tensor, targets: torch.Tensor, head: torch.nn.Linear, smoothing: float = 0.0
+) -> torch.Tensor:
+    """Return the mean negative log-likelihood of the targets, in nats, computed in float32: a scalar.
 
     Args:
         states: hidden states before the output embedding, shape (batch, length, features).
-        labels: token ids, shape (batch, length); position i predicts label i + 1; `IGNORED` is not counted.
+        targets: token ids, shape (batch, length); `IGNORED` is not counted.
         head: the output embedding, which is not trained.
         smoothing: probability that is spread evenly over all tokens (Szegedy et al., 2016, arXiv:1512.00567).
     """
-    targets = torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:].reshape(-1).to(states.device)
+    targets = targets.reshape(-1).to(states.device)
     states, weight, bias, context = states.reshape(-1, states.shape[-1]), head.weight, head.bias, nullcontext()
     if states.dtype == torch.float16:
         states = states.float()  # the gradient is scaled later; until then float16 would lose small values

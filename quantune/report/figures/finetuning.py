@@ -7,6 +7,9 @@ from quantune.report.figures.canvas import BLUE, GREEN, GREY, LOG_FROM, ORANGE, 
 from quantune.report.gather import Report, VariantResult
 
 ROLES = {"target": ("o", "target domain"), "general": ("D", "general"), "other": ("s", "other")}
+OTHER = ".validation_loss"
+"""End of the columns of other datasets' validation losses, after the dataset."""
+OTHERS, MARKERS = (GREEN, PURPLE, GREY), ("s", "^", "v", "P", "X")
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 
 
@@ -19,16 +22,28 @@ def loss_curves(report: Report, path: Path, png: bool = False) -> None:
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
         for axes in panels[len(trained) :]:
             axes.set_visible(False)
+        looks = _looks(trained)
         for axes, variant in zip(panels, trained, strict=False):
-            for column, colour, marker in (("train_loss", BLUE, "o"), ("validation_loss", ORANGE, "D")):
-                curve = variant.curves[["step", column]].dropna()
-                axes.plot(curve.step, curve[column], color=colour, marker=marker, markersize=4)
+            for column, (label, colour, marker) in looks.items():
+                if column in variant.curves:
+                    curve = variant.curves[["step", column]].dropna()
+                    axes.plot(curve.step, curve[column], color=colour, marker=marker, markersize=4, label=label)
             axes.set_title(variant.name)
             axes.set_xlabel("optimizer step")
         for axes in panels[::columns]:
             axes.set_ylabel("loss, nats per token")
-        handles = panels[0].get_lines()
-        figure.legend(handles, ["training", "validation"], loc="outside upper left", ncols=2)
+        handles = {line.get_label(): line for axes in panels for line in axes.get_lines()}
+        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=3)
+
+
+def _looks(trained: list[VariantResult]) -> dict[str, tuple[str, str, str]]:
+    """Return column of the loss curves -> its label, colour and marker."""
+    looks = {"train_loss": ("training", BLUE, "o"), "validation_loss": ("validation", ORANGE, "D")}
+    others = dict.fromkeys(column for variant in trained for column in variant.curves if column.endswith(OTHER))
+    for place, column in enumerate(others):
+        label, number = f"validation on {column.removesuffix(OTHER)}", place // len(OTHERS)
+        looks[column] = (label, OTHERS[place % len(OTHERS)], MARKERS[number % len(MARKERS)])
+    return looks
 
 
 def forgetting(report: Report, trained: list[VariantResult], path: Path, png: bool = False) -> None:

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from quantune.report import by_layer
 from quantune.report.axes import axes_of
+from quantune.report.figures import by_layer as layers
 from quantune.report.figures import calibration, tradeoffs
 from quantune.report.figures.finetuning import forgetting, loss_curves
 from quantune.report.gather import Report
@@ -28,6 +30,9 @@ def draw(report: Report, folder: Path, png: bool = False) -> list[str]:
     if report.made_by("finetuning"):
         loss_curves(report, folder / "loss-curves.svg", png)
         names.append("loss-curves")
+    for fact, studies in by_layer.studies(report).items():
+        layers.draw(studies, by_layer.FACTS[fact], folder / f"by-layer-{fact}.svg", png)
+        names.append(f"by-layer-{fact}")
     trained = report.made_by("finetuning")
     for family in dict.fromkeys(report.metric(evaluation).family for evaluation in report.scored(*trained)):
         own = [item for item in trained if any(score.metric.family == family for score in item.scores.values())]
