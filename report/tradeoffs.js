@@ -177,7 +177,7 @@
     roving(first.index);
     if (keep !== null && first.index === keep) plot.querySelector(`[data-index="${keep}"]`)?.focus();
   }
-  const importance = (point) => (point.variant.mark === "ship" ? 4 : point.variant.mark ? 3 : point.best ? 2 : 1);
+  const importance = (point) => (["ship", "near"].includes(point.variant.mark) ? 4 : point.variant.mark ? 3 : point.best ? 2 : 1);
   const byCost = () => [...points].sort((a, b) => a.left - b.left || a.top - b.top);
 
   function bars(point, x, y) {
@@ -219,7 +219,7 @@
     return made;
   }
 
-  const text = (point) => `${point.variant.name}${point.variant.mark === "ship" ? " (the variant to ship)" : ""}: ${point.y[3]}; ${against().name} ${point.x[3]}${point.best ? "; no other is better in both" : ""}.`;
+  const text = (point) => `${point.variant.name}${{ ship: " (the variant to ship)", near: " (nearest to the limits)" }[point.variant.mark] ?? ""}: ${point.y[3]}; ${against().name} ${point.x[3]}${point.best ? "; no other is better in both" : ""}.`;
   function describe(index) {
     const point = points.find((item) => item.index === index);
     chosen = point ? index : chosen;

@@ -18,7 +18,8 @@ def data(report: Report, told: list[Told]) -> dict[str, Any]:
     relative metric are ratios: 1.05 is five per cent more.
     """
     variants = list(report.variants.values())
-    marks = {answer.variant: "ship" for answer in told if answer.variant}
+    within = ("shown", "measured")
+    marks = {item.variant: "ship" if item.standing in within else "near" for item in told if item.variant}
     marks |= {option.variant: "option" for answer in told for option in answer.options}
     places = {item.name: place for place, item in enumerate(variants)}
     evaluations = report.scored()
