@@ -4,6 +4,7 @@
   const SVG = "http://www.w3.org/2000/svg";
   const SHAPES = { model: "M-6,0A6,6 0 1 1 6,0A6,6 0 1 1 -6,0Z", quantization: "M-5.5,-5.5H5.5V5.5H-5.5Z", finetuning: "M0,-6.5L6.5,5.5H-6.5Z", merge: "M0,-7.5L7.5,0L0,7.5L-7.5,0Z" };
   const KINDS = { model: "full precision", quantization: "quantized", finetuning: "adapter", merge: "merged" };
+  const MARKS = { ship: " (the variant to ship)", near: " (nearest to the limits)" };
   const FEW = 16; // points up to which all are named, space permitting
   const at = (id) => document.getElementById(`tradeoffs-${id}`);
   const [quality, cost, filter, search, plot, detail, count] = ["quality", "cost", "filter", "search", "plot", "detail", "count"].map(at);
@@ -177,7 +178,7 @@
     roving(first.index);
     if (keep !== null && first.index === keep) plot.querySelector(`[data-index="${keep}"]`)?.focus();
   }
-  const importance = (point) => (["ship", "near"].includes(point.variant.mark) ? 4 : point.variant.mark ? 3 : point.best ? 2 : 1);
+  const importance = (point) => (point.variant.mark in MARKS ? 4 : point.variant.mark ? 3 : point.best ? 2 : 1);
   const byCost = () => [...points].sort((a, b) => a.left - b.left || a.top - b.top);
 
   function bars(point, x, y) {
@@ -211,7 +212,7 @@
         const free = (importance(point) > 2 ? taken.slice(points.length) : taken).every((other) => other[2] <= box[0] || other[0] >= box[2] || other[3] <= box[1] || other[1] >= box[3]);
         if (fits && free) {
           taken.push(box);
-          made.push(drawn("text", { class: `name${point.variant.mark === "ship" ? " shipped" : ""}`, x: point.left + right, y: point.top + down, "text-anchor": anchor }, name));
+          made.push(drawn("text", { class: `name${point.variant.mark in MARKS ? " shipped" : ""}`, x: point.left + right, y: point.top + down, "text-anchor": anchor }, name));
           break;
         }
       }
@@ -219,7 +220,7 @@
     return made;
   }
 
-  const text = (point) => `${point.variant.name}${{ ship: " (the variant to ship)", near: " (nearest to the limits)" }[point.variant.mark] ?? ""}: ${point.y[3]}; ${against().name} ${point.x[3]}${point.best ? "; no other is better in both" : ""}.`;
+  const text = (point) => `${point.variant.name}${MARKS[point.variant.mark] ?? ""}: ${point.y[3]}; ${against().name} ${point.x[3]}${point.best ? "; no other is better in both" : ""}.`;
   function describe(index) {
     const point = points.find((item) => item.index === index);
     chosen = point ? index : chosen;
