@@ -59,6 +59,11 @@ def test_a_wrong_limit_is_one_clear_line(raw, ship, problem):
     assert line.startswith(f"ship.{problem}")
 
 
+def test_limits_are_keys_and_values(raw):
+    expected = "ship: keys and values expected, such as 'memory: ...', found '4 GB'"
+    assert problems(change(raw, {"ship": "4 GB"})) == [expected]
+
+
 def test_the_batch_is_one_of_the_benchmark(raw):
     (line,) = problems(change(raw, {"benchmark": {"batch_sizes": [1, 4]}, "ship": {"batch": 2}}))
     assert line == "ship.batch: 2 is not measured; allowed: 1, 4, or add it to 'benchmark.batch_sizes'"
