@@ -76,18 +76,18 @@
     const [low, high] = [scale.back(scale.low), scale.back(scale.high)];
     if (scale.log) {
       for (const parts of [[1, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]]) {
-        const found = [];
-        for (let power = Math.floor(scale.low); power <= scale.high; power++) for (const part of parts) found.push(part * 10 ** power);
-        const inside = found.filter((tick) => tick >= low && tick <= high);
+        const steps = [];
+        for (let power = Math.floor(scale.low); power <= scale.high; power++) for (const part of parts) steps.push(part * 10 ** power);
+        const inside = steps.filter((tick) => tick >= low && tick <= high);
         if (inside.length <= most && inside.length > 2) return inside;
       }
     }
     const raw = (high - low) / most;
     const power = 10 ** Math.floor(Math.log10(raw));
     const step = power * [1, 2, 2.5, 5, 10].find((factor) => factor * power >= raw);
-    const found = [];
-    for (let tick = Math.ceil(low / step) * step; tick <= high + step / 1e6; tick += step) found.push(Math.abs(tick) < step / 1e6 ? 0 : tick);
-    return found;
+    const steps = [];
+    for (let tick = Math.ceil(low / step) * step; tick <= high + step / 1e6; tick += step) steps.push(Math.abs(tick) < step / 1e6 ? 0 : tick);
+    return steps;
   }
   const plain = (number) => (Math.abs(number) >= 1e6 ? number.toExponential(0) : Number(number.toPrecision(6)).toLocaleString("en"));
 

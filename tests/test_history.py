@@ -71,8 +71,8 @@ def test_only_one_run_has_a_variant(work, tmp_path):
     gathered = gather.gather(work.order())
     before = gather.gather(Work.order(work) | {"path": "old/report"})
     del before.variants["m+tune"]
-    found = history.compare(before, gathered)
-    assert found.added == ["m+tune"] and "only now: m+tune" in history_text.text(found, "old", "work")
+    changes = history.compare(before, gathered)
+    assert changes.added == ["m+tune"] and "only now: m+tune" in history_text.text(changes, "old", "work")
 
 
 @pytest.mark.parametrize(

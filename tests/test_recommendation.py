@@ -17,9 +17,9 @@ from tests.test_config import change, problems
 from tests.test_performance import benchmark, measured, spoken_benchmark
 
 
-def told(order: dict, **limits) -> shipping.Told:
+def answered(order: dict, **limits) -> shipping.AnswerText:
     order["recipe"]["ship"] = dict.fromkeys(("memory", "loss", "latency", "batch", "evaluations")) | limits
-    return shipping.told(gather.gather(order))[0]
+    return shipping.in_words(gather.gather(order))[0]
 
 
 @pytest.mark.parametrize(
@@ -32,8 +32,8 @@ def told(order: dict, **limits) -> shipping.Told:
     ],
 )
 def test_limits_are_written_with_units(raw, ship, values):
-    found = load.load(change(raw, {"ship": ship})).ship
-    assert (found.memory, found.loss, found.latency) == pytest.approx(values)
+    limits = load.load(change(raw, {"ship": ship})).ship
+    assert (limits.memory, limits.loss, limits.latency) == pytest.approx(values)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_another_limit_makes_the_report_again_and_nothing_else(raw):
 
 
 def test_the_smallest_that_is_shown_to_be_within_the_limits(work):
-    answer = told(work.order(), memory=500, loss=0.01)
+    answer = answered(work.order(), memory=500, loss=0.01)
     assert (answer.variant, answer.standing, answer.badge) == ("m+fine", "shown", "loss shown")
     assert answer.reasons[0] == "It takes 400 bytes on disk (limit 500 bytes), 60 % less than `m`."
     assert answer.reasons[-1] == "It is the smallest variant within 500 bytes that is shown to lose less than 1 %."
@@ -88,8 +88,8 @@ def test_the_smallest_that_is_shown_to_be_within_the_limits(work):
 
 
 def test_a_looser_loss_allows_a_smaller_variant(work):
-    assert told(work.order(), loss=0.5).variant == "m+rough"
-    assert "A loss limit of 50 %: `m+rough` (300 bytes)." in told(work.order(), loss=0.01).turns
+    assert answered(work.order(), loss=0.5).variant == "m+rough"
+    assert "A loss limit of 50 %: `m+rough` (300 bytes)." in answered(work.order(), loss=0.01).turns
 
 
 def test_what_is_not_shown_is_named_and_said(tmp_path):
@@ -99,7 +99,7 @@ def test_what_is_not_shown_is_named_and_said(tmp_path):
         if size:
             work.checkpoint(name, "quantize/rtn", {"model.safetensors": size}, parents={"parent": model})
         work.perplexity(name, "home", loss, noise)
-    answer = told(work.order(), memory=500, loss=0.01)
+    answer = answered(work.order(), memory=500, loss=0.01)
     assert (answer.variant, answer.badge) == ("m+a", "loss measured, not shown")
     rule = "No variant within 500 bytes is shown to lose less than 1 %; of those that measured less, it loses least."
     assert answer.reasons[-1] == rule
@@ -109,25 +109,25 @@ def test_what_is_not_shown_is_named_and_said(tmp_path):
 
 
 def test_where_nothing_meets_the_limits_the_nearest_is_named(work):
-    answer = told(work.order(), memory=100, loss=0.01)
+    answer = answered(work.order(), memory=100, loss=0.01)
     assert (answer.variant, answer.standing) == ("m+rough", "over")
     assert "No variant is within 100 bytes; it comes nearest." in answer.reasons
     assert answer.turns == ["300 bytes or more allowed: `m+rough`."]
-    answer = told(work.order(), memory=350, loss=0.01)
+    answer = answered(work.order(), memory=350, loss=0.01)
     assert (answer.variant, answer.standing) == ("m+rough", "beyond")
     assert answer.reasons[-1] == "No variant within 350 bytes measured a loss below 1 % everywhere; it comes nearest."
 
 
 def test_without_a_limit_of_the_loss_the_best_is_chosen(work):
-    answer = told(work.order(), memory=2000)
+    answer = answered(work.order(), memory=2000)
     assert answer.variant in ("m+tune", "m+tune+merge") and answer.badge == "within the limits"
     assert answer.reasons[-1] == "Of the variants within 2 kB it loses least on home."
-    general = told(work.order(), memory=2000, evaluations=["away"])
+    general = answered(work.order(), memory=2000, evaluations=["away"])
     assert general.variant == "m" and general.reasons[-1].endswith("it loses least on away.")
 
 
 def test_without_limits_three_choices(work):
-    answer = told(work.order())
+    answer = answered(work.order())
     names = {option.name: option.variant for option in answer.options}
     assert names == {"Smallest": "m+rough", "Balanced": "m+fine", "Best": "m+tune+merge"}
     assert "smallest that is shown to lose less than 1 %" in answer.options[1].text
@@ -136,11 +136,11 @@ def test_without_limits_three_choices(work):
 def test_latency_and_memory_are_those_of_the_batch(work):
     for name, rate, memory in (("m", 100, 1000), ("m+fine", 200, 400), ("m+rough", 50, 300)):
         benchmark(work, name, rate, memory)
-    answer = told(measured(work), latency=0.006, loss=0.01, batch=1)
+    answer = answered(measured(work), latency=0.006, loss=0.01, batch=1)
     assert answer.variant == "m+fine"
     assert "5.05 ms to the next token in its slowest repeat (limit 6 ms)" in answer.reasons[0]
-    assert "10.1 ms or more allowed: `m`." in told(measured(work), latency=0.006).turns
-    slow = told(measured(work), latency=0.004)
+    assert "10.1 ms or more allowed: `m`." in answered(measured(work), latency=0.006).turns
+    slow = answered(measured(work), latency=0.004)
     assert slow.standing == "over" and "4 ms; it comes nearest" in slow.reasons[-1]
 
 

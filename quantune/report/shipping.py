@@ -30,7 +30,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Told:
+class AnswerText:
     """An answer in words; names stand in backticks."""
 
     model: str
@@ -46,9 +46,9 @@ class Told:
     """Without limits: smallest, balanced, best."""
 
 
-def told(report: Report) -> list[Told]:
+def in_words(report: Report) -> list[AnswerText]:
     """Return the answers, one for each model."""
-    return [_told(report, answer) for answer in recommendation.answers(report)]
+    return [_in_words(report, answer) for answer in recommendation.answers(report)]
 
 
 def limits(report: Report) -> str:
@@ -61,16 +61,18 @@ def limits(report: Report) -> str:
     return wording.listing(parts)
 
 
-def _told(report: Report, answer: Answer) -> Told:
+def _in_words(report: Report, answer: Answer) -> AnswerText:
     choice = answer.choice
     first = choice.candidate
     if not answer.limits.given:
-        return Told(answer.model.name, "", "shown", "", [_no_limits(answer)], "", [], _options(answer))
+        return AnswerText(answer.model.name, "", "shown", "", [_no_limits(answer)], "", [], _options(answer))
     changes = list(first.changes.values())
     reasons = [_takes(first, answer), *([_loses(first)] if changes else []), _rule(report, answer)]
     turns = [*_more_data(report, answer), *(_turn(turn, answer) for turn in answer.turns)]
     badge = _badge(answer, choice)
-    return Told(answer.model.name, first.variant.name, choice.standing, badge, reasons, _runner_up(answer), turns, [])
+    return AnswerText(
+        answer.model.name, first.variant.name, choice.standing, badge, reasons, _runner_up(answer), turns, []
+    )
 
 
 def _badge(answer: Answer, choice: Choice) -> str:
