@@ -74,7 +74,7 @@ ROWS = {
     "unipelt": (
         {"method": "unipelt", "rank": 4, "virtual_tokens": 7, "size": 8},
         PAIR + LAYERS * (2 * 7 * WIDTH + 2 * 8 * WIDTH + 8 + WIDTH + 4 * (WIDTH + 1)),
-        [None, "nf4"],
+        [None, "nf4", "int8", "rtn"],
     ),
     "lora+": ({"method": "lora", "rank": 4, "learning_rate_ratio": 4}, PAIR, [None]),
 }

@@ -25,6 +25,7 @@ from math import sqrt
 import torch
 from peft import PeftConfig, PeftType
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import einsum
 from torch.nn.functional import softmax
 
 from quantune.models import adapters
@@ -148,13 +149,13 @@ class GatedPrefix(GatedLayer):
         """Return the base layer's output for what the attention and the prefixes give."""
         for name in self.names:
             read, queries = (self.typed(name, value) for value in self._queries[0].kept)
-            keys, values = (
-                part[name].weight.to(queries.dtype).unflatten(-1, (self._heads, -1)).transpose(0, 1)
-                for part in (self.unipelt_first, self.unipelt_second)
-            )  # (heads, virtual tokens, width of a head)
-            queries = queries.unflatten(-1, (self._heads, -1)).transpose(-2, -3)
-            weights = softmax(queries @ keys.transpose(-1, -2) / sqrt(queries.shape[-1]), dim=-1)
-            change = (weights.to(values.dtype) @ values).transpose(-2, -3).flatten(-2)
+            keys, values, queries = (
+                value.unflatten(-1, (self._heads, -1))
+                for value in (self.unipelt_first[name].weight, self.unipelt_second[name].weight, queries)
+            )  # (virtual tokens, heads, width of a head); of queries (..., tokens, heads, width of a head)
+            scores = einsum("...hd,vhd->...hv", queries, keys.to(queries.dtype)) / sqrt(queries.shape[-1])
+            weights = softmax(scores, dim=-1).to(values.dtype)
+            change = einsum("...hv,vhd->...hd", weights, values).flatten(-2)
             states = states + (self.gate(name, read) * change).view(states.shape).to(states.dtype)
         self._queries[0].kept = None
         return self.base_layer(states, *args, **kwargs)
