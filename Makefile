@@ -13,7 +13,7 @@ of_dvc  = @test '$(CONFIG)' = config.yaml || { echo "DVC keeps the results of co
 nothing_to_do = snakemake $(KEPT) --dry-run 2>&1 | tee -a /dev/stderr | grep -q "Nothing to be done"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan test test-slow test-kill test-real commit push pull check current verify clean-stale lint schema stages lock update-lock clean
+.PHONY: help setup demo plan test test-slow test-kill test-real commit push push-hub pull check current verify clean-stale lint schema stages lock update-lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -69,6 +69,9 @@ commit: $(VENV)/ready-for-dvc  ## make the artefacts of config.yaml and record t
 
 push: $(VENV)/ready-for-dvc  ## send the files of DVC's cache that its remote does not have
 	dvc push
+
+push-hub: $(VENV)/ready  ## upload EXPORT=work/exports/VARIANT/FORMAT TO=owner/name of a hub; REVISION=branch, PUBLIC=1
+	python -c "import sys; from quantune.upkeep.upload import push; push(*sys.argv[1:])" '$(EXPORT)' '$(TO)' '$(REVISION)' '$(PUBLIC)'
 
 pull: $(VENV)/ready-for-dvc  ## fetch the files of dvc.lock from DVC's remote; completes an interrupted pull
 	@find work .dvc/cache -type f -name '.??????????????????????.tmp' -delete 2>/dev/null || true

@@ -3,6 +3,8 @@
 - `snakemake`: the report of config.yaml
 - `snakemake --configfile experiments/local-opt.yaml`: the report of another configuration
 - `snakemake plan`: a table of the memory, disk and time that this takes; no other output
+- `snakemake exports`: the configured exports, for other programs, with their model cards
+- `snakemake compare --config 'with=HEAD~1'`: what changed since another run, and whether significantly
 - `snakemake transcripts`: the transcripts of the configured recordings
 - `snakemake work/checkpoints/opt-2m+nf4+lora`: any chain, named in the configuration or not
 """
@@ -23,8 +25,10 @@ include: "rules/merge.smk"  #    checkpoints/{parent}+merge
 include: "rules/evaluate.smk"  # evaluations/{variant}/{evaluation}
 include: "rules/transcribe.smk"  # transcripts/{variant}/{recording}
 include: "rules/benchmark.smk"  # benchmarks/{variant}
+include: "rules/export.smk"  #   exports/{variant}/{format}
 include: "rules/report.smk"  #   report
 include: "rules/plan.smk"  #     a table of the artefacts to make and their costs
+include: "rules/compare.smk"  #  what changed since another run
 include: "rules/unknown.smk"  #  all other targets: an error with a hint
 
 
@@ -69,6 +73,11 @@ rule transcripts:
         listed_transcripts,
 
 
+rule exports:
+    input:
+        listed_exports,
+
+
 rule benchmarks:
     input:
         listed_benchmarks,
@@ -78,8 +87,10 @@ localrules:
     all,
     benchmarks,
     checkpoints,
+    compare,
     data,
     evaluations,
+    exports,
     measurements,
     plan,
     transcripts,

@@ -22,9 +22,9 @@ from quantune.artefacts import freshness, job
 from quantune.core import hardware
 from quantune.core.errors import QuantuneError, printable
 from quantune.core.recipe import NAME, SEED
-from quantune.planning import costs, documents, load, resources
+from quantune.planning import costs, documents, exports, load, resources
 from quantune.planning.plan import Plan
-from quantune.upkeep import dvc
+from quantune.upkeep import dvc, runs
 
 
 def stop(message):
@@ -53,6 +53,7 @@ if not workflow.overwrite_configfiles:
     configfile: "config.yaml"
 
 
+OTHER_RUN = config.pop("with", None)  # of the command line, for the rule `compare`; no key of a configuration
 CONFIG = call_or_stop(load.load, config, ", ".join(os.path.relpath(path) for path in workflow.configfiles))
 PLAN, DISK = Plan(CONFIG), freshness.Disk()
 WORK = CONFIG.work
@@ -228,9 +229,22 @@ def listed_benchmarks(wildcards):
     return [call_or_stop(PLAN.benchmark, name).path for name in CONFIG.benchmarked or map(str, CONFIG.listed)]
 
 
+def listed_exports(wildcards):
+    """Return the paths of the exports of the configuration."""
+    pairs = call_or_stop(exports.requested, CONFIG)
+    if not pairs:
+        stop("the key 'exports' is missing; write it, such as 'exports: [VARIANT/safetensors]'")
+    return [call_or_stop(PLAN.export, *pair).path for pair in pairs]
+
+
 def planned_costs(wildcards):
     """Return a text table of the costs of all artefacts that are not current."""
     return costs.table(call_or_stop(costs.of_plan, PLAN))
+
+
+def compared_with(wildcards):
+    """Return the run that `--config 'with=...'` names."""
+    return call_or_stop(runs.require, OTHER_RUN)
 
 
 def all_cores(wildcards):
@@ -256,6 +270,7 @@ wildcard_constraints:
     model=NAME,
     dataset=NAME,
     recording=NAME,
+    format=NAME,
     variant=CHAIN,
     parent=CHAIN,
     quantization=step_pattern(CONFIG.quantizations),

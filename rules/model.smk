@@ -1,5 +1,6 @@
-"""Model: takes a folder in Hugging Face layout, or a hub repository at the commit in the lock file; makes
-`checkpoints/{model}`, a copy with safetensors weights only: pickled weights are converted."""
+"""Model: takes a folder in Hugging Face layout, a GGUF file, or a hub repository at the commit in the lock file; makes
+`checkpoints/{model}`, a copy with safetensors weights only: pickled weights are converted, layers in GPTQ or AWQ format are
+repacked, GGUF files are dequantized."""
 
 copied = Job(lambda wildcards: PLAN.checkpoint(wildcards.model))
 

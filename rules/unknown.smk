@@ -2,7 +2,7 @@
 type instead."""
 
 
-ruleorder: model > dataset > clips > tokenize > resample > merge > quantize > train > transcribe > benchmark > report
+ruleorder: model > dataset > clips > tokenize > resample > merge > quantize > train > transcribe > benchmark > export > report
 
 
 # Snakemake makes a job of each rule whose output matches a path, before it chooses one.

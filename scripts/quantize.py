@@ -1,6 +1,7 @@
 """Quantize a checkpoint, save it packed, check every saved layer, and measure the quantization error on real input."""
 
 from quantune.artefacts import job
+from quantune.core.errors import QuantuneError
 from quantune.planning import config
 
 
@@ -10,7 +11,9 @@ def quantize(order, inputs, folder, scratch):
 
     (parent,), (data,) = inputs["parent"], inputs.get("data", [None])
     recipe, seed = config.recipe_and_seed(config.AnyQuantization, order)
-    layers = checkpoints.linear_layers(parent)
+    layers = checkpoints.linear_layers(parent, recipe.quantizes_head())
+    if problem := recipe.mismatch(layers):
+        raise QuantuneError(f"quantizations{problem}" if problem.startswith(".") else problem.removeprefix(": "))
     print(f"quantizing the {len(layers)} linear layers of {parent.name} with {recipe!r}")
     facts = recipe.quantize(parent, folder, data, seed)
     facts |= recipe.check(parent, folder)

@@ -165,7 +165,7 @@ class Reader:
 
 def stages() -> Iterator[tuple[str, int, str, type | None]]:
     """Yield each stage with its version, its script and its class of recipe."""
-    from quantune import evaluations, finetunings, quantizations
+    from quantune import evaluations, exports, finetunings, quantizations
     from quantune.evaluations.benchmark import Benchmark
     from quantune.planning.plan import VERSIONS
 
@@ -176,6 +176,7 @@ def stages() -> Iterator[tuple[str, int, str, type | None]]:
         ("quantize", "method", quantizations.methods()),
         ("train", "method", finetunings.methods()),
         ("evaluate", "kind", evaluations.kinds()),
+        ("export", "format", exports.formats()),
     ):
         for recipe in recipes:
             yield f"{script}/{recipe.model_fields[tag].annotation.__args__[0]}", recipe.version, script, recipe

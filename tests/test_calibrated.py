@@ -132,7 +132,7 @@ def test_awq_scales_are_the_best_of_the_papers_search(grid):
     weight, inputs = problem(1)
     inputs[:, 3] *= 30
     gram, magnitude = inputs.T @ inputs / len(inputs), inputs.abs().mean(0)
-    found = awq.best_scale(weight.float(), layerwise.Inputs({}, gram.float(), magnitude.float()), grid)
+    found = awq.best_scale([(weight.float(), grid)], layerwise.Inputs({}, gram.float(), magnitude.float()))
 
     def loss(scale):
         rounded = fit((weight * scale).float(), grid).weight.double() / scale
@@ -193,10 +193,10 @@ def test_awq_leaves_the_full_precision_function_unchanged(tmp_path, data, write)
     moved = []
 
     def visit(name, layer, inputs):
-        scales = awq.rescale(name, layer, inputs, known_mappings(model.config), recipe.grid)
+        scales = awq.rescale(name, layer, inputs, known_mappings(model.config), recipe.grid_of)
         moved.extend(scale for scale in scales.values() if not torch.allclose(scale, torch.ones_like(scale)))
 
-    layerwise.stream(model, batches, visit, requantized=False)
+    layerwise.stream(model, batches, lambda *_: None, requantized=False, transform=visit)
     assert moved, "some scale was moved"
     assert probes.relative_distance(probes.probe_logits(model), before) < 1e-4
 

@@ -44,9 +44,9 @@ def test_what_cannot_be_made_is_explained(finished, target, message):
 
 def test_a_bad_config_stops_before_any_job(tmp_path, finished):
     folder = Folder(tmp_path / "bad", finished.config)
-    folder.change(quantizations={"rtn-a": {"bits": 5}, "rtn-b": {"group_size": 24}})
+    folder.change(quantizations={"rtn-a": {"bits": 7}, "rtn-b": {"group_size": 24}})
     printed = folder.run("--cores", "2", check=False)
-    assert "config.yaml: quantizations.rtn-a.bits: 5 is not allowed; allowed: 2, 3, 4 or 8" in printed
+    assert "config.yaml: quantizations.rtn-a.bits: 7 is not allowed; allowed: 2, 3, 4, 5, 6 or 8" in printed
     assert not folder.work.exists()
 
 

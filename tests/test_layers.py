@@ -11,7 +11,7 @@ FLOORS = (
     {"artefacts", "models"},
     {"sources"},
     {"data"},
-    {"evaluations", "finetunings", "quantizations"},
+    {"evaluations", "exports", "finetunings", "quantizations"},
     {"planning", "report"},
     {"upkeep"},
 )

@@ -70,7 +70,7 @@ def test_a_valid_configuration_validates(validator, raw):
 @pytest.mark.parametrize(
     ("section", "name", "entry"),
     [
-        ("quantizations", "rtn-w5", {"method": "rtn", "bits": 5}),
+        ("quantizations", "rtn-w7", {"method": "rtn", "bits": 7}),
         ("quantizations", "other", {"method": "rtm"}),
         ("quantizations", "other", {"bits": 4}),
         ("quantizations", "other", {"method": "int8", "bits": 8}),

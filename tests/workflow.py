@@ -126,6 +126,7 @@ MESSAGES = {
     r"Read the recordings of (.*)": r"sources/\1",
     r"Resample (.*) for (.*)": r"prepared/\1/\2",
     r"Transcribe (.*) with (.*)": r"transcripts/\2/\1",
+    r"Export (.*) as (.*)": r"exports/\1/\2",
     r"Benchmark (.*)": r"benchmarks/\1",
     r"Write the report": "report",
 }

@@ -73,7 +73,7 @@ class Disk:
         if provenance is None:
             return [f"{artefact.path}/{problem(artefact.path)}"]
         if provenance["digest"] != artefact.digest:
-            return _changes(provenance, artefact.order()) or ["its parents come in another order"]
+            return changes(provenance, artefact.order()) or ["its parents come in another order"]
         changed = self.changed_ancestor(artefact.path)
         broken = self._damage(artefact.path, artefact.options.get("work"))
         return [broken or f"ancestor rebuilt with different bytes: {changed}"]
@@ -136,19 +136,19 @@ def date_now(paths: list[str]) -> None:
             os.utime(stamp, follow_symlinks=False)
 
 
-def _changes(provenance: Provenance, order: dict[str, Any]) -> list[str]:
+def changes(provenance: Provenance, order: dict[str, Any]) -> list[str]:
     """Return, in words, how the recipe, sources and parents of an order differ from those in a provenance."""
-    changes = []
+    texts = []
     if provenance["stage"] != order["stage"]:
-        changes.append(f"stage: {provenance['stage']} -> {order['stage']}")
+        texts.append(f"stage: {provenance['stage']} -> {order['stage']}")
     elif provenance["version"] != order["version"]:
-        changes.append(f"version of the stage {order['stage']}: {provenance['version']} -> {order['version']}")
-    changes += list(_changed("", provenance["recipe"], order["recipe"]))
-    changes += [f"source {change}" for change in _changed("", provenance["sources"], order["sources"])]
+        texts.append(f"version of the stage {order['stage']}: {provenance['version']} -> {order['version']}")
+    texts += list(changed("", provenance["recipe"], order["recipe"]))
+    texts += [f"source {change}" for change in changed("", provenance["sources"], order["sources"])]
     before, after = ({item["path"]: item["digest"] for item in _parents(record)} for record in (provenance, order))
-    changes += [f"made anew: {path}" for path in after if path in before and before[path] != after[path]]
-    changes += [f"now made from: {path}" for path in after if path not in before]
-    return changes + [f"no longer made from: {path}" for path in before if path not in after]
+    texts += [f"made anew: {path}" for path in after if path in before and before[path] != after[path]]
+    texts += [f"now made from: {path}" for path in after if path not in before]
+    return texts + [f"no longer made from: {path}" for path in before if path not in after]
 
 
 def _parents(record: dict[str, Any]) -> list[dict[str, str]]:
@@ -156,11 +156,12 @@ def _parents(record: dict[str, Any]) -> list[dict[str, str]]:
     return [item for parents in record.get("parents", {}).values() for item in parents]
 
 
-def _changed(prefix: str, before: Any, after: Any) -> Iterator[str]:
+def changed(prefix: str, before: Any, after: Any) -> Iterator[str]:
+    """Yield, in words, how one value differs from another, key by key: `bits: 3 -> 4`."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key in sorted(before.keys() | after.keys()):
             was, now = before.get(key, ABSENT), after.get(key, ABSENT)
-            yield from _changed(f"{prefix}.{key}" if prefix else key, was, now)
+            yield from changed(f"{prefix}.{key}" if prefix else key, was, now)
     elif before != after:
         yield f"{prefix}: {_short(before)} -> {_short(after)}"
 

@@ -12,6 +12,7 @@ FOLDERS = {
     "evaluations": ("VARIANT", "EVALUATION"),
     "transcripts": ("VARIANT", "RECORDING"),
     "benchmarks": ("VARIANT",),
+    "exports": ("VARIANT", "FORMAT"),
     "report": (),
 }
 """Folder -> kinds of the names in the paths below it."""

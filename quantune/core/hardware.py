@@ -18,6 +18,8 @@ LIBRARY_BYTES = 750_000_000
 """Bytes of main memory that Python, torch, transformers and peft take before a model is loaded; measured on a CPU."""
 DRIVER_BYTES = 2_000_000_000
 """Bytes of main memory that a job on a GPU takes in addition."""
+FP8_CAPABILITY = (8, 9)
+"""Compute capability of the first GPUs with tensor cores for FP8."""
 COMPUTE = ("torch", "transformers", "bitsandbytes", "compressed-tensors", "peft")  # packages that set the speed
 
 
@@ -79,11 +81,42 @@ def _torch_has_cuda() -> bool:
     return bool(built) and built[1].strip() != "None"
 
 
+@cache
+def weakest_gpu() -> tuple[str, tuple[int, int]] | None:
+    """Return name and compute capability of the GPU with the lowest one that jobs may compute on.
+
+    None without a GPU, or if the driver is too old to say.
+    """
+    used = {gpu["uuid"]: gpu["name"] for gpu in gpus()}
+    answers = _listed({"uuid": "uuid", "compute_cap": "capability"}) if used else []
+    found = [(re.fullmatch(r"(\d+)\.(\d+)", gpu["capability"]), gpu["uuid"]) for gpu in answers]
+    known = [((int(match[1]), int(match[2])), used[uuid]) for match, uuid in found if match and uuid in used]
+    return min(known)[::-1] if known else None
+
+
+def without_fp8(name: str, capability: tuple[int, int]) -> str | None:
+    """Return why a GPU of this name and compute capability cannot multiply FP8, with a remedy, or None."""
+    if capability >= FP8_CAPABILITY:
+        return None
+    return (
+        f"{name} cannot multiply FP8: its compute capability is {capability[0]}.{capability[1]}, and FP8 needs 8.9 or "
+        "higher (Ada, Hopper, Blackwell); take 'activations: none' (FP8 weights only), or the method int8-dynamic"
+    )
+
+
 def _installed() -> list[dict[str, str]]:
     """Return index, uuid, name and driver of each GPU that `nvidia-smi` lists; none if it fails or is missing."""
+    return _listed({"index": "index", "uuid": "uuid", "driver_version": "driver", "name": "name"})
+
+
+def _listed(fields: dict[str, str]) -> list[dict[str, str]]:
+    """Return properties of each GPU that `nvidia-smi` lists; none if it fails or is missing.
+
+    Args:
+        fields: name of a property for the driver -> its key in the result.
+    """
     if not shutil.which("nvidia-smi"):
         return []
-    fields = {"index": "index", "uuid": "uuid", "driver_version": "driver", "name": "name"}
     query = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
         printed = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout

@@ -1,10 +1,16 @@
 """Numbers with units as text, and the bytes of one value of each dtype."""
 
 import math
+import re
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "int64": 8, "int32": 4, "int8": 1, "uint8": 1}
 """Bytes of one value of a dtype."""
 UNKNOWN = "–"
+SIZES = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+"""Unit -> bytes."""
+SHARES = {"%": 0.01}
+TIMES = {"µs": 1e-6, "us": 1e-6, "ms": 1e-3, "s": 1.0}
+"""Unit -> seconds."""
 
 
 def size(count: float | None) -> str:
@@ -31,3 +37,14 @@ def duration(seconds: float | None) -> str:
 def plural(count: int, noun: str) -> str:
     """Return a count and its noun: `1 variant`, `12 variants`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def pattern(units: dict[str, float]) -> str:
+    """Return the regular expression of a number with one of the units."""
+    return rf"^\s*([0-9]{{1,15}}(?:\.[0-9]{{1,9}})?)\s*({'|'.join(map(re.escape, units))})\s*$"
+
+
+def parse(text: str, units: dict[str, float]) -> float | None:
+    """Return a number with a unit, such as `4 GB`, in the base unit; None if it is not written in this way."""
+    match = re.search(pattern(units), text)
+    return float(match[1]) * units[match[2]] if match else None

@@ -62,3 +62,5 @@ class Calibration:
     """Whether the rounded weights replace the model's own; otherwise both are kept in memory."""
     solver_bytes: Callable[[int, int], int]
     """(outputs, inputs) of a matrix -> bytes for fitting its grids, without its Gram matrix."""
+    gram: bool = True
+    """Whether the Gram matrices of inputs are collected."""

@@ -39,11 +39,11 @@ class Tensors:
         return self.file_of[name].get_slice(name).get_shape()
 
 
-def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
+def linear_layers(folder: Path, head: bool = False) -> dict[str, tuple[int, int]]:
     """Return name -> (outputs, inputs) of each linear layer to quantize in a full-precision checkpoint.
 
-    These are all `nn.Linear` modules except the output embedding (`lm_head`), as in the GPTQ and AWQ papers. The model
-    is built on the meta device: no weight is read.
+    These are all `nn.Linear` modules except the output embedding (`lm_head`), as in the GPTQ and AWQ papers; with
+    `head`, it is one of them. The model is built on the meta device: no weight is read.
 
     Raises:
         QuantuneError: if the model has no such layer, or if weights of other modules would stay dense.
@@ -52,7 +52,7 @@ def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
 
     with torch.device("meta"):
         model = loading.auto_class(folder).from_config(loading.config(folder), trust_remote_code=False)
-    layers = {name: (module.out_features, module.in_features) for name, module in quantizable(model).items()}
+    layers = {name: (module.out_features, module.in_features) for name, module in quantizable(model, head).items()}
     if reason := unquantizable(model):
         raise QuantuneError(f"the architecture '{model.config.model_type}' cannot be quantized: {reason}")
     if not layers:
@@ -60,14 +60,22 @@ def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
     return layers
 
 
-def quantizable(model) -> dict[str, torch.nn.Linear]:
-    """Return name -> layer of each linear layer to quantize: every `nn.Linear` except the output embedding."""
-    head = model.get_output_embeddings()
+def quantizable(model, head: bool = False) -> dict[str, torch.nn.Linear]:
+    """Return name -> layer of each linear layer to quantize: every `nn.Linear` except the output embedding; with
+    `head`, this one too.
+    """
+    left = None if head else model.get_output_embeddings()
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
+        if isinstance(module, torch.nn.Linear) and module is not left
     }
+
+
+def head_name(model) -> str | None:
+    """Return the full name of the output embedding, or None."""
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head), None) if head is not None else None
 
 
 def unquantizable(model: torch.nn.Module) -> str | None:

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from quantune.core.errors import QuantuneError, listed
+from quantune.models import dialects
 from quantune.models.architecture import FAMILIES, SPEECH
 from quantune.models.stored import GENERATION
 
@@ -61,8 +62,9 @@ PACKED = (
 ATTENTION = ("eager", "sdpa")
 OTHER_HEADS = r"For(MaskedLM|PreTraining|NextSentencePrediction|MultipleChoice|CTC|\w*(Classification|Answering))$"
 """Ends of the names of classes (`architectures`) that are no language models."""
-LOADED = ("bitsandbytes", "compressed-tensors")
-"""Methods of checkpoints from outside that are already quantized and can be evaluated and trained on."""
+LOADED = ("bitsandbytes", "compressed-tensors", *dialects.METHODS)
+"""Methods of checkpoints from outside that are already quantized and can be evaluated and trained on; those of
+`dialects` are repacked first."""
 REMEDY = "correct config.json, or copy it from the original model"
 
 
@@ -107,6 +109,7 @@ def quantized(config: dict[str, Any]) -> str | None:
             f"config.json: the model is already quantized ('quantization_config', quant_method {_shown(method)}); "
             f"allowed: {listed(LOADED)}; give the original model, and quantize it with a step of 'quantizations'"
         )
+    dialects.read(settings)  # raises for a dialect that is not supported
     if method == "compressed-tensors" and (problem := _unpackable(settings)):
         raise QuantuneError(
             f"config.json: 'quantization_config' {problem}; allowed: format pack-quantized, whole numbers of 2, 3, 4 "
@@ -126,7 +129,7 @@ def _unpackable(settings: dict[str, Any]) -> str | None:
             return f"has weights of another kind in '{name}'"
         if group.get("input_activations") or group.get("output_activations"):
             return f"quantizes activations in '{name}'"
-        if weights.get("strategy") not in ("group", "channel") or weights.get("actorder") in ("group", "dynamic", True):
+        if weights.get("strategy") not in ("group", "channel") or weights.get("actorder") == "dynamic":
             return f"has another order or strategy of groups in '{name}'"
     extra = ("kv_cache_scheme", "transform_config")
     return next((f"has '{key}'" for key in extra if settings.get(key)), None)
@@ -215,9 +218,12 @@ def require_float(config: dict[str, Any], tensors: dict[str, Any]) -> None:
         packed = name.endswith(PACKED)
         if packed or (name.endswith(".weight") and tensor.dtype not in FLOATS):
             what = "a tensor of a quantized layer" if packed else f"stored as {tensor.dtype}"
+            remedy = "give the original model, and quantize it with a step of 'quantizations'"
+            if name.endswith(".qweight"):
+                remedy += ', or add the key, with "quant_method": "gptq" and what quantize_config.json holds'
             raise QuantuneError(
                 f"{tensor.file.name}: '{name}' is {what}, and config.json has no 'quantization_config'; allowed: "
-                f"weights of {listed(FLOATS)}; give the original model, and quantize it with a step of 'quantizations'"
+                f"weights of {listed(FLOATS)}; {remedy}"
             )
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors import safe_open
-from transformers import CONFIG_MAPPING, GenerationConfig
+from transformers import CONFIG_MAPPING, GenerationConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 from transformers.quantizers.auto import AutoQuantizationConfig
 
 from quantune.core.errors import QuantuneError
-from quantune.models import loading, stored
+from quantune.models import act_order, loading, stored
 from quantune.models.stored import StoredTensor
 
 PIECE = 4 * 2**20  # bytes of a tensor that are in memory at once
@@ -39,6 +39,35 @@ def inspect(folder: Path, tensors: dict[str, StoredTensor], scratch: Path) -> in
     for path in sorted({tensor.file for tensor in tensors.values()}):
         with _named(path.name, "safetensors cannot read it"), safe_open(path, "pt"):
             pass
+    model = build(folder)
+    config = model.config
+    with _named("config.json", "transformers cannot save it"):
+        config.save_pretrained(scratch / "trial")
+    if (folder / stored.GENERATION).exists():
+        with _named(stored.GENERATION, "transformers cannot use it"):
+            GenerationConfig.from_pretrained(folder, local_files_only=True)
+    settings = getattr(config, "quantization_config", None)
+    if settings is not None:
+        with _named("config.json", "transformers cannot use 'quantization_config'"):
+            AutoQuantizationConfig.from_dict(settings)
+    if not (settings or {}).get("load_in_4bit"):  # bitsandbytes has no 4-bit weights without data; loading checks them
+        state = {name: _empty(name, tensor) for name, tensor in tensors.items()}
+        strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        place = {"dtype": torch.float32, "trust_remote_code": False, "device_map": {"": "meta"}}
+        named = _named("config.json", "transformers cannot fit the weights into the model")
+        with named, act_order.accepted(type(model), folder):
+            _, info = type(model).from_pretrained(None, config=config, state_dict=state, **place, **strict)
+        loading.require_complete(info, config.model_type)
+    _inspect_tokenizer(folder, model)
+    return model.num_parameters()
+
+
+def build(folder: Path) -> PreTrainedModel:
+    """Return the model of the config.json in a folder on the meta device: no weight is read.
+
+    Raises:
+        QuantuneError: if transformers cannot build it, or it is no language model and no speech model.
+    """
     content = stored.read_json(folder / stored.CONFIG)
     if "auto_map" in content and content["model_type"] not in CONFIG_MAPPING:
         raise QuantuneError(
@@ -49,27 +78,9 @@ def inspect(folder: Path, tensors: dict[str, StoredTensor], scratch: Path) -> in
     with _named("config.json", "transformers cannot use it"):
         config = loading.config(folder)
     _require_language_model(config)
-    with _named("config.json", "transformers cannot save it"):
-        config.save_pretrained(scratch / "trial")
-    if (folder / stored.GENERATION).exists():
-        with _named(stored.GENERATION, "transformers cannot use it"):
-            GenerationConfig.from_pretrained(folder, local_files_only=True)
     kind = loading.auto_class(folder)._model_mapping[type(config)]
     with _named("config.json", "transformers cannot build the model"), torch.device("meta"):
-        model = kind._from_config(config, dtype=torch.float32)
-    settings = content.get("quantization_config")
-    if settings is not None:
-        with _named("config.json", "transformers cannot use 'quantization_config'"):
-            AutoQuantizationConfig.from_dict(settings)
-    if not (settings or {}).get("load_in_4bit"):  # bitsandbytes has no 4-bit weights without data; loading checks them
-        state = {name: _empty(name, tensor) for name, tensor in tensors.items()}
-        strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        place = {"dtype": torch.float32, "trust_remote_code": False, "device_map": {"": "meta"}}
-        with _named("config.json", "transformers cannot fit the weights into the model"):
-            _, info = kind.from_pretrained(None, config=config, state_dict=state, **place, **strict)
-        loading.require_complete(info, config.model_type)
-    _inspect_tokenizer(folder, model)
-    return model.num_parameters()
+        return kind._from_config(config, dtype=torch.float32)
 
 
 def _require_language_model(config) -> None:

@@ -23,13 +23,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from quantune.core import gpu_turns
 from quantune.core.errors import QuantuneError, listed
 from quantune.core.units import size
-from quantune.models import offloading, stored
+from quantune.models import act_order, offloading, stored
 from quantune.models.architecture import SPEECH
+from quantune.models.layer_names import KEPT_CHANNELS
 
 CONSTANTS = (".masked_bias", ".inv_freq", ".position_ids")
 """Ends of the names of constants that older versions of transformers stored beside the weights."""
-
-
 FILLED = 0.9
 """Share of a GPU's free memory that weights may take."""
 PLACED = 0.7
@@ -59,7 +58,7 @@ def quantization_method(folder: Path) -> str | None:
 
 
 def model(folders: list[Path], dtype: str) -> PreTrainedModel:
-    """Load a variant. Packed compressed-tensors layers stay packed (see `packed_linear`).
+    """Load a variant. Packed compressed-tensors layers stay packed (see `packed_linear`, `eight_bit_linear`).
 
     Args:
         folders: the base and, if the variant is an adapter, the adapter after it.
@@ -119,9 +118,12 @@ def _assembled(
     import_libraries(base, bool(adapters))
     loaded = whole(base, place, dtype=dtype)
     if quantization_method(base) == "compressed-tensors":
-        from quantune.models.packed_linear import keep_packed
+        from quantune.models.eight_bit_linear import keep_compressed
+        from quantune.models.packed_linear import add_kept_channels
 
-        keep_packed(loaded)
+        act_order.attach(loaded, base)
+        add_kept_channels(loaded, base)
+        keep_compressed(loaded)
     keep_cpu_kernels_exact(loaded)
     if computed not in (None, dtype):
         _compute_buffers(loaded, base, computed)
@@ -159,8 +161,11 @@ def whole(folder: Path, place: torch.device, **options) -> PreTrainedModel:
         QuantuneError: if a tensor is missing, unexpected or of another shape. transformers would draw it at random.
     """
     place = {"device_map": {"": place}, "local_files_only": True, "trust_remote_code": False}
-    strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    loaded, info = auto_class(folder).from_pretrained(folder, **place, **strict, **options)
+    shape = config(folder)
+    strict = {"output_loading_info": True, "ignore_mismatched_sizes": True, "config": shape}
+    kind = auto_class(folder)._model_mapping[type(shape)]
+    with act_order.accepted(kind, folder):
+        loaded, info = kind.from_pretrained(folder, **place, **strict, **options)
     require_complete(info, loaded.config.model_type, f"'{folder}': ")
     return loaded
 
@@ -174,7 +179,7 @@ def require_complete(info: dict, family: str, where: str = "") -> None:
         where: the beginning of the error.
     """
     shapes = {name: f" {list(saved)} instead of {list(expected)}" for name, saved, expected in info["mismatched_keys"]}
-    unexpected = [name for name in info["unexpected_keys"] if not name.endswith(CONSTANTS)]
+    unexpected = [name for name in info["unexpected_keys"] if not name.endswith((*CONSTANTS, *KEPT_CHANNELS))]
     groups = {"are missing": info["missing_keys"], "are unexpected": unexpected, "have another shape": shapes}
     problems = [
         f"{len(names)} {what} (first '{(first := min(names))}'{shapes[first] if names is shapes else ''})"
@@ -277,8 +282,8 @@ def _require_tokens(loaded: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def config(folder: Path) -> PretrainedConfig:
-    """Load the configuration of a checkpoint folder."""
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    """Load the configuration of a checkpoint folder, as transformers can use it (see `act_order`)."""
+    return act_order.plain(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

@@ -10,8 +10,16 @@ packed words. PyTorch's int4 kernels are not used: they compute in bfloat16, sup
 slower in float32 than unpacking.
 """
 
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+from safetensors import safe_open
+
+from quantune.models import stored
+from quantune.models.layer_names import KEPT_CHANNELS
 
 
 class PackedLinear(torch.nn.Linear):
@@ -34,6 +42,9 @@ class PackedLinear(torch.nn.Linear):
             zero = unpack_from_int32(source.weight_zero_point.data, self.bits, self.scale.shape, packed_dim=0)
             zero = (zero.to(torch.int16) + 2 ** (self.bits - 1)).to(torch.uint8)
         self.register_buffer("zero", zero)
+        for part in ("kept", "kept_columns"):  # weights of input channels that are stored beside the codes
+            self.register_buffer(part, getattr(source, f"weight_{part}", None))
+        self.register_buffer("groups", getattr(source, "weight_g_idx", None))  # of each input, if they are out of order
         bias = getattr(source, "bias", None)
         self.register_buffer("bias", None if bias is None else bias.data)
 
@@ -45,9 +56,18 @@ class PackedLinear(torch.nn.Linear):
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the dense weights, (outputs, inputs): (code - zero) * scale, as compressed-tensors computes them."""
         codes = unpack(self.packed, self.bits).flatten(1)[:, : self.in_features]
-        values = codes.to(self.scale.dtype).view(self.out_features, self.scale.shape[1], -1)
-        zero = 2 ** (self.bits - 1) if self.zero is None else self.zero.to(values.dtype).unsqueeze(-1)
-        return values.sub_(zero).mul_(self.scale.unsqueeze(-1)).view(self.out_features, self.in_features).to(dtype)
+        values = codes.to(self.scale.dtype)
+        if self.groups is None:
+            values = values.view(self.out_features, self.scale.shape[1], -1)
+            scale, zero = self.scale.unsqueeze(-1), None if self.zero is None else self.zero.unsqueeze(-1)
+        else:
+            scale = self.scale[:, self.groups]
+            zero = None if self.zero is None else self.zero[:, self.groups]
+        values.sub_(2 ** (self.bits - 1) if zero is None else zero.to(values.dtype)).mul_(scale)
+        values = values.view(self.out_features, self.in_features)
+        if self.kept is not None:
+            values = values.index_copy(1, self.kept_columns, self.kept.to(values.dtype))
+        return values.to(dtype)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Return states @ weightᵀ + bias."""
@@ -80,8 +100,8 @@ class _Product(torch.autograd.Function):
 
 
 def _bits_of_unit(bits: int) -> int:
-    """Return the bits of the fewest bytes that hold whole codes: one byte, or three with 3 bits."""
-    return 24 if bits == 3 else 8
+    """Return the bits of the fewest bytes that hold whole codes: one byte; three with 3 or 6 bits, five with 5 bits."""
+    return math.lcm(bits, 8)
 
 
 def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
@@ -90,22 +110,42 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     The lowest bits of the first byte come first, as in `pack_quantized` of compressed-tensors.
     """
     unit = packed[..., 0]
-    if bits == 3:
-        unit = unit.int() | packed[..., 1].int() << 8 | packed[..., 2].int() << 16
+    if packed.shape[-1] > 1:
+        unit = unit.to(torch.int32 if packed.shape[-1] == 3 else torch.int64)
+        for number in range(1, packed.shape[-1]):
+            unit = unit | packed[..., number].to(unit.dtype) << 8 * number
     shifts = torch.arange(0, _bits_of_unit(bits), bits, dtype=unit.dtype, device=unit.device)
     return unit.unsqueeze(-1) >> shifts & 2**bits - 1
 
 
-def keep_packed(model: torch.nn.Module) -> int:
-    """Replace the packed layers of a model loaded from a compressed-tensors checkpoint; return their number."""
-    packed = {name: module for name, module in model.named_modules() if hasattr(module, "weight_packed")}
+def keep_packed(model: torch.nn.Module, tensor: str = "weight_packed", kind: type[PackedLinear] = PackedLinear) -> int:
+    """Replace the layers that have a tensor of this name by layers of a kind that stays packed; return their number."""
+    packed = {name: module for name, module in model.named_modules() if hasattr(module, tensor)}
     for name, module in packed.items():
         parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, PackedLinear(module))
+        setattr(model.get_submodule(parent), last, kind(module))
     if packed and hasattr(model, "ct_decompress_hook"):
         model.ct_decompress_hook.remove()
         del model.ct_decompress_hook
     return len(packed)
+
+
+def add_kept_channels(model: torch.nn.Module, folder: Path) -> None:
+    """Add the tensors that stand beside the codes in a checkpoint to a model's layers; transformers leaves them out."""
+    for name, value in _kept_channels(folder):
+        layer, _, part = name.rpartition(".")
+        module = model.get_submodule(layer)
+        value = value.to(module.weight_scale.device)
+        module.register_buffer(part, value.to(module.weight_scale.dtype) if value.is_floating_point() else value)
+
+
+def _kept_channels(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield name and value of the tensors that stand beside the codes in a checkpoint."""
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        names = [name for name in stored.header(path) if name.endswith(KEPT_CHANNELS)]
+        if names:
+            with safe_open(path, "pt") as file:
+                yield from ((name, file.get_tensor(name)) for name in names)
 
 
 def train_biases(model: torch.nn.Module) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from quantune.core.errors import QuantuneError
-from quantune.models import stored
+from quantune.models import stored, tensor_files
 
 ROOT = Path(__file__).parents[2]
 KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
@@ -26,8 +26,6 @@ KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OMP_NUM_
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000  # of Linux's `unshare`
 REFUSED = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "pty.")
 """Beginnings of the names of Python's audit events that the process does not allow."""
-STORED_AS = {dtype: name for name, dtype in stored.DTYPES.items()}
-"""dtype of torch -> data type of safetensors."""
 ALLOWED = "allowed: tensors alone, by name; give the original model's safetensors, or save `model.state_dict()` again"
 
 
@@ -70,10 +68,7 @@ def convert(paths: list[Path], folder: Path) -> list[Path]:
             f"{stored.PICKLE_INDEX}: names '{missing[0]}' in {file}, which does not hold it; {stored.AGAIN}"
         )
     if named:
-        places = {name: Path(file).name for file, group in written.items() for name in group["stored"]}
-        size = sum(tensor.end - tensor.begin for file in written for tensor in stored.header(Path(file)).values())
-        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
-        (folder / stored.INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        tensor_files.index(folder, {Path(file).name: group["stored"] for file, group in written.items()})
     return sorted(folder.iterdir())
 
 
@@ -137,20 +132,9 @@ def _convert(path: Path, made: Path, tied: bool) -> dict[str, list[str]]:
         else:
             seen.add(place)
             tensors[name] = tensor
-    ordered = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # keeps values aligned
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name in ordered:
-        tensor, begin = tensors[name], end
-        end += tensor.numel() * tensor.element_size()
-        dtype = STORED_AS[str(tensor.dtype).removeprefix("torch.")]
-        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    with made.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in ordered:
-            file.write(_bytes(tensors[name]))
-    return {"stored": ordered, "shared": shared}
+    described = {name: (_dtype(tensor), tensor.shape) for name, tensor in tensors.items()}
+    tensor_files.write(made, described, lambda name: [tensor_files.array(tensors[name])])
+    return {"stored": list(tensors), "shared": shared}
 
 
 def _loaded(path: Path) -> Any:
@@ -197,18 +181,16 @@ def _tensors(path: Path, content: Any) -> Iterator[tuple[str, Any]]:
             raise QuantuneError(f"{entry} is of type {type(value).__name__}; {ALLOWED}")
         dtype, tensor = str(value.dtype).removeprefix("torch."), value.detach()
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
-        if not plain or dtype not in STORED_AS or tensor.is_quantized:
+        if not plain or dtype not in tensor_files.STORED_AS or tensor.is_quantized:
             raise QuantuneError(f"{entry} is a tensor of another kind ({tensor.layout}, {dtype}); {ALLOWED}")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise QuantuneError(f"{entry} has the shape {list(tensor.shape)}, but fewer values; {stored.AGAIN}")
         yield name, tensor
 
 
-def _bytes(tensor: Any) -> Any:
-    """Return the bytes of a tensor's values in order; they are copied only if the tensor is a view of another."""
-    import torch
-
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+def _dtype(tensor: Any) -> str:
+    """Return the data type of safetensors of a torch tensor."""
+    return tensor_files.STORED_AS[str(tensor.dtype).removeprefix("torch.")]
 
 
 if __name__ == "__main__":

@@ -122,7 +122,8 @@ class Pass:
         - attention: the norm's output, queries, keys, values and output; for RoPE four more of the queries' size;
         - feed-forward: input and output of ReLU or GELU, in Whisper the norm's output too; for SwiGLU both factors,
           their product and the norm's output;
-        - an adapted linear layer: its input, the float32 copy of it, its output, the update before and after scaling.
+        - an adapted linear layer: its input, the float32 copy of it, its output, the update before and after scaling;
+        - a layer that multiplies codes: its input, the codes, the sums, its output.
         Packed layers are unpacked one at a time.
         """
         rope = 4 * layers.queries if layers.gated else 0
@@ -133,8 +134,15 @@ class Pass:
             linear.inputs * (self.size + self._copy) + linear.outputs * (self.size + 2 * FLOAT)
             for linear in self._adapted(layers)
         ]
-        largest = max(attention * self.size, feed_forward * self.size, *updates, 0)
-        return (2 + self.model.embedded) * self.hidden(layers) + self.tokens(layers) * largest + self._unpacked(layers)
+        coded = self.quantization is not None and not self.quantization.unpacks
+        products = [
+            (linear.inputs + linear.outputs) * self.size
+            + self.quantization.product_bytes(linear.outputs, linear.inputs)
+            for linear in (layers.linears if coded else [])
+        ]
+        largest = max(attention * self.size, feed_forward * self.size, *updates, *products, 0)
+        unpacked = 0 if coded else self._unpacked(layers)
+        return (2 + self.model.embedded) * self.hidden(layers) + self.tokens(layers) * largest + unpacked
 
     def gradients(self, layers: Layers) -> int:
         """Return the largest number of bytes that gradients take at one time inside one layer.

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantune.core.errors import ConfigError, listed, nearest
-from quantune.planning import chains, conversations, expected, references
-from quantune.sources import origins, selection
+from quantune.planning import chains, conversations, expected, exports, references, ship
+from quantune.sources import model_sources, origins, selection
 
 if TYPE_CHECKING:
     from quantune.planning.config import Config
@@ -26,9 +26,9 @@ def problems(config: Config) -> list[str]:
     unusable = dict(_paths(config))
     lines += [*_training(config), *conversations.unread(config), *unusable.values()]
     good_models = {name for name in config.models if f"models.{name}" not in unusable and config.config_available(name)}
-    lines += [*_chains(config, good_models), *_evaluations(config, good_models), *_recordings(config, good_models)]
-    lines += [*_benchmark(config, good_models), *expected.problems(config, good_models)]
-    return list(dict.fromkeys(lines))
+    for check in (_chains, _evaluations, _recordings, _benchmark, expected.problems, exports.problems):
+        lines += check(config, good_models)
+    return list(dict.fromkeys([*lines, *ship.problems(config.ship, config.evaluations, config.benchmark)]))
 
 
 def _work(config: Config) -> Iterator[str]:
@@ -91,7 +91,7 @@ def _paths(config: Config) -> Iterator[tuple[str, str]]:
         try:
             if config.config_available(name):
                 config.track(name)
-                origins.require_whole_model(config.models[name], f"models.{name}")
+                model_sources.require_whole(config.models[name], f"models.{name}")
         except ConfigError as error:
             yield f"models.{name}", str(error)
     for name, entry in config.datasets.items():

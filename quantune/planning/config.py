@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
 from quantune import evaluations, finetunings, quantizations
-from quantune.core.errors import ConfigError, QuantuneError, listed
+from quantune.core.errors import ConfigError, listed
 from quantune.core.recipe import Entry, Name, NonEmpty, Recipe, Seed
 from quantune.evaluations.benchmark import Benchmark
-from quantune.models import config_values
+from quantune.models import architecture, config_values, layer_names
 from quantune.models.architecture import SPEECH
 from quantune.planning import chains
-from quantune.sources import selection
+from quantune.planning.ship import Ship
+from quantune.sources import model_sources
 from quantune.sources.entries import AnyDataset, Model, Speech, Text
 from quantune.sources.lock import Lock
 from quantune.sources.recordings import Recording
@@ -103,10 +104,15 @@ class Config(Entry):
     """Name -> evaluation; every variant and its ancestors are evaluated."""
     benchmark: Benchmark | None = None
     """Settings of the speed and memory measurement of the listed variants and their models; none without this key."""
+    ship: Ship | None = None
+    """Limits of the variant to ship, with which the report begins; without them it offers three choices."""
     expected: list[Expected] = []
     """Published numbers that the report shows beside the measured ones."""
     recordings: dict[Name, Recording] = {}
     """Name -> recording that `snakemake transcripts` transcribes with every speech variant; not in the report."""
+    exports: list[NonEmpty] = []
+    """Variant and format of what `snakemake exports` makes for other programs, braces expanded as in `variants`:
+    `opt-2m+lora+merge/{safetensors,gguf-q8-0}`."""
     variants: list[NonEmpty] = Field(min_length=1)
     """Chains to compare, braces expanded as a shell would: `opt-2m+{rtn-w4,nf4}+lora`."""
 
@@ -145,12 +151,12 @@ class Config(Entry):
 
     def require_fit(self, variant: chains.Variant) -> None:
         """Raise ConfigError if a step does not support the variant's model, or does not fit its layers."""
-        widths, shape = self._widths(variant.model), self.config_of(variant.model)
+        shape = self.config_of(variant.model)
         if problem := chains.unfit_for_quantized(variant, self, config_values.quantized(shape)):
             raise ConfigError(f"variant '{variant}': {problem}")
         for step in variant.steps:
             recipe = getattr(self, f"{step.kind}s", {}).get(step.name)
-            misfit = recipe.misfit(widths) if step.kind == "quantization" else None
+            misfit = self._misfit(recipe, variant.model) if step.kind == "quantization" else None
             if recipe and (problem := recipe.unsuitable(shape) or misfit):
                 raise ConfigError(f"{step.kind}s.{step.name}{problem}")
 
@@ -186,27 +192,17 @@ class Config(Entry):
     def config_available(self, model: str) -> bool:
         """Return whether a model's config.json can be read without a request to the hub."""
         entry = self.models[model]
-        return not entry.hub or self.locked.has_model(entry.hub, entry.revision)
+        return not entry.hub or self.locked.has_model(entry.hub, entry.revision, entry.gguf_file)
 
     def config_of(self, model: str) -> dict[str, Any]:
         """Return a model's config.json; it is read once."""
         if model not in self._configs:
-            self._configs[model] = self._read_config(model)
+            self._configs[model] = model_sources.config(self.models[model], f"models.{model}", self.locked)
         return self._configs[model]
 
     @cached_property
     def _configs(self) -> dict[str, dict[str, Any]]:
         return {}
-
-    def _read_config(self, model: str) -> dict[str, Any]:
-        entry, key = self.models[model], f"models.{model}"
-        if entry.hub:
-            return self.locked.model(entry.hub, entry.revision, f"{key}.hub")["config"]
-        path = selection.model_files(selection.resolve(entry.path, f"{key}.path"), f"{key}.path")["config.json"]
-        try:
-            return selection.model_config(path, f"'{path.parent}'")
-        except QuantuneError as error:
-            raise ConfigError(f"{key}.path: {error}") from None
 
     def require_track(self, model: str, evaluation: str) -> None:
         """Raise ConfigError if an evaluation and a model are of different tracks."""
@@ -222,6 +218,12 @@ class Config(Entry):
             fit = [name for name, entry in self.datasets.items() if entry.track == track]
             hint = f"; {track} datasets: {listed(fit)}" if fit else ""
             raise ConfigError(f"{key}'{dataset}' is {data_track}, and the model '{model}' is a {track} model{hint}")
+
+    def _misfit(self, recipe: Any, model: str) -> str | None:
+        """Return why a quantization does not fit the layers of a model; by widths alone, if their names are unknown."""
+        if (shape := architecture.known(self.config_of(model))) is None:
+            return recipe.misfit(self._widths(model))
+        return recipe.mismatch(layer_names.shapes(shape, recipe.quantizes_head()), shape.head.name)
 
     def _widths(self, model: str) -> set[int]:
         """Return the input widths of the model's linear layers that its config.json states."""

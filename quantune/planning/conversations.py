@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from quantune.core.errors import ConfigError, listed
+from quantune.core.errors import QuantuneError, listed
+from quantune.models import gguf_files, stored
 from quantune.planning.chains import Variant
-from quantune.sources import selection
+from quantune.sources import model_sources
 from quantune.sources.chat_templates import TEMPLATES
 
 if TYPE_CHECKING:
@@ -66,10 +67,12 @@ def _has_template(config: Config, model: str) -> bool:
     if entry.chat_template or entry.hub:
         return True
     try:
-        folder = selection.resolve(entry.path, f"models.{model}.path")
-        if (folder / "chat_template.jinja").exists() or (folder / "chat_template.json").exists():
+        files = model_sources.local_files(entry, f"models.{model}")
+        if stored.CONFIG not in files:
+            return bool(gguf_files.read(next(iter(files.values()))).metadata.get("tokenizer.chat_template"))
+        if {"chat_template.jinja", "chat_template.json"} & files.keys():
             return True
-        settings = folder / "tokenizer_config.json"
-        return settings.exists() and bool(json.loads(settings.read_text()).get("chat_template"))
-    except (ConfigError, OSError, ValueError, AttributeError):
+        settings = files.get("tokenizer_config.json")
+        return settings is not None and bool(json.loads(settings.read_text()).get("chat_template"))
+    except (QuantuneError, OSError, ValueError, AttributeError):
         return True  # the check of the model's files says why

@@ -24,6 +24,7 @@ from quantune.core.workload import (
 )
 from quantune.data.batches import BATCH_TOKENS
 from quantune.finetunings import Finetuning
+from quantune.models import layer_names
 from quantune.models.architecture import Architecture, Layers, Linear, read
 from quantune.planning.activations import FLOAT, Pass
 from quantune.quantizations import Quantization
@@ -62,11 +63,14 @@ def weights(model: Architecture, dtype: str, quantization: Quantization | None =
     parameters = model.parameters()
     if quantization is None:
         return sum(parameters.values()) * BYTES[dtype]
-    packed = 0
-    for count, linear in model.linears():
-        tensors = quantization.layer_tensors(linear.outputs, linear.inputs).values()
-        packed += count * sum(BYTES[kind or dtype] * prod(shape) for kind, shape in tensors)
-    return packed + (sum(parameters.values()) - parameters["linears"]) * BYTES[dtype]
+    packed, layers = 0, layer_names.shapes(model, quantization.quantizes_head())
+    recipe = quantization.resolved(layers)
+    for name, (rows, columns) in layers.items():
+        own = recipe.of_layer(name)
+        tensors = own.layer_tensors(rows, columns) if own else {"weight": (None, [rows, columns])}
+        packed += sum(BYTES[kind or dtype] * prod(shape) for kind, shape in tensors.values())
+    replaced = parameters["linears"] + (parameters["head"] if quantization.quantizes_head() else 0)
+    return packed + (sum(parameters.values()) - replaced) * BYTES[dtype]
 
 
 def inference(config: dict[str, Any], steps: Sequence[Recipe], work: Inference) -> Estimate:
@@ -128,7 +132,8 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
     parameters = finetuning.trained(model)
     loss = 3 * step.logits("float32") if finetuning.trains_head else step.loss()
     if work.kept != "activations":
-        inputs = (layers.count if work.kept == "inputs" else 1 for layers in model.layers)
+        # offloaded: the input of one layer, and the gradient of its output
+        inputs = (layers.count if work.kept == "inputs" else 2 for layers in model.layers)
         activations = sum(
             count * step.hidden(layers) + step.norm(layers) for count, layers in zip(inputs, model.layers, strict=True)
         )
@@ -161,8 +166,9 @@ def quantizing(config: dict[str, Any], recipe: Quantization, dtype: str) -> Esti
     Raises:
         QuantuneError: if the model's architecture is not known.
     """
-    model, work = read(config), recipe.workload()
-    length, samples = PROBE_TOKENS, 1
+    model = read(config)
+    recipe = recipe.resolved(layer_names.shapes(model, recipe.quantizes_head()))
+    work, length, samples = recipe.workload(), PROBE_TOKENS, 1
     if work:
         length = work.length
         samples = min(work.samples, PROBE_SAMPLES, max(1, PROBE_SAMPLE_TOKENS // length))
@@ -244,14 +250,17 @@ def calibration(config: dict[str, Any], work: Calibration, dtype: str) -> Estima
     for linear in layers.linears:
         groups.setdefault(linear.reads, []).append(linear)
     shapes = [(sum(linear.outputs for linear in group), group[0].inputs) for group in groups.values()]
-    grams = sum(columns * columns for _, columns in shapes) * FLOAT
     widest = max(columns for _, columns in shapes)
+    grams = sum(columns * columns for _, columns in shapes) * FLOAT if work.gram else 0
+    product = widest**2 * FLOAT if work.gram else 0
     copied = step.tokens(layers) * widest * FLOAT if dtype != "float32" else 0
     # the hidden states include the layer's input, and the embeddings are freed
-    computing = step.forward_peak(layers) - (1 + model.embedded) * step.hidden(layers) + widest**2 * FLOAT + copied
+    computing = step.forward_peak(layers) - (1 + model.embedded) * step.hidden(layers) + product + copied
     fitted, solving = 0, 0
     for rows, columns in shapes:
         solving = max(solving, fitted + work.solver_bytes(rows, columns))
+        if not work.gram:
+            continue  # nothing is kept until the layer is packed
         fitted += 0 if work.requantized and dtype == "float32" else rows * columns * FLOAT  # else the layer's own
         fitted += 2 * rows * (columns // work.group_size if work.group_size else 1) * FLOAT
     return Estimate(

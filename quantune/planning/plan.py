@@ -8,9 +8,10 @@ from quantune.artefacts.record import Artefact
 from quantune.core import hardware
 from quantune.core.errors import ConfigError, listed, nearest
 from quantune.evaluations.metrics import normalizers
+from quantune.planning import exports
 from quantune.planning.chains import Step, Variant
 from quantune.planning.config import Config
-from quantune.sources import origins, selection
+from quantune.sources import model_sources, origins, selection
 
 # Versions of the stages that have no recipe class of their own; raised when the meaning of their output changes.
 VERSIONS = {
@@ -27,7 +28,7 @@ VERSIONS = {
 OTHER_DATA = {"mix": "mixed", "also_validate": "validated"}
 # Methods of `Plan` that answer the same question once.
 REMEMBERED = ("checkpoint", "checkpoints_to_load", "dataset", "prepared", "evaluation", "transcript", "benchmark")
-REMEMBERED += ("report", "all_prepared", "all_datasets", "model_sizes", "dataset_bytes")
+REMEMBERED += ("export", "report", "all_prepared", "all_datasets", "model_sizes", "dataset_bytes")
 
 
 class Plan:
@@ -67,7 +68,7 @@ class Plan:
 
     def model_sizes(self, name: str) -> dict[str, int]:
         """Name -> bytes of a model's files."""
-        return origins.model_sizes(self._named("models", name), f"models.{name}", self.config.locked)
+        return model_sources.sizes(self._named("models", name), f"models.{name}", self.config.locked)
 
     def dataset_bytes(self, name: str) -> int | None:
         """Bytes of a dataset's files; None if they are not known beforehand."""
@@ -136,6 +137,21 @@ class Plan:
             reads={"base": self.checkpoints_to_load(variant)[:-1]},
         )
 
+    def export(self, variant: str, name: str) -> Artefact:
+        """A variant in a format that other programs open, with a model card: its numbers beside those of its model."""
+        recipe, model = exports.required(self.config, variant, name), self.config.parse(variant).model
+        numbered = [item for item in self._evaluations(variant) if self.config.evaluations[item].numbers]
+        measured = tuple(self.evaluation(of, item) for of in dict.fromkeys((model, variant)) for item in numbered)
+        return self._artefact(
+            ("exports", variant, name),
+            f"export/{name}",
+            recipe.version,
+            recipe.identity() | {"licences": exports.licences(self.config, variant)},
+            parents={"checkpoint": self.checkpoint(variant), **({"evaluations": measured} if measured else {})},
+            options={"card": exports.card(self.config, variant)},
+            reads={"model": (self.checkpoint(model),)},
+        )
+
     def report(self) -> Artefact:
         """The report on every variant and its ancestors."""
         names = [str(variant) for variant in self.config.evaluated]
@@ -151,6 +167,7 @@ class Plan:
                 "listed": [str(variant) for variant in self.config.listed],
                 "evaluations": {name: entry.model_dump(mode="json") for name, entry in self.config.evaluations.items()},
                 "expected": [entry.model_dump(mode="json") for entry in self.config.expected],
+                **({"ship": self.config.ship.model_dump(mode="json")} if self.config.ship else {}),
                 **({"normalizers": normalizers.VERSIONS} if spoken else {}),
             },
             parents={
@@ -187,6 +204,7 @@ class Plan:
             "evaluations": self.evaluation,
             "transcripts": self.transcript,
             "benchmarks": self.benchmark,
+            "exports": self.export,
             "report": self.report,
         }
         place = layout.parse(layout.path(self.work, target), self.work)

@@ -2,13 +2,15 @@
 
 from typing import Any
 
+from quantune import exports
 from quantune.artefacts.record import Artefact
 from quantune.core import hardware
 from quantune.core.errors import QuantuneError
 from quantune.core.recipe import Recipe
 from quantune.core.units import BYTES
+from quantune.exports import Export
 from quantune.models import architecture, stored
-from quantune.planning import memory
+from quantune.planning import incoming, memory
 from quantune.planning.chains import Variant
 from quantune.planning.memory import Estimate
 from quantune.planning.plan import Plan
@@ -19,7 +21,7 @@ PYTHON_BYTES, TOKENIZE_BYTES, CLIPS_BYTES = 400_000_000, 300_000_000, 1_000_000_
 WORKER_BYTES = 150_000_000  # of each process that tokenizes beside the first
 LONGEST = 2**29  # bytes of the longest document; see `quantune.sources.text_files`
 UNPACKED = 8  # assumed ratio of compression
-COMPUTES = ("quantize", "train", "merge", "evaluate", "transcribe", "benchmark")
+COMPUTES = ("quantize", "train", "merge", "evaluate", "transcribe", "benchmark", "export")
 """Stages that load a model, on a GPU if the machine has one."""
 
 
@@ -41,23 +43,34 @@ def estimate(plan: Plan, artefact: Artefact) -> Estimate | None:
 
 def _estimate(plan: Plan, artefact: Artefact, variant: Variant) -> Estimate | None:
     place = artefact.place
-    config, after = plan.config.config_of(variant.model), effective_recipes(plan, variant)
+    config, came = incoming.dense(plan.config.config_of(variant.model))
+    after = came + effective_recipes(plan, variant)
     try:
         architecture.read(config)  # raises for an unknown one
         if artefact.stage == "benchmark":
             return memory.inference(config, after, plan.config.benchmark.workload(plan.config.track(variant.model)))
         if artefact.stage == "transcribe":
             return memory.inference(config, after, plan.config.recordings[place.last].workload(config))
+        if place.folder == "exports":
+            return _exporting(exports.by_name()[place.last], config)
         if place.folder == "evaluations":
             return memory.inference(config, after, plan.config.evaluations[place.last].workload(config))
         if variant.kind == "finetuning":
             recipe = plan.config.finetunings[variant.steps[-1].name]
-            return memory.training(config, effective_recipes(plan, variant.parent), recipe)
+            return memory.training(config, came + effective_recipes(plan, variant.parent), recipe)
         if variant.kind == "quantization":
             return memory.quantizing(config, after[-1], calibration_dtype(config))
         return memory.comparison(config, None, 2, 64)  # of a merged model; a model is only copied
     except (QuantuneError, NotImplementedError):
         return None
+
+
+def _exporting(form: Export, config: dict[str, Any]) -> Estimate:
+    """Return the peak of an export: a forward pass of the dense model, or a few copies of the largest matrix."""
+    if work := form.workload(stored_dtype(config)):
+        return memory.inference(config, [], work)
+    largest = architecture.read(config).head
+    return Estimate({"largest tensor": 3 * BYTES["float32"] * largest.inputs * largest.outputs})
 
 
 def terms(plan: Plan, artefact: Artefact) -> dict[str, int] | None:
@@ -78,7 +91,7 @@ def host_bytes(plan: Plan, artefact: Artefact) -> int | None:
     if not loads_model(artefact):
         return None
     weights = weight_bytes(plan, plan.config.parse(artefact.place.variant).model)
-    made = disk_bytes(plan, artefact) or 0 if artefact.stage.startswith(("quantize", "merge")) else 0
+    made = disk_bytes(plan, artefact) or 0 if artefact.stage.startswith(("quantize", "merge", "export")) else 0
     if hardware.gpus():
         return hardware.LIBRARY_BYTES + hardware.DRIVER_BYTES + (made or weights)
     predicted = estimate(plan, artefact)
@@ -109,15 +122,21 @@ def disk_bytes(plan: Plan, artefact: Artefact) -> int | None:
     place = artefact.place
     if place.folder in ("sources", "prepared"):
         return plan.dataset_bytes(place.names[0])
+    if place.folder == "exports":
+        bits = exports.by_name()[place.last].bits
+        shape = architecture.known(plan.config.config_of(plan.config.parse(place.variant).model))
+        if bits is None or shape is None:
+            return disk_bytes(plan, artefact.parents["checkpoint"])
+        return int(sum(shape.parameters().values()) * bits / 8)
     if place.folder != "checkpoints":
         return None
     variant = plan.config.parse(place.variant)
-    config = plan.config.config_of(variant.model)
+    config, came = incoming.dense(plan.config.config_of(variant.model))
     total, weights = sum(plan.model_sizes(variant.model).values()), weight_bytes(plan, variant.model)
     if variant.kind == "model":
         return total
     try:
-        shape, effective = architecture.read(config), effective_recipes(plan, variant)
+        shape, effective = architecture.read(config), came + effective_recipes(plan, variant)
         if variant.is_adapter:
             made = effective[-1].stored(shape) * BYTES["float32"] * (1 + effective[-1].keep_checkpoints)
         else:

@@ -3,9 +3,10 @@
 A method module defines one or more `Quantization` recipes. To add a method, add a module and its test.
 """
 
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from quantune.core.recipe import Recipe, subclasses
 from quantune.core.units import BYTES
@@ -16,7 +17,7 @@ LEFT_DENSE = {
     "falcon": "their layers are FalconLinear modules instead of linear layers",
 }
 """`model_type` of config.json -> why no method quantizes such models."""
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """Keys of config.json that a mixture of experts has."""
 
 
@@ -25,6 +26,8 @@ class Quantization(Recipe):
 
     readable: ClassVar[bool] = True
     """Whether PEFT can read the dense weights of a loaded layer in each step, as DoRA does."""
+    unpacks: ClassVar[bool] = True
+    """Whether a layer's dense weights exist while it computes."""
     rescales: ClassVar[bool] = False
     """Whether the method rescales inputs and outputs of layers, so that they differ from the parent's."""
     settings: ClassVar[frozenset[str]] = frozenset({"if_destroyed"})
@@ -46,8 +49,13 @@ class Quantization(Recipe):
         """
         raise NotImplementedError
 
-    def check(self, parent: Path, folder: Path) -> dict[str, Any]:
+    def check(self, parent: Path, folder: Path, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Check every quantized layer of a saved checkpoint: its tensors exist, fit in shape and dtype, are finite.
+
+        Args:
+            parent: the checkpoint that was quantized.
+            folder: the saved one.
+            facts: what `quantize` returned; needed where the job chose the bits.
 
         Returns:
             Layers quantized, and bits stored per quantized weight: codes, scales, zero points and tables.
@@ -57,9 +65,13 @@ class Quantization(Recipe):
         """
         from quantune.models.checkpoints import Tensors, finite, linear_layers, require
 
-        tensors, layers, stored = Tensors(folder), linear_layers(parent), 0
-        for name, (rows, columns) in layers.items():
-            parts = self.layer_tensors(rows, columns)
+        tensors, found, stored = Tensors(folder), linear_layers(parent, self.quantizes_head()), 0
+        recipe = self.resolved(found, facts)
+        layers = {name: (*shape, own) for name, shape in found.items() if (own := recipe.of_layer(name))}
+        for name in found.keys() - layers:
+            require(f"{name}.weight" in tensors, name, "'weight' is missing: the recipe leaves this layer dense")
+        for name, (rows, columns, own) in layers.items():
+            parts = own.layer_tensors(rows, columns)
             require("weight" in parts or f"{name}.weight" not in tensors, name, "still holds its full-precision weight")
             for part, (dtype, shape) in parts.items():
                 key = f"{name}.{part}"
@@ -67,11 +79,12 @@ class Quantization(Recipe):
                 require(tensors.shape(key) == shape, name, f"'{part}' has shape {tensors.shape(key)}, not {shape}")
                 stored_dtype = str(tensors[key].dtype).removeprefix("torch.")
                 require(dtype in (None, stored_dtype), name, f"'{part}' is {stored_dtype}, not {dtype}")
-            stored += self.stored_bits(rows, columns)
+            stored += own.stored_bits(rows, columns)
             for bad in finite(tensors, [f"{name}.{part}" for part in parts]):
                 require(False, name, f"'{bad}' holds NaN or infinity")
-        weights = sum(rows * columns for rows, columns in layers.values())
-        return {"layers_quantized": len(layers), "bits_per_weight": round(stored / weights, 4)}
+        weights = sum(rows * columns for rows, columns, _ in layers.values())
+        dense = {"layers_left_dense": sorted(found.keys() - layers)} if len(layers) < len(found) else {}
+        return {"layers_quantized": len(layers), "bits_per_weight": round(stored / weights, 4)} | dense
 
     def stored_bits(self, rows: int, columns: int) -> int:
         """Return the bits that a quantized layer (outputs, inputs) takes: codes, scales, zero points and tables."""
@@ -88,6 +101,23 @@ class Quantization(Recipe):
         """Return the workload of calibration, for estimates of memory; None for methods without calibration."""
         return None
 
+    def quantizes_head(self) -> bool:
+        """Return whether the output embedding is quantized."""
+        return False
+
+    def of_layer(self, name: str) -> Self | None:
+        """Return the recipe of one layer, by its full name; None: it stays dense."""
+        return self
+
+    def resolved(self, layers: Mapping[str, tuple[int, int]], facts: Mapping[str, Any] | None = None) -> Self:
+        """Return the recipe with values in place of what it leaves to the model.
+
+        Args:
+            layers: full name -> (outputs, inputs) of the layers that can be quantized.
+            facts: of the job that made the choice; None: what estimates assume.
+        """
+        return self
+
     def layer_tensors(self, rows: int, columns: int) -> dict[str, tuple[str | None, list[int]]]:
         """Return suffix -> (dtype, shape) of the tensors that a quantized layer (outputs, inputs) has on disk.
 
@@ -95,9 +125,26 @@ class Quantization(Recipe):
         """
         raise NotImplementedError
 
+    def product_bytes(self, rows: int, columns: int) -> int:
+        """Return the bytes for each token that the product of a layer (outputs, inputs) takes besides the two."""
+        return 0
+
     def misfit(self, widths: set[int]) -> str | None:
         """Return why this recipe does not fit layers of these input widths (".key: why", or ": why"), or None."""
         return None
+
+    def mismatch(self, layers: Mapping[str, tuple[int, int]], head: str | None = None) -> str | None:
+        """Return why this recipe does not fit these layers (".key: why", or ": why"), or None.
+
+        Args:
+            layers: full name -> (outputs, inputs) of the layers that the recipe could quantize.
+            head: name of the output embedding.
+        """
+        return self.misfit({columns for _, columns in layers.values()})
+
+    def unservable(self) -> str | None:
+        """Return why vLLM cannot serve the checkpoints as compressed-tensors, with the remedy, or None."""
+        return "its layers are not packed by compressed-tensors; export 'safetensors', which transformers opens"
 
     def unsuitable(self, config: dict[str, Any]) -> str | None:
         """Return why models with this config.json cannot be quantized with this recipe (": why"), or None.

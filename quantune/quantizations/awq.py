@@ -64,32 +64,25 @@ STABLELM = pairs(
 UNCLIPPED = ("q_proj", "k_proj", "qkv_proj", "query_key_value")
 
 
-class AWQ(Calibrated):
-    """Activation-aware scales and clipping, then rounding to nearest."""
+class Scaled(Calibrated):
+    """The base of methods that scale up important input channels before they round."""
 
-    version: ClassVar[int] = 4
     seeded: ClassVar[bool] = True
-    requantized: ClassVar[bool] = False
     rescales: ClassVar[bool] = True
 
-    method: Literal["awq"]
-    """Activation-aware weight quantization: AWQ."""
-    clip: bool = True
-    """Clip the range of each group where that changes its output less (query and key layers are never clipped)."""
     mappings: list[Mapping] | None = None
     """Where scales can move; needed for architectures without known mappings. null: by the architecture."""
 
-    def solver_bytes(self, rows: int, columns: int) -> int:
-        """Return the bytes of the largest of: five matrices of the weights' shape (search of scales), two Gram matrices
-        (rescaling), one Gram matrix and seven of the weights' shape (search of ranges); all float32.
+    def scaling_bytes(self, rows: int, columns: int) -> int:
+        """Return the bytes of the larger of: five matrices of the weights' shape (search of scales), two Gram matrices
+        (rescaling); all float32.
         """
-        square, weight = columns * columns, rows * columns
-        return 4 * max(5 * weight, 2 * square, square + 7 * weight)
+        return 4 * max(5 * rows * columns, 2 * columns * columns)
 
     def unsuitable(self, config: dict[str, Any]) -> str | None:
         """Return why the architecture does not fit, or None; one without known mappings needs them in the recipe."""
         family = config.get("model_type")
-        unknown = f": {_unknown(family)}" if self.mappings is None and family not in FAMILIES else None
+        unknown = f": {unknown_mappings(family)}" if self.mappings is None and family not in FAMILIES else None
         return super().unsuitable(config) or unknown
 
     def rescale(self, model, name: str, layer, inputs: list) -> dict[str, Any]:
@@ -98,7 +91,25 @@ class AWQ(Calibrated):
 
         present = dict(layer.named_modules())
         mappings = self.mappings or [item for item in known_mappings(model.config) if item.before in present]
-        return awq.rescale(name, layer, inputs, mappings, self.grid)
+        return awq.rescale(name, layer, inputs, mappings, self.grid_of)
+
+
+class AWQ(Scaled):
+    """Activation-aware scales and clipping, then rounding to nearest."""
+
+    version: ClassVar[int] = 4
+    requantized: ClassVar[bool] = False
+
+    method: Literal["awq"]
+    """Activation-aware weight quantization: AWQ."""
+    clip: bool = True
+    """Clip the range of each group where that changes its output less (query and key layers are never clipped)."""
+
+    def solver_bytes(self, rows: int, columns: int) -> int:
+        """Return the bytes of the larger of: the search of scales; one Gram matrix and seven of the weights' shape
+        (search of ranges), float32.
+        """
+        return max(self.scaling_bytes(rows, columns), 4 * (columns * columns + 7 * rows * columns))
 
     def fit(self, layers: dict[str, Any], gram) -> dict[str, Any]:
         """Round to nearest; with `clip`, ranges of all but query and key layers are clipped."""
@@ -117,12 +128,13 @@ def known_mappings(config) -> list[Mapping]:
     family = FAMILIES.get(config.model_type)
     if family:
         return family(config)
-    raise QuantuneError(_unknown(config.model_type))
+    raise QuantuneError(unknown_mappings(config.model_type))
 
 
-def _unknown(family: str | None) -> str:
+def unknown_mappings(family: str | None) -> str:
+    """Return the error for an architecture without known mappings."""
     return (
-        f"AWQ knows no mappings for the architecture '{family}' (known: {listed(FAMILIES)}); declare them in the"
+        f"no mappings are known for the architecture '{family}' (known: {listed(FAMILIES)}); declare them in the"
         " quantization's 'mappings', such as [{before: ln_1, layers: [attn.q, attn.k, attn.v]}]"
     )
 

@@ -1,6 +1,7 @@
 """Calibration data: token blocks or clips, drawn with a seed and hashed. Too few samples give a warning."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -9,6 +10,7 @@ from pydantic import Field
 from quantune.core import units
 from quantune.core.recipe import LONGEST
 from quantune.core.workload import Calibration
+from quantune.quantizations import Quantization
 from quantune.quantizations.packed import Packed
 
 if TYPE_CHECKING:
@@ -18,17 +20,10 @@ if TYPE_CHECKING:
 FEW = 128  # samples below which calibration is known to become unreliable (GPTQ and AWQ papers use 128 or more)
 
 
-class Calibrated(Packed):
+class Sampled(Quantization):
     """A method with calibration data: its dataset, split, number and length of samples."""
 
     neutral: ClassVar[frozenset[str]] = frozenset({"draw"})
-    requantized: ClassVar[bool]
-    """Whether each layer is calibrated on the outputs of the quantized layers before it, or on the original ones."""
-
-    @property
-    def sequential(self) -> bool:
-        """Whether the linear layers of a layer are calibrated one after another, on inputs that the others changed."""
-        return False
 
     dataset: str
     """Name of the dataset to calibrate on; best similar to the text or speech that the model will read."""
@@ -45,27 +40,6 @@ class Calibrated(Packed):
     `samples` documents of at most `length` tokens are joined and cut (AutoAWQ). documents: each document is a sample,
     its rest after `length` tokens left out (a list of texts in AutoGPTQ)."""
 
-    def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
-        """Quantize layer by layer; the facts hold the relative output error of each linear layer, from rounding."""
-        from quantune.models import loading, offloading
-        from quantune.quantizations.arithmetic import layerwise
-        from quantune.quantizations.formats import pack_quantized
-
-        batches, facts = draw(self, data, seed, parent)
-        model = layerwise.load(parent)
-        grids, errors, stored = {}, {}, loading.stored_dtype(parent)
-
-        def pack(name, layer):
-            for part in [part for part in grids if part.startswith(f"{name}.")]:
-                linear = layer.get_submodule(part.removeprefix(f"{name}."))
-                pack_quantized.pack(linear, grids.pop(part), self.grid, stored)
-            offloading.move(layer.modules(), "cpu", stored)
-
-        visit = self.visitor(model, grids, errors)
-        layerwise.stream(model, batches, visit, self.requantized, pack, self.sequential)
-        pack_quantized.save(model, self.grid, parent, folder)
-        return {"calibration": facts, "output_errors": errors}
-
     def probe(self, parent: Path, data: Path | None, seed: int) -> tuple[str, list[dict[str, Any]]]:
         """Return a name and the first calibration samples as a model's inputs."""
         from quantune.quantizations.arithmetic.quality import calibration_inputs
@@ -73,33 +47,108 @@ class Calibrated(Packed):
         drawn, chosen, _ = samples(self, data, seed, parent)
         return calibration_inputs(drawn, chosen)
 
-    def visitor(self, model, grids: dict, errors: dict):
-        """Return the function that quantizes a decoder layer; it fills `grids` and `errors`, by linear layer.
 
-        It takes the layer's name, the layer, and its linear layers grouped by input (`layerwise.Inputs`).
+class Calibrated(Sampled, Packed):
+    """A method with integer grids that are fitted to calibration data."""
+
+    neutral: ClassVar[frozenset[str]] = Packed.neutral | Sampled.neutral
+    requantized: ClassVar[bool]
+    """Whether each layer is calibrated on the outputs of the quantized layers before it, or on the original ones."""
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the linear layers of a layer are calibrated one after another, on inputs that the others changed."""
+        return False
+
+    def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
+        """Quantize layer by layer; the facts hold the relative output error of each linear layer, from rounding."""
+        from quantune.models import checkpoints, loading, offloading
+        from quantune.quantizations.arithmetic import layerwise
+        from quantune.quantizations.formats import pack_quantized
+
+        layers = checkpoints.linear_layers(parent, self.output_embedding)
+        chosen = self.chosen(layers, parent, data, seed)
+        recipe = self.resolved(layers, chosen)
+        batches, facts = draw(recipe, data, seed, parent)
+        model = layerwise.load(parent)
+        grids, errors, stored = {}, {}, loading.stored_dtype(parent)
+
+        def pack(name, layer):
+            for part in [part for part in grids if part.startswith(f"{name}.")]:
+                linear = layer.get_submodule(part.removeprefix(f"{name}."))
+                pack_quantized.pack(linear, grids.pop(part), recipe.of_layer(part).grid, stored)
+            offloading.move(layer.modules(), "cpu", stored)
+
+        transform, visit = recipe.visitors(model, grids, errors)
+        layerwise.stream(model, batches, visit, recipe.requantized, pack, recipe.sequential, transform)
+        pack_quantized.save(model, recipe, parent, folder)
+        return {"calibration": facts, "output_errors": errors} | chosen
+
+    def visitors(self, model, grids: dict, errors: dict):
+        """Return the function that transforms a decoder layer, or None, and the function that rounds it.
+
+        Both take the layer's name, the layer, and its linear layers grouped by input (`layerwise.Inputs`). The second
+        fills `grids` and `errors`, by linear layer.
         """
         from quantune.quantizations.arithmetic.grids import output_error
 
+        scales: dict[str, Any] = {}
+
+        def transform(name, layer, inputs):
+            scales.update(self.rescale(model, name, layer, inputs))
+
         def visit(name, layer, inputs):
-            scales = self.rescale(model, name, layer, inputs)
             for group in inputs:
                 scale = scales.get(next(iter(group.layers)))
                 gram = group.gram if scale is None else group.gram / scale / scale[:, None]
-                for part, fitted in self.fit(group.layers, gram).items():
+                for part, fitted in self._fit_each(group.layers, gram):
                     weight = group.layers[part].weight
                     grids[part], errors[part] = fitted, output_error(fitted.weight, weight.data, gram)
                     if self.requantized:
                         weight.data = fitted.weight.to(weight.dtype)
+            scales.clear()
 
-        return visit
+        return transform if self.rescales else None, visit
+
+    def _fit_each(self, layers: dict[str, Any], gram) -> Iterator[tuple[str, Any]]:
+        """Round linear layers that read the same input, those of one recipe together; yield name and `grids.Fitted`."""
+        recipes: dict[tuple | None, tuple[Any, dict[str, Any]]] = {}
+        for part, layer in layers.items():
+            own = self.of_layer(part)
+            kind = None if own is None else (own.bits, own.group_size, own.symmetric)
+            recipes.setdefault(kind, (own, {}))[1][part] = layer
+        for own, alike in recipes.values():
+            if own is not None:
+                yield from own.fit(alike, gram).items()
+
+    def _damages(
+        self, free: list[list[str]], widths: list[int], parent: Path, inputs: list[dict], data: Path | None, seed: int
+    ) -> list[dict[int, float]]:
+        """Return the damage of each unit of layers at each width, rounded on the statistics of the original model."""
+        from quantune.quantizations.arithmetic import sensitivity
+
+        batches, _ = draw(self, data, seed, parent)
+        rescale = self.rescale if self.rescales else None
+        return sensitivity.calibrated(parent, inputs, free, widths, self._fits, batches, rescale)
+
+    def _fits(self, layers: dict[str, Any], gram, bits: int) -> dict[str, Any]:
+        """Return full name -> weights rounded by the method with this width; to the nearest without statistics."""
+        if gram is None:
+            return super()._fits(layers, gram, bits)
+        widened = self._with(bits=bits, overrides=self._same_bits(bits))
+        return {name: fitted.weight for name, fitted in widened._fit_each(layers, gram)}
+
+    def _same_bits(self, bits: int) -> dict[str, Any]:
+        """Return the overrides, with this width in place of theirs."""
+        return {key: type(item)(**item.given() | {"bits": bits}) for key, item in self.overrides.items()}
 
     def rescale(self, model, name: str, layer, inputs: list) -> dict[str, Any]:
-        """Rescale a decoder layer in place before rounding, without changing its function; here nothing is done.
+        """Rescale a decoder layer in place before rounding, without changing its function; for methods that `rescales`.
 
         Returns:
             Full name of a linear layer -> the factors of its input channels, (columns,).
         """
-        return {}
+        raise NotImplementedError
 
     def fit(self, layers: dict[str, Any], gram) -> dict[str, Any]:
         """Round linear layers that read the same input; return name -> `grids.Fitted`.
@@ -119,7 +168,7 @@ class Calibrated(Packed):
         raise NotImplementedError
 
 
-def samples(recipe: Calibrated, data: Path, seed: int, checkpoint: Path) -> "tuple[Data | Sequences, list[int], int]":
+def samples(recipe: Sampled, data: Path, seed: int, checkpoint: Path) -> "tuple[Data | Sequences, list[int], int]":
     """Return the data that samples are drawn from, the numbers of the chosen samples, and how many documents, blocks or
     clips were drawn. The arguments are those of `draw`.
     """
@@ -137,7 +186,7 @@ def samples(recipe: Calibrated, data: Path, seed: int, checkpoint: Path) -> "tup
     return drawn, chosen, len(chosen)
 
 
-def draw(recipe: Calibrated, data: Path, seed: int, checkpoint: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def draw(recipe: Sampled, data: Path, seed: int, checkpoint: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Draw the calibration samples: blocks or documents of text, or clips with their transcripts.
 
     Args:

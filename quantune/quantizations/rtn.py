@@ -18,7 +18,10 @@ class RoundToNearest(Packed):
     def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
         """Round in float32, one layer at a time; scales and the other layers are stored in the parent's dtype."""
         from quantune.models import loading
+        from quantune.models.checkpoints import linear_layers
         from quantune.quantizations.formats import pack_quantized
 
-        pack_quantized.save(loading.streamed([parent], "float32"), self.grid, parent, folder)
-        return {}
+        layers = linear_layers(parent, self.output_embedding)
+        facts = self.chosen(layers, parent, data, seed)
+        pack_quantized.save(loading.streamed([parent], "float32"), self.resolved(layers, facts), parent, folder)
+        return facts

@@ -12,6 +12,7 @@ from typing import Any
 import numpy
 
 from quantune.evaluations.metrics import families
+from quantune.report.scores import TOLERANCE
 
 KINDS = ("from_root", "from_parent", "from_rounding")
 
@@ -28,7 +29,7 @@ class Seeds:
     """Standard error of the change of one of them, on average: how much other windows or clips would change it."""
 
 
-def together(variants: dict[str, Any]) -> dict[str, Any]:
+def together(variants: dict[str, Any], tolerance: float = TOLERANCE) -> dict[str, Any]:
     """Return the variants with p-values for the families that their changes belong to, and with letters.
 
     A family: the variants of a model in one evaluation, compared with the model, with their parents, or with rounding.
@@ -37,7 +38,7 @@ def together(variants: dict[str, Any]) -> dict[str, Any]:
     for evaluation, names in _families(variants):
         for kind in KINDS:
             changes = {name: getattr(scores[name][evaluation], kind) for name in names}
-            changes = {name: item for name, item in changes.items() if item}
+            changes = {name: replace(item, tolerance=tolerance) for name, item in changes.items() if item}
             compared = sum(not math.isnan(item.p_value) for item in changes.values())  # others are not adjusted for
             adjusted = families.holm([item.p_value for item in changes.values()])
             within = families.holm([item.p_within() for item in changes.values()])

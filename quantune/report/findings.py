@@ -64,6 +64,19 @@ def _scope(report: Report) -> Finding:
         for name, files in pickled.items()
         if files
     ]
+    formats = {name: report.variants[name].facts.get("repacked", {}).get("format") for name in report.models}
+    converted += [
+        f"The weights of `{name}` came in the format {form}; they were repacked, with the same values."
+        for name, form in formats.items()
+        if form
+    ]
+    dense = {name: report.variants[name].facts.get("dequantized", {}) for name in report.models}
+    converted += [
+        f"The weights of `{name}` came in a GGUF file ({listing(list(facts['types']))}); they were dequantized into "
+        f"{facts['dtype']}."
+        for name, facts in dense.items()
+        if facts
+    ]
     if not report.scored():
         nothing = f"{variants}. Nothing was evaluated, so nothing is said here about quality."
         return Finding("Compared", [nothing, *converted])

@@ -5,7 +5,7 @@ never from its name.
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from quantune.artefacts.lineage import read_lineage
 from quantune.evaluations.metrics.metric import Metric
 from quantune.report import comparisons, scores
 from quantune.report import speed as benchmarks
+from quantune.report.limits import Limits
 from quantune.report.scores import Score
 from quantune.report.speed import Performance
 
@@ -88,6 +89,8 @@ class Report:
     """Published values: source, evaluation or None, number or None, and variant -> value."""
     artefacts: dict[str, dict[str, Any]]
     """Path -> lineage of every artefact that a number rests on."""
+    limits: Limits = field(default_factory=Limits)
+    """Limits of the variant to ship."""
 
     def named(self, kind: str) -> list[str]:
         """Return the names of the evaluations of a kind."""
@@ -168,6 +171,7 @@ def gather(order: dict[str, Any]) -> Report:
     read = {key: score for key, score in read.items() if score}
     rounded = {_grid(lineage[paths[name]], calibrated=False): name for name in recipe["variants"]}
     rounded.pop(None, None)
+    limits = Limits.of(recipe.get("ship"))
     measured = benchmarks.read([item["path"] for item in parents.get("benchmarks", [])])
     variants: dict[str, VariantResult] = {}
     for name in recipe["variants"]:
@@ -204,9 +208,10 @@ def gather(order: dict[str, Any]) -> Report:
         path=order["path"],
         digest=order["digest"],
         evaluations=recipe["evaluations"],
-        variants=comparisons.together(variants),
+        variants=comparisons.together(variants, limits.tolerance),
         expected=recipe["expected"],
         artefacts=lineage,
+        limits=limits,
     )
 
 

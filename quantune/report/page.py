@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from quantune.core import units
 from quantune.evaluations.metrics.edits import Piece
-from quantune.report import by_layer, listening, memory_check, published, wording
+from quantune.report import by_layer, listening, memory_check, published, scatter, shipping, wording
 from quantune.report.findings import findings
 from quantune.report.gather import Report
 from quantune.report.scores import Score
@@ -38,11 +38,15 @@ def render(report: Report, figures: dict[str, str], command: str) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    answers = shipping.told(report)
     environment.filters |= {"code": code, "breakable": breakable, "json": embedded, "marked": marked}
     return environment.get_template("template.html.j2").render(
         report=report,
         wording=wording,
         units=units,
+        answers=answers,
+        limits=shipping.limits(report),
+        scatter=scatter.data(report, answers) if report.scored() else None,
         findings=findings(report),
         repeats=next((speed.repeats for speed in speeds), 0),
         comparisons=memory_check.compare(report),

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Literal
 
 import pandas
@@ -14,7 +15,7 @@ from quantune.evaluations.metrics.metric import PERPLEXITY, Metric
 SIGNIFICANT = 0.05  # two-sided p-value below which a change counts as significant
 CLAIMED = 0.025  # one-sided p-value up to which a loss counts as below the tolerance: the end of a 95 % interval
 TOLERANCE = 0.01  # a loss that most uses would not notice: 1 % of perplexity, or 1 point of an error rate
-POWER = 2.8  # standard errors between a loss and a bound that 80 % of evaluations then tell apart (1.96 + 0.84)
+POWER = 0.84  # standard errors beyond the critical value at which 80 % of evaluations are significant
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,11 @@ class Change:
             return None
         limit = math.log1p(self.tolerance) if self.metric.relative else self.tolerance
         loss = estimate.value if self.metric.lower_is_better else -estimate.value
-        needed = estimate.items * (POWER * estimate.error / (limit - loss)) ** 2
+        level = CLAIMED / max(self.family, 1)  # Holm's of the smallest p-value: enough for all
+        errors = NormalDist().inv_cdf(1 - level) + POWER
+        needed = estimate.items * (errors * estimate.error / (limit - loss)) ** 2
         if estimate.rare:
-            needed = max(needed, math.log(CLAIMED) / math.log1p(-min(limit - max(loss, 0.0), 0.99)))
+            needed = max(needed, math.log(level) / math.log1p(-min(limit - max(loss, 0.0), 0.99)))
         return max(math.ceil(needed), estimate.items + 1)
 
 

@@ -4,6 +4,7 @@ import argparse
 import math
 import re
 import shlex
+from dataclasses import replace
 
 from quantune.core import units
 from quantune.core.errors import printable
@@ -98,6 +99,16 @@ def evidence(change: Change) -> str:
     return f"{changed(change)} ({prefix}{interval(change)}{differ})"
 
 
+def briefly(change: Change) -> str:
+    """Return a change with the ends of its interval: `+1.9 % (+0.4 to +3.5 %)`."""
+    if math.isnan(change.change):
+        return NAN
+    rare = change.estimate and change.estimate.rare
+    if rare and not rare.count:
+        return f"unchanged ({interval(change)})"
+    return f"{changed(change)} ({interval(change)})"
+
+
 def probability(change: Change) -> str:
     """Return the p-value of a change among all that are compared: `p = 0.03 (of 5 compared)`."""
     text = p_value(change.p_in_family)
@@ -108,6 +119,12 @@ def tolerance(change: Change) -> str:
     """Return the loss that counts as none: `1 %`, `1 point`, `0.5 points`."""
     value = 100 * change.tolerance
     return f"{value:g} %" if change.metric.relative else f"{value:g} {'point' if value == 1 else 'points'}"
+
+
+def allowed(loss: float, changes: list[Change]) -> str:
+    """Return a limit of a loss in the units of the changes: `1 %`, `1 point`, `1 % or 1 point`."""
+    by_unit = {change.metric.relative: tolerance(replace(change, tolerance=loss)) for change in changes}
+    return listing([by_unit[relative] for relative in (True, False) if relative in by_unit], "or")
 
 
 def rounded(count: int) -> int:

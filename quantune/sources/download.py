@@ -145,6 +145,26 @@ def fetch(remote: Remote, folder: Path) -> None:
     os.replace(partial, path)
 
 
+def beginning(remote: Remote, count: int) -> bytes:
+    """Return the first bytes of a file; raises QuantuneError if the server refuses or cannot be reached."""
+    import httpx
+    from huggingface_hub.utils import hf_raise_for_status, http_stream_backoff
+
+    headers = {**remote.headers, "Accept-Encoding": "identity", "Range": f"bytes=0-{count - 1}"}
+    options = {"headers": headers, "timeout": hub.TIMEOUT, "retry_on_exceptions": httpx.RemoteProtocolError}
+    content = bytearray()
+    try:
+        with http_stream_backoff("GET", filled(remote.url), **options) as answer:
+            hf_raise_for_status(answer)
+            for chunk in answer.iter_bytes(CHUNK):
+                content += chunk
+                if len(content) >= count:
+                    break
+    except (httpx.HTTPError, ConnectionError) as error:
+        raise QuantuneError(hub.explain(error, str(remote), remote.page or remote.url, remote.licence)) from error
+    return bytes(content[:count])
+
+
 def filled(url: str) -> str:
     """Return a URL with the values of the environment variables that it names; a password is percent-encoded.
 

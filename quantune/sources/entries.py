@@ -4,7 +4,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from quantune.core import credentials
 from quantune.core.errors import listed, nearest
@@ -73,16 +73,27 @@ class External(Recipe):
 class Model(External):
     """Where a model comes from."""
 
-    settings: ClassVar[frozenset[str]] = frozenset({"path", "hub", "revision"})
+    settings: ClassVar[frozenset[str]] = frozenset({"path", "hub", "revision", "gguf_file", "licence"})
     neutral: ClassVar[frozenset[str]] = frozenset({"chat_template"})
     numbers: ClassVar[tuple[str, ...]] = ("parameters",)
 
     path: str | None = None
-    """Folder in Hugging Face layout (config.json, tokenizer, safetensors or pytorch_model.bin); may hold environment
-    variables."""
+    """Folder in Hugging Face layout (config.json, tokenizer, safetensors or pytorch_model.bin), or a file *.gguf;
+    may hold environment variables."""
+    gguf_file: FileName | None = None
+    """GGUF file in the folder or repository that is the model: `model.Q4_K_M.gguf`. It is dequantized."""
     chat_template: ChatTemplate | None = None
     """Chat template of the model: alpaca, chatml, plain, vicuna, or a template itself, in Jinja; null: the model's own.
     It stands in every checkpoint of the model."""
+    licence: NonEmpty | None = None
+    """Licence of the model, for model cards, as the hub writes it, such as apache-2.0; null: that of the repository."""
+
+    @field_validator("gguf_file")
+    @classmethod
+    def _gguf(cls, name: str | None) -> str | None:
+        if name is not None and not name.endswith(".gguf"):
+            raise ValueError(f"'{name}' is no GGUF file; give one such as model.Q4_K_M.gguf")
+        return name
 
 
 class Download(Entry):

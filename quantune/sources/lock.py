@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from quantune.core.errors import ConfigError, QuantuneError
-from quantune.models import config_values, stored
+from quantune.core.errors import ConfigError, QuantuneError, nearest
+from quantune.models import config_values, gguf_config, gguf_files, stored
 from quantune.sources import download, hub, selection
 
 LockEntry = dict[str, Any]
 LARGEST = 2**24  # bytes of a config.json
+HEADER, MOST_HEADER = 2**22, 2**28  # bytes of a GGUF file's header that are requested at first, and at most
 KEPT = ": kept: "  # marks the line of an entry that could not be updated
 
 
@@ -28,32 +29,38 @@ class Lock:
         self.path = Path(path)
         self.entries = self._read()
 
-    def has_model(self, repository: str, revision: str) -> bool:
+    def has_model(self, repository: str, revision: str, gguf_file: str | None = None) -> bool:
         """Return whether a model is locked."""
-        return f"{repository}@{revision}" in self.entries["models"]
+        return _named(repository, revision, gguf_file) in self.entries["models"]
 
     def has_dataset(self, repository: str, revision: str, patterns: list[str]) -> bool:
         """Return whether a dataset is locked with these patterns."""
         entry = self.entries["datasets"].get(f"{repository}@{revision}", {"patterns": {}})
         return set(patterns) <= set(entry["patterns"])
 
-    def model(self, repository: str, revision: str, key: str) -> LockEntry:
+    def model(self, repository: str, revision: str, key: str, gguf_file: str | None = None) -> LockEntry:
         """Return a model's `commit`, `licence`, `files` (name -> size and hash) and `config` (its config.json).
+
+        Of a GGUF file, `config` is made of its header, and `values` is the number of values in its tensors.
 
         Args:
             repository: `owner/name` on the hub.
             revision: branch, tag or commit.
             key: the key in the configuration, for errors.
+            gguf_file: the GGUF file in the repository that is the model.
 
         Raises:
             ConfigError: if it is not locked and cannot be locked, or has no weights, or a config.json that cannot
                 be used.
         """
-        if not self.has_model(repository, revision):
-            self._add("models", repository, revision, self._resolve(key, _model, repository, revision))
-        entry = self.entries["models"][f"{repository}@{revision}"]
+        name = _named(repository, revision, gguf_file)
+        if name not in self.entries["models"]:
+            self._add("models", name, self._resolve(key, _model, repository, revision, gguf_file))
+        entry = self.entries["models"][name]
         try:
             config_values.check(entry["config"])
+            if gguf_file:
+                return entry
             loaded = stored.selected(list(entry["files"]))  # older lock files name more than one set of weights
         except QuantuneError as error:
             raise ConfigError(f"{key}: '{repository}' at '{revision}': {error}") from None
@@ -68,23 +75,24 @@ class Lock:
             known = self.entries["datasets"].get(f"{repository}@{revision}", {"commit": revision, "patterns": {}})
             needed = sorted({*known["patterns"], *patterns})
             entry = self._resolve(key, _dataset, repository, known["commit"], needed, key)
-            self._add("datasets", repository, revision, entry)
+            self._add("datasets", f"{repository}@{revision}", entry)
         return self.entries["datasets"][f"{repository}@{revision}"]
 
     def update(self) -> Iterator[str]:
         """Resolve every entry again; yield one line for each, with its changes or its error."""
         for kind, entries in self.entries.items():
             for name, before in list(entries.items()):
-                repository, _, revision = name.partition("@")
+                repository, _, rest = name.partition("@")
+                revision, _, file = rest.partition("#")
                 try:
                     if kind == "models":
-                        after = _model(repository, revision)
+                        after = _model(repository, revision, file or None)
                     else:
                         after = _dataset(repository, revision, list(before["patterns"]), name)
                 except QuantuneError as error:
                     yield f"{kind} {name}{KEPT}{error}"
                     continue
-                self._add(kind, repository, revision, after)
+                self._add(kind, name, after)
                 yield f"{kind} {name}: {_changes(before, after)}"
 
     def _resolve(self, key: str, resolve, repository: str, revision: str, *more) -> LockEntry:
@@ -104,10 +112,10 @@ class Lock:
         print(f"{self.path}: locked {repository}@{revision} at {entry['commit']} ({terms})", file=sys.stderr)
         return entry
 
-    def _add(self, kind: str, repository: str, revision: str, entry: LockEntry) -> None:
+    def _add(self, kind: str, name: str, entry: LockEntry) -> None:
         """Read the file again, add an entry, and replace the file in one step."""
         self.entries = self._read()
-        self.entries[kind][f"{repository}@{revision}"] = entry
+        self.entries[kind][name] = entry
         text = json.dumps(self.entries, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
         partial = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         try:
@@ -129,10 +137,17 @@ class Lock:
             raise ConfigError(f"{problem}; restore it from version control, or delete it to lock anew") from None
 
 
-def _model(repository: str, revision: str) -> LockEntry:
-    """Resolve a model: one request for the listing, one for its config.json."""
+def _named(repository: str, revision: str, gguf_file: str | None) -> str:
+    """Return the name of a model's entry."""
+    return f"{repository}@{revision}" + (f"#{gguf_file}" if gguf_file else "")
+
+
+def _model(repository: str, revision: str, gguf_file: str | None = None) -> LockEntry:
+    """Resolve a model: one request for the listing, one for its config.json, or some for the header of a GGUF file."""
     listing = hub.listing("model", repository, revision)
     where = hub.describe("model", repository, revision)
+    if gguf_file:
+        return _gguf(repository, listing, gguf_file, where)
     names = selection.model_names([name for name in listing["files"] if "/" not in name], where)
     files = {name: listing["files"][name] for name in names}
     config = files["config.json"]
@@ -151,6 +166,28 @@ def _model(repository: str, revision: str) -> LockEntry:
         download.fetch(remote, Path(folder))
         config = selection.model_config(Path(folder, "config.json"), where)
     return {**listing, "files": files, "config": config}
+
+
+def _gguf(repository: str, listing: dict[str, Any], name: str, where: str) -> LockEntry:
+    """Resolve a GGUF file: only its header is requested."""
+    names = [item for item in listing["files"] if item.endswith(".gguf")]
+    if name not in names:
+        raise QuantuneError(f"{where} has no file '{name}'{nearest(name, names)}")
+    file, begin = listing["files"][name], HEADER
+    more = {"digest": download.identity(file), "size": file["size"], "licence": listing["licence"]}
+    remote = download.hub_file("model", repository, listing["commit"], name, **more)
+    while True:
+        content = download.beginning(remote, min(begin, file["size"]))
+        try:
+            header = gguf_files.parse(content, file["size"], name)
+            break
+        except gguf_files.CutOffError:
+            if begin >= min(file["size"], MOST_HEADER):
+                raise
+            begin *= 4
+    config = gguf_config.config(header)
+    config_values.check(config)
+    return {**listing, "files": {name: file}, "config": config, "values": header.values()}
 
 
 def _dataset(repository: str, revision: str, patterns: list[str], key: str) -> LockEntry:

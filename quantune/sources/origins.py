@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantune.artefacts.hashes import Hashes
-from quantune.core.errors import ConfigError, QuantuneError
-from quantune.sources import clips, download, selection
+from quantune.sources import clips, download, model_sources, selection
 from quantune.sources.lock import Lock
 from quantune.sources.text_files import COMPRESSED
 
@@ -43,31 +42,10 @@ class Origin:
 def model(entry: Model, key: str, lock: Lock, hashes: Hashes) -> Origin:
     """Return the origin of a model's files; raises ConfigError naming the key if they are not available."""
     if entry.hub:
-        locked = lock.model(entry.hub, entry.revision, f"{key}.hub")
+        locked = lock.model(entry.hub, entry.revision, f"{key}.hub", entry.gguf_file)
         return _of_hub("model", entry, locked, list(locked["files"]), list(locked["files"]))
-    paths = selection.model_files(selection.resolve(entry.path, f"{key}.path"), f"{key}.path").values()
+    paths = model_sources.local_files(entry, key).values()
     return Origin([str(path) for path in paths], {path.name: hashes.file(path) for path in paths})
-
-
-def require_whole_model(entry: Model, key: str) -> None:
-    """Raise ConfigError if a local model's files are damaged, incomplete, or do not fit each other; see `selection`."""
-    if not entry.hub:
-        folder = selection.resolve(entry.path, f"{key}.path")
-        try:
-            selection.require_whole_model(list(selection.model_files(folder, f"{key}.path").values()), f"'{folder}'")
-        except ConfigError:
-            raise
-        except QuantuneError as error:
-            raise ConfigError(f"{key}.path: {error}") from None
-
-
-def model_sizes(entry: Model, key: str, lock: Lock) -> dict[str, int]:
-    """Return name -> bytes of a model's files."""
-    if entry.hub:
-        files = lock.model(entry.hub, entry.revision, f"{key}.hub")["files"]
-        return {name: file["size"] for name, file in files.items()}
-    paths = selection.model_files(selection.resolve(entry.path, f"{key}.path"), f"{key}.path").values()
-    return {path.name: path.stat().st_size for path in paths}
 
 
 def dataset_bytes(entry: Dataset, key: str, lock: Lock) -> int | None:

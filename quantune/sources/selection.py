@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from quantune.core.errors import ConfigError, QuantuneError, listed, nearest
-from quantune.models import config_values, stored
+from quantune.models import config_values, dialects, stored
 from quantune.models.architecture import SPEECH
 from quantune.sources import text_files
 from quantune.sources.text_files import COMPRESSED
@@ -49,7 +49,9 @@ def model_names(names: list[str], where: str, folder: Path | None = None) -> lis
         advice = "give a whole model: PEFT's `merge_and_unload`, then `save_pretrained`, makes one"
         raise QuantuneError(f"{where} holds an adapter ({stored.ADAPTER}) {also}; {advice}")
     if stored.CONFIG not in chosen:
-        raise QuantuneError(f"{where} has no config.json; give a model in Hugging Face layout")
+        files = [name for name in names if name.endswith(".gguf")]
+        known = f"'gguf_file' with one of {listed(files[:30])}, or " if files else ""
+        raise QuantuneError(f"{where} has no config.json; give {known}a model in Hugging Face layout")
     index = stored.index_of(chosen) if folder else None
     try:
         return stored.selected(chosen, stored.shards(folder / index).values() if index else None)
@@ -155,7 +157,8 @@ def model_files(folder: Path, key: str) -> dict[str, Path]:
         ConfigError: if config.json or the weights are missing.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{key}: '{folder}' is a file; give the folder that holds config.json and the weights")
+        advice = "the folder that holds config.json and the weights, or a file *.gguf"
+        raise ConfigError(f"{key}: '{folder}' is a file; give {advice}")
     try:
         names = model_names([path.name for path in sorted(folder.iterdir())], f"'{folder}'", folder=folder)
     except OSError as error:
@@ -196,6 +199,7 @@ def require_whole_model(paths: list[Path], where: str) -> None:
             config_values.require_layers(config, tensors)
             config_values.require_embeddings(config, tensors)
             config_values.require_float(config, tensors)
+            dialects.require_whole(config, tensors)
         for path in (path for path in paths if path.name == stored.GENERATION):
             config_values.check_generation(stored.read_json(path), config)
         stored.require_tokenizer((path.name for path in paths), config["model_type"] in SPEECH)

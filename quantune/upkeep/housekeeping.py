@@ -14,7 +14,7 @@ from quantune.artefacts.freshness import Disk, State
 from quantune.artefacts.record import Artefact
 from quantune.core.errors import ConfigError, printable, reported
 from quantune.core.units import size
-from quantune.planning import costs, load
+from quantune.planning import costs, exports, load
 from quantune.planning.plan import Plan
 from quantune.upkeep import dvc
 
@@ -70,6 +70,7 @@ def work_items(plan: Plan) -> Iterator[WorkItem]:
     for path in layout.artefact_folders(plan.work):
         place = layout.parse(path, plan.work)
         on_command_line = place.folder == "transcripts" and place.last not in plan.config.recordings
+        on_command_line |= place.folder == "exports" and str(path) not in needed
         reason = None if on_command_line else stale_reason(needed.get(str(path)), place, disk)
         yield WorkItem(path, place.folder, disk_use(path), reason)
     digests = {item.digest[:16] for item in needed.values() if disk.state(item) is not State.CURRENT}
@@ -82,10 +83,11 @@ def work_items(plan: Plan) -> Iterator[WorkItem]:
 
 
 def needed_artefacts(plan: Plan) -> dict[str, Artefact]:
-    """Return path -> artefact of the report, its ancestors and the transcripts of the configuration."""
+    """Return path -> artefact of the report, its ancestors, and the transcripts and exports of the configuration."""
     artefacts = list(costs.with_ancestors(plan.report()))
     if plan.config.recordings:
         artefacts += [plan.transcript(*names) for names in plan.config.transcribed]
+    artefacts += [item for pair in exports.requested(plan.config) for item in costs.with_ancestors(plan.export(*pair))]
     return {item.path: item for item in artefacts}
 
 

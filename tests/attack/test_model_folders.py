@@ -206,13 +206,16 @@ PLANNED = {
     "classifier": (keys(architectures=["OPTForSequenceClassification"]), "'opt' is no language model"),
     "gptq": (
         keys(quantization_config={"quant_method": "gptq", "bits": 4}),
-        "already quantized ('quantization_config', qua",
+        "'quantization_config' says gptq, and the weights hold no tensor '*.qweight'",
     ),
     "no-method": (
         keys(quantization_config={"bits": 4}),
-        "quant_method null); allowed: bitsandbytes, compressed-tensors",
+        "quant_method null); allowed: bitsandbytes, compressed-tensors, gptq, awq",
     ),
-    "config-text": (keys(quantization_config="4bit"), "quant_method null); allowed: bitsandbytes, compressed-tensors"),
+    "config-text": (
+        keys(quantization_config="4bit"),
+        "quant_method null); allowed: bitsandbytes, compressed-tensors, gptq, awq",
+    ),
     "fp8": (
         keys(quantization_config=CT | {"format": "float-quantized"}),
         "has format 'float-quantized'; allowed: format pa",

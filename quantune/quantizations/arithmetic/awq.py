@@ -1,18 +1,57 @@
 """The arithmetic of AWQ on one decoder layer, in float32 (Lin et al., 2023, arXiv:2306.00978)."""
 
+from collections.abc import Callable
+
 import torch
 from torch.func import functional_call
 
 from quantune.core.errors import QuantuneError
-from quantune.quantizations.arithmetic.grids import Fitted, Grid, fit, grouped, snap, span
+from quantune.quantizations.arithmetic.grids import Fitted, Grid, best_shrink, fit, grouped
 from quantune.quantizations.arithmetic.layerwise import Inputs
 
 ALPHAS = 20
-SHRINKS = tuple(1 - 0.05 * step for step in range(11))  # 1.00 down to 0.50
 
 
-def rescale(name: str, layer: torch.nn.Module, inputs: list[Inputs], mappings: list, grid: Grid) -> dict:
+def rescale(
+    name: str,
+    layer: torch.nn.Module,
+    inputs: list[Inputs],
+    mappings: list,
+    grid_of: Callable[[str], Grid | None],
+) -> dict:
     """Move the best channel scales from each mapping's layers into the operation before them, in place.
+
+    Args:
+        name: full name of the decoder layer.
+        layer: the decoder layer.
+        inputs: statistics of its linear layers' inputs.
+        mappings: where scales can move.
+        grid_of: full name of a linear layer -> the grid that it is rounded to, or None if it stays dense.
+
+    Returns and raises what `fold` does.
+    """
+
+    def choose(weights: dict[str, torch.Tensor], group: Inputs) -> torch.Tensor | None:
+        rounded: dict[Grid, list[torch.Tensor]] = {}
+        for part, weight in weights.items():
+            if grid := grid_of(part):
+                rounded.setdefault(grid, []).append(weight)
+        alike = [(torch.cat(matrices), grid) for grid, matrices in rounded.items()]
+        return best_scale(alike, group) if alike else None  # layers that stay dense need no scales
+
+    return fold(name, layer, inputs, mappings, choose)
+
+
+def fold(name: str, layer: torch.nn.Module, inputs: list, mappings: list, choose: Callable) -> dict[str, torch.Tensor]:
+    """Move channel scales from each mapping's layers into the operation before them, in place.
+
+    Args:
+        name: full name of the decoder layer.
+        layer: the decoder layer.
+        inputs: its linear layers grouped by input, with statistics.
+        mappings: where scales can move.
+        choose: returns the scales, (columns,), or None, from the float32 weights of a mapping's layers (by full name)
+            and their group of `inputs`.
 
     Returns:
         Full name of a layer -> the scale of its input channels, (columns,); layers without a mapping are left out.
@@ -28,16 +67,20 @@ def rescale(name: str, layer: torch.nn.Module, inputs: list[Inputs], mappings: l
             group, linears = groups[mapping.layers[0]], [layer.get_submodule(part) for part in mapping.layers]
         except (AttributeError, KeyError):
             parts = ", ".join([mapping.before, *mapping.layers])
-            raise QuantuneError(f"AWQ mapping: not all of {parts} are in the layer '{name}'") from None
+            raise QuantuneError(f"mapping: not all of {parts} are in the layer '{name}'") from None
         readers = {part.removeprefix(f"{name}.") for part in group.layers}
         if readers != set(mapping.layers):
             raise QuantuneError(
-                f"AWQ mapping: the output of '{mapping.before}' is read by {', '.join(sorted(readers))};"
+                f"mapping: the output of '{mapping.before}' is read by {', '.join(sorted(readers))};"
                 " name all of them, or the model's function changes"
             )
         if before.weight.shape[0] != linears[0].in_features:
             continue  # grouped-query attention: one value channel feeds several output channels
-        scale = best_scale(torch.cat([item.weight.data.float() for item in linears]), group, grid)
+        weights = {
+            f"{name}.{part}": item.weight.data.float() for part, item in zip(mapping.layers, linears, strict=True)
+        }
+        if (scale := choose(weights, group)) is None:
+            continue
         _move(scale, before, linears, _offset(f"{name}.{mapping.before}", before))
         scales |= {f"{name}.{part}": scale for part in mapping.layers}
     return scales
@@ -71,12 +114,12 @@ def _offset(name: str, before: torch.nn.Module) -> int:
         if (outputs[0] - offset * (outputs[1] - outputs[0])).norm() <= 0.05 * outputs[1].norm():
             return offset
     raise QuantuneError(
-        f"AWQ mapping: '{name}' multiplies neither by its weight nor by 1 + weight; leave it out of 'mappings'"
+        f"mapping: '{name}' multiplies neither by its weight nor by 1 + weight; leave it out of 'mappings'"
     )
 
 
-def best_scale(weight: torch.Tensor, group: Inputs, grid: Grid) -> torch.Tensor:
-    """Return the channel scales, (columns,), under which rounding changes the outputs least.
+def best_scale(weights: list[tuple[torch.Tensor, Grid]], group: Inputs) -> torch.Tensor:
+    """Return the channel scales, (columns,), under which rounding matrices to their grids changes the outputs least.
 
     The change is ‖(Ŵ-W)X‖² = tr((Ŵ-W) XXᵀ (Ŵ-W)ᵀ): the Gram matrix replaces the inputs.
     """
@@ -84,8 +127,8 @@ def best_scale(weight: torch.Tensor, group: Inputs, grid: Grid) -> torch.Tensor:
     for step in range(ALPHAS):
         scale = group.magnitude.clamp(min=1e-4) ** (step / ALPHAS)
         scale = (scale / (scale.max() * scale.min()).sqrt()).clamp(min=1e-4)
-        change = fit(weight * scale, grid).weight / scale - weight
-        loss = ((change @ group.gram) * change).sum()
+        changes = (fit(weight * scale, grid).weight / scale - weight for weight, grid in weights)
+        loss = sum(((change @ group.gram) * change).sum() for change in changes)
         if best_loss is None or loss < best_loss:
             best, best_loss = scale, loss
     return best
@@ -105,14 +148,9 @@ def fit_clipped(weight: torch.Tensor, gram: torch.Tensor, grid: Grid, clipped: b
     groups = grouped(weight.float(), grid)
     size = groups.shape[-1]
     blocks = torch.stack([gram[first : first + size, first : first + size] for first in range(0, gram.shape[0], size)])
-    best, best_loss = torch.ones_like(groups[..., :1]), None
-    for shrink in SHRINKS:
-        scale, zero = span(groups, grid, shrink)
-        change = (snap(groups, scale, zero, grid) - groups).transpose(0, 1)
-        loss = ((change @ blocks) * change).sum(-1).T.unsqueeze(-1)
-        if best_loss is None:
-            best_loss = loss
-        else:
-            best = torch.where(loss < best_loss, shrink, best)
-            best_loss = torch.minimum(loss, best_loss)
-    return fit(weight, grid, best)
+
+    def loss(change: torch.Tensor) -> torch.Tensor:
+        change = change.transpose(0, 1)
+        return ((change @ blocks) * change).sum(-1).T.unsqueeze(-1)
+
+    return fit(weight, grid, best_shrink(groups, grid, loss))

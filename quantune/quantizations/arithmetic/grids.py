@@ -4,9 +4,12 @@ The grid of compressed-tensors: codes from -2^(b-1) to 2^(b-1)-1, value = (code 
 grid. The arithmetic is float32, or float64 for float64 weights.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+SHRINKS = tuple(1 - 0.05 * step for step in range(11))  # 1.00 down to 0.50
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Fitted:
     scale: torch.Tensor
     zero: torch.Tensor
     weight: torch.Tensor
+    kept: torch.Tensor | None = None
+    """Numbers of the columns whose weights are not on the grid, and are stored beside the codes; None: no column."""
 
     def rows(self, chosen: slice) -> "Fitted":
         """Return the grids and weights of some rows."""
@@ -77,6 +82,25 @@ def fit(weight: torch.Tensor, grid: Grid, shrink: torch.Tensor | float = 1.0) ->
     scale, zero = span(groups, grid, shrink)
     rounded = snap(groups, scale, zero, grid)
     return Fitted(scale.squeeze(-1), zero.squeeze(-1), rounded.reshape(weight.shape))
+
+
+def best_shrink(groups: torch.Tensor, grid: Grid, loss: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Return the factor in `SHRINKS` on the range of each group under which rounding loses least, (..., 1).
+
+    Args:
+        groups: weights, (..., weights in a group).
+        grid: the kind of grid.
+        loss: change of the weights, of the same shape -> the loss of each group, (..., 1).
+    """
+    best, best_loss = torch.ones_like(groups[..., :1]), None
+    for shrink in SHRINKS:
+        found = loss(snap(groups, *span(groups, grid, shrink), grid) - groups)
+        if best_loss is None:
+            best_loss = found
+        else:
+            best = torch.where(found < best_loss, shrink, best)
+            best_loss = torch.minimum(found, best_loss)
+    return best
 
 
 def output_error(rounded: torch.Tensor, weight: torch.Tensor, gram: torch.Tensor) -> float:

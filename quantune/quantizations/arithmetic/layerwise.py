@@ -6,8 +6,6 @@ become the next layer's inputs. The scheme of GPTQ's reference code (github.com/
 the device at a time.
 """
 
-import weakref
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from copy import copy
@@ -19,18 +17,7 @@ from tqdm import tqdm
 
 from quantune.core.errors import QuantuneError
 from quantune.models.offloading import move, stacks
-
-
-@dataclass
-class Inputs:
-    """Linear layers of one decoder layer that read the same input, and statistics of that input."""
-
-    layers: dict[str, torch.nn.Linear]
-    """Full name -> layer."""
-    gram: torch.Tensor
-    """Mean over tokens of x xᵀ, (columns, columns), float32."""
-    magnitude: torch.Tensor
-    """Mean over tokens of |x|, (columns,), float32."""
+from quantune.quantizations.arithmetic.inputs import Collector, Inputs
 
 
 def load(parent: Path):
@@ -146,6 +133,8 @@ def stream(
     requantized: bool,
     finish: Callable[[str, torch.nn.Module], None] = lambda name, layer: None,
     sequential: bool = False,
+    transform: Callable[[str, torch.nn.Module, list[Inputs]], None] | None = None,
+    collecting: type[Collector] = Collector,
 ) -> None:
     """Visit every layer with the statistics of its inputs.
 
@@ -153,14 +142,15 @@ def stream(
         model: a model in evaluation mode; its layers may be in main memory.
         batches: its inputs. Padding would bias the statistics, so none is used.
         visit: called with the layer's name, the layer, and its linear layers grouped by input; changes the weights.
-        requantized: whether the next layer reads the outputs of the changed layer (GPTQ) or the original outputs (AWQ),
-            which the changed layer must preserve.
+        requantized: whether the next layer reads the outputs of the changed layer (GPTQ) or the original outputs (AWQ).
         finish: called with the layer's name and the layer, after its last use; may pack it, and move it away.
         sequential: visit a layer once for each of its inputs, with statistics that the linear layers visited before
             have changed; needs one pass for each input.
+        transform: called as `visit` is, before it; changes the weights and must preserve the layer's outputs.
+        collecting: the kind of statistics; by default Gram matrices and mean magnitudes.
 
     Raises:
-        QuantuneError: if the model's layers are not known, or if the changed layer does not preserve the outputs.
+        QuantuneError: if the model's layers are not known, or if a transformed layer does not preserve the outputs.
     """
     roots, encoder = stacks(model), None
     if len(roots) < 1 + model.config.is_encoder_decoder:
@@ -170,10 +160,14 @@ def stream(
         hidden, others = first_inputs(model, layers, batches, encoder)
         for index, layer in enumerate(tqdm(layers, desc=f"quantizing {root}", unit="layer")):
             move(layer.modules(), place.device, place.dtype)
-            collector = _Collector(f"{root}.{index}", layer)
+            collector = collecting(f"{root}.{index}", layer)
             first = copy(hidden[0])
             _advance(layer, index, hidden, keep=not requantized)
             groups = collector.finish()
+            if transform:
+                before = first(layer, index)
+                transform(f"{root}.{index}", layer, groups)
+                _require_unchanged(f"{root}.{index}", first.states, before, first(layer, index))
             if sequential:
                 _visit_in_turn(f"{root}.{index}", layer, index, hidden, groups, visit)
             else:
@@ -181,8 +175,6 @@ def stream(
             del groups
             if requantized:
                 _advance(layer, index, hidden, keep=True)
-            else:
-                _require_unchanged(f"{root}.{index}", first.states, hidden[0].states, first(layer, index))
             finish(f"{root}.{index}", layer)
         encoder = Finished(layers, [arguments.states for arguments in hidden], others)
 
@@ -193,7 +185,7 @@ def _visit_in_turn(name: str, layer: torch.nn.Module, index: int, hidden: list[A
     visit(name, layer, groups[:1])
     for turn in turns[1:]:
         groups.clear()
-        collector = _Collector(name, layer, turn)
+        collector = Collector(name, layer, turn)
         _advance(layer, index, hidden, keep=False)
         groups += collector.finish()
         visit(name, layer, groups)
@@ -229,69 +221,3 @@ def _require_unchanged(name: str, states: torch.Tensor, before: torch.Tensor, af
             f" {float(moved / added):.2g}, more than {allowed:.2g}; between the two ends of a mapping a scale can pass"
             " ReLU and products, but not GELU: correct 'mappings'"
         )
-
-
-class _Collector:
-    """Hooks that sum the statistics of the inputs of a layer's linear layers, or of some of them by full name."""
-
-    def __init__(self, name: str, layer: torch.nn.Module, chosen: set[str] | None = None):
-        linears = {f"{name}.{part}": item for part, item in layer.named_modules() if _is_linear(item)}
-        self.linears = {part: item for part, item in linears.items() if chosen is None or part in chosen}
-        self.leader: dict[str, str] = {}
-        self.sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.rows: dict[str, int] = defaultdict(int)
-        self.seen: list[tuple[weakref.ref, int, str]] = []
-        self.hooks = [item.register_forward_pre_hook(self._hook(part)) for part, item in self.linears.items()]
-
-    def _hook(self, part: str):
-        def collect(_, args):
-            states = args[0]
-            # query, key and value read the same tensor; with parallel attention, so do layers that are called later
-            if self.leader.get(part, part) != part:
-                return
-            if part not in self.leader:
-                self.leader[part] = self._reader(states) or part
-                if self.leader[part] != part:
-                    return
-                self.seen.append((weakref.ref(states), states._version, part))
-            rows = states.reshape(-1, states.shape[-1])
-            self.rows[part] += len(rows)
-            gram, magnitude = _gram(rows), rows.abs().sum(0, dtype=torch.float32)
-            if part in self.sums:
-                self.sums[part][0].add_(gram)
-                self.sums[part][1].add_(magnitude)
-            else:
-                self.sums[part] = (gram, magnitude)
-
-        return collect
-
-    def _reader(self, states: torch.Tensor) -> str | None:
-        """Return the first linear layer that read this same, unchanged tensor, or None."""
-        alike = (part for read, version, part in self.seen if read() is states and version == states._version)
-        return next(alike, None)
-
-    def finish(self) -> list[Inputs]:
-        """Remove the hooks; return the groups with their means."""
-        for hook in self.hooks:
-            hook.remove()
-        self.seen.clear()
-        groups = []
-        for leader in list(self.sums):
-            gram, magnitude = self.sums.pop(leader)
-            layers = {part: self.linears[part] for part, head in self.leader.items() if head == leader}
-            groups.append(Inputs(layers, gram.div_(self.rows[leader]), magnitude.div_(self.rows[leader])))
-        return groups
-
-
-def _gram(rows: torch.Tensor) -> torch.Tensor:
-    """Return rowsᵀ rows in float32; TF32, which is exact for 16-bit values, is used only for them."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = rows.dtype in (torch.float16, torch.bfloat16)
-    try:
-        return rows.float().T @ rows.float()
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def _is_linear(module: torch.nn.Module) -> bool:
-    return isinstance(module, torch.nn.Linear)

@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from quantune.models import loading
 from quantune.models.checkpoints import quantizable, save_model
+from quantune.models.eight_bit_linear import keep_compressed
 from quantune.models.offloading import move, stream
-from quantune.models.packed_linear import keep_packed
 from quantune.models.probes import probe_logits, require_identical_reload
-from quantune.quantizations.arithmetic.grids import Fitted, Grid, fit
+from quantune.quantizations.arithmetic.grids import Fitted, Grid
+from quantune.quantizations.packed import Packed
 
 
 def pack(layer: torch.nn.Linear, fitted: Fitted, grid: Grid, dtype: torch.dtype) -> None:
@@ -30,6 +31,9 @@ def pack(layer: torch.nn.Linear, fitted: Fitted, grid: Grid, dtype: torch.dtype)
         dtype: of the scales and of the bias.
     """
     layer.weight.data = fitted.weight
+    if fitted.kept is not None:
+        layer.register_buffer("weight_kept", fitted.weight[:, fitted.kept])
+        layer.register_buffer("weight_kept_columns", fitted.kept)
     initialize_module_for_quantization(layer, scheme(grid))
     layer.weight_scale.data = fitted.scale
     if not grid.symmetric:
@@ -38,35 +42,78 @@ def pack(layer: torch.nn.Linear, fitted: Fitted, grid: Grid, dtype: torch.dtype)
     move([layer], "cpu", dtype)
 
 
-def save(model, grid: Grid, parent: Path, folder: Path) -> None:
+def save(model, recipe: Packed, parent: Path, folder: Path) -> None:
     """Pack the layers of a model that are not packed yet, to nearest, one at a time; save it and check the saved model.
 
     Args:
         model: the model, in main memory but for its embeddings; weights that are not packed are stored in the parent's
             dtype.
-        grid: bits, groups and symmetry.
+        recipe: gives the grid of each layer, or leaves it dense.
+        parent: the checkpoint that was quantized.
+        folder: the folder to save into.
+    """
+    stored, head = loading.stored_dtype(parent), recipe.quantizes_head()
+    grids = {name: own.grid for name in quantizable(model, head) if (own := recipe.of_layer(name))}
+    layers = {name: model.get_submodule(name) for name in grids}
+    if head:
+        _untie(model)
+    left = {name: layer for name, layer in layers.items() if not hasattr(layer, "weight_packed")}
+    for name, layer in tqdm(left.items(), desc="rounding", unit="layer", disable=len(left) < 2):
+        move([layer], loading.device(), torch.float32)
+        pack(layer, recipe.of_layer(name).rounded(layer.weight.data), grids[name], stored)
+    _share_schemes(layers, grids)
+    write(model, parent, folder)
+
+
+def write(model, parent: Path, folder: Path) -> None:
+    """Save a model whose layers are compressed, and check the saved model.
+
+    Args:
+        model: the model, in main memory but for its embeddings; weights that are not packed are stored in the parent's
+            dtype.
         parent: the checkpoint that was quantized.
         folder: the folder to save into.
     """
     stored = loading.stored_dtype(parent)
-    layers = [layer for layer in quantizable(model).values() if not hasattr(layer, "weight_packed")]
-    for layer in tqdm(layers, desc="rounding", unit="layer", disable=len(layers) < 2):
-        move([layer], loading.device(), torch.float32)
-        pack(layer, fit(layer.weight.data, grid), grid, stored)
     move(model.modules(), "cpu", stored)
     model.config.dtype = stored
     compressor = ModelCompressor.from_pretrained_model(model)
+    groups = compressor.quantization_config.config_groups.values()  # layers by name first: the loader warns otherwise
+    groups = sorted(groups, key=lambda group: group.targets == ["Linear"])
+    compressor.quantization_config.config_groups = {f"group_{number}": group for number, group in enumerate(groups)}
     save_model(model, parent, folder)
     compressor.update_config(folder)
-    keep_packed(model)
+    keep_compressed(model)
     logits = probe_logits(stream(model, loading.device(), torch.float32))
     require_identical_reload(logits, folder, "float32")
 
 
-def scheme(grid: Grid) -> QuantizationScheme:
-    """Return the scheme of compressed-tensors for weights on this kind of grid."""
+def _untie(model) -> None:
+    """Give the output embedding weights of its own, where it has those of the input embedding."""
+    head = model.get_output_embeddings()
+    if head.weight is model.get_input_embeddings().weight:
+        head.weight = torch.nn.Parameter(head.weight.data, requires_grad=False)
+        model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
+
+
+def _share_schemes(layers: dict[str, torch.nn.Module], grids: dict[str, Grid]) -> None:
+    """Give layers on one kind of grid one scheme. The most frequent one is for all linear layers, the others are for
+    layers by name, which counts before the class.
+    """
+    names: dict[Grid, list[str]] = {}
+    for name, grid in grids.items():
+        names.setdefault(grid, []).append(name)
+    usual = max(names, key=lambda grid: len(names[grid]))
+    for grid, own in names.items():
+        shared = scheme(grid, None if grid == usual else own)
+        for name in own:
+            layers[name].quantization_scheme = shared
+
+
+def scheme(grid: Grid, names: list[str] | None = None) -> QuantizationScheme:
+    """Return the scheme of compressed-tensors for weights on this kind of grid, of all linear layers or by name."""
     strategy = "group" if grid.group_size else "channel"
     weights = QuantizationArgs(
         num_bits=grid.bits, symmetric=grid.symmetric, strategy=strategy, group_size=grid.group_size
     )
-    return QuantizationScheme(targets=["Linear"], weights=weights)
+    return QuantizationScheme(targets=names or ["Linear"], weights=weights)

@@ -9,12 +9,12 @@ from quantune.report.figures.canvas import BLUE, GREEN, GREY, ORANGE, PURPLE, ca
 COLOURS, MARKERS = (BLUE, ORANGE, GREEN, PURPLE, GREY), ("o", "D", "s", "^", "v")
 
 
-def draw(studies: list[Study], label: str, path: Path) -> None:
+def draw(studies: list[Study], label: str, path: Path, png: bool = False) -> None:
     """Draw the numbers of all variants over the layers."""
     columns = min(2, len(studies))
     rows = math.ceil(len(studies) / columns)
     names = list(dict.fromkeys(part for study in studies for part in study.parts))
-    with canvas(path, height=0.9 + 2.5 * rows) as figure:
+    with canvas(path, height=0.9 + 2.5 * rows, png=png) as figure:
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
         for axes in panels[len(studies) :]:
             axes.set_visible(False)

@@ -42,12 +42,12 @@ def curves(study: list[VariantResult], evaluation: str) -> dict[str, dict[int, l
     return {dataset: dict(points) for dataset, points in lines.items()}
 
 
-def draw(report: Report, evaluation: str, path: Path) -> None:
+def draw(report: Report, evaluation: str, path: Path, png: bool = False) -> None:
     """Draw a panel for each study: the lines join the seeds' geometric means; full precision and rounding to nearest on
     the same grid are lines across.
     """
     groups = studies(report, evaluation)
-    with canvas(path, height=0.6 + 3.6 * len(groups)) as figure:
+    with canvas(path, 0.6 + 3.6 * len(groups), png) as figure:
         legend: dict[str, object] = {}
         for axes, study in zip(figure.subplots(len(groups), 1, squeeze=False).flatten(), groups, strict=True):
             legend |= _panel(axes, report, study, evaluation)

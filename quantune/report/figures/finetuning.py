@@ -13,12 +13,12 @@ OTHERS, MARKERS = (GREEN, PURPLE, GREY), ("s", "^", "v", "P", "X")
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 
 
-def loss_curves(report: Report, path: Path) -> None:
+def loss_curves(report: Report, path: Path, png: bool = False) -> None:
     """Draw training and validation loss over optimizer steps, a panel for each fine-tuned variant."""
     trained = [variant for variant in report.made_by("finetuning") if variant.curves is not None]
     columns = min(2, len(trained))
     rows = math.ceil(len(trained) / columns)
-    with canvas(path, height=0.7 + 2.5 * rows) as figure:
+    with canvas(path, 0.7 + 2.5 * rows, png) as figure:
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
         for axes in panels[len(trained) :]:
             axes.set_visible(False)
@@ -46,7 +46,7 @@ def _looks(trained: list[VariantResult]) -> dict[str, tuple[str, str, str]]:
     return looks
 
 
-def forgetting(report: Report, trained: list[VariantResult], path: Path) -> None:
+def forgetting(report: Report, trained: list[VariantResult], path: Path, png: bool = False) -> None:
     """Draw what each fine-tuning changed against its parent, with 95 % intervals, a row for each variant.
 
     The metrics of all of them are of one family.
@@ -54,7 +54,7 @@ def forgetting(report: Report, trained: list[VariantResult], path: Path) -> None
     metrics = list(dict.fromkeys(score.metric for variant in trained for score in variant.scores.values()))
     unit = "%" if metrics[0].relative else ""
     apart = 0.18 if len(report.scored(*trained)) > 2 else 0  # rows between the marks of one variant
-    with canvas(path, height=1.5 + 0.62 * len(trained)) as figure:
+    with canvas(path, 1.5 + 0.62 * len(trained), png) as figure:
         axes = figure.add_subplot()
         axes.axvline(0, color="#333333", linewidth=1)
         for row, variant in enumerate(trained):

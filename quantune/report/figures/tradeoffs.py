@@ -1,8 +1,6 @@
 """Quality against what it costs: size, memory, speed. A point a variant, and the line of the best trade-offs."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -10,10 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from quantune.evaluations.metrics.metric import Metric
+from quantune.report.axes import Axis, Measured, metric_of, quality
 from quantune.report.figures.canvas import BLUE, GREEN, GREY, LOG_FROM, ORANGE, canvas
-from quantune.report.gather import Report, VariantResult
-from quantune.report.scores import Score
+from quantune.report.gather import Report
 
 KINDS = {
     "model": ("o", "#333333", "full precision"),
@@ -21,11 +18,6 @@ KINDS = {
     "finetuning": ("^", ORANGE, "adapter"),
     "merge": ("D", GREEN, "merged"),
 }
-SPEEDS = {
-    "text": ("quality-speed", "decoding, tokens/s"),
-    "speech": ("quality-real-time-factor", "real-time factor"),
-}
-"""Track -> a figure's name and its axis, but for the batch size."""
 NEAR = 9  # points; a name further above or below gets a line to its point
 HALO = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
 LEADER = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkB": 4}
@@ -39,72 +31,23 @@ PLACES = [
 ]
 
 
-@dataclass(frozen=True)
-class Axis:
-    """What quality is drawn against."""
-
-    label: str
-    """With `{unit}` where it is in bytes."""
-    of: Callable[[VariantResult], tuple[float, float, float] | None]
-    """Value, low and high of a variant; None where it was not measured."""
-    more_is_better: bool = False
-    best: str = "best for its size"
-
-
-def axes_of(report: Report, evaluation: str) -> dict[str, Axis]:
-    """Return figure -> axis, for all that was measured of an evaluation's variants: size on disk, memory, and by batch
-    size the speed of decoding or, of speech, the real-time factor.
-    """
-    axes = {"quality-size": Axis("size on disk of the files to load, {unit}", lambda item: _exactly(item.size_bytes))}
-    one = next((item.performance for item in report.having(evaluation) if item.performance), None)
-    if one is None:
-        return axes
-    quantity = "device memory in use" if one.kind == "gpu" else "memory that its tensors take in use"
-    axes["quality-memory"] = Axis(
-        f"{quantity}, {{unit}}, {one.dtype}, on {one.machine}", _memory, best="best for its memory"
-    )
-    figure, quantity = SPEEDS[one.track]
-    for batch in one.batches:
-        label = f"{quantity} at batch size {batch}, {one.dtype}, on {one.machine}"
-        more_is_better = one.phases[one.leading].more_is_faster
-        axes[f"{figure}-batch{batch}"] = Axis(label, _speed(one.leading, batch), more_is_better, "best for its speed")
-    return axes
-
-
-def _exactly(value: float) -> tuple[float, float, float]:
-    return value, value, value
-
-
-def _memory(variant: VariantResult) -> tuple[float, float, float] | None:
-    return _exactly(variant.performance.running_bytes) if variant.performance else None
-
-
-def _speed(phase: str, batch: int) -> Callable[[VariantResult], tuple[float, float, float] | None]:
-    def of(variant: VariantResult) -> tuple[float, float, float] | None:
-        speed = variant.performance and variant.performance.shown(phase).get(batch)
-        return (speed.median, speed.low, speed.high) if speed else None
-
-    return of
-
-
-def draw(report: Report, evaluation: str, axis: Axis, path: Path) -> None:
+def draw(report: Report, evaluation: str, axis: Axis, path: Path, png: bool = False) -> None:
     """Draw quality with 95 % intervals against an axis (bars: its slowest and fastest repeat), and the best trade-offs.
 
     Quality is the evaluation's metric; with several models, the one that compares them whatever their tokens are.
     """
     variants = report.having(evaluation)
-    alone, metric = not report.of_several_models(evaluation), report.metric(evaluation)
-    metric = metric if alone else metric.across_models or metric
+    alone, metric = not report.of_several_models(evaluation), metric_of(report, evaluation)
     label = metric.label if metric.scale == 1 else f"{metric.label}, %,"
     direction = "lower" if metric.lower_is_better else "higher"
-    scores = {variant.name: _quality(variant.scores[evaluation], metric) for variant in variants}
+    scores = {variant.name: _reach(quality(variant.scores[evaluation], metric)) for variant in variants}
     measured = [item for item in variants if axis.of(item)]
     shown = [item for item in measured if math.isfinite(scores[item.name][0])]
     unit, power = (
         _unit(max((item[0] for item in map(axis.of, measured)), default=1)) if "{unit}" in axis.label else ("", 1)
     )
     points = [(axis.of(item)[0] / power, scores[item.name][0], item) for item in shown]
-    with canvas(path, height=5.0) as figure:
+    with canvas(path, 5.0, png) as figure:
         axes = figure.add_subplot()
         for kind, (marker, colour, name) in KINDS.items():
             chosen = [point for point in points if point[2].kind == kind]
@@ -123,6 +66,8 @@ def draw(report: Report, evaluation: str, axis: Axis, path: Path) -> None:
         if len(front) > 1:
             x, y = zip(*front, strict=True)
             axes.step(x, y, where="post", color=GREY, linestyle=":", linewidth=1.4, zorder=1, label=axis.best)
+        if axis.limit is not None and points:
+            axes.axvline(axis.limit / power, color="#333333", linestyle="--", linewidth=1, zorder=1, label="limit")
         _scale(axes, [y for _, y, _ in points])
         axes.margins(x=0.18, y=0.1)
         axes.set_xlabel(axis.label.format(unit=unit) + (" (higher is better)" if axis.more_is_better else ""))
@@ -136,9 +81,9 @@ def draw(report: Report, evaluation: str, axis: Axis, path: Path) -> None:
         _label(figure, axes, [(x, y, bar, name) for (x, y, _), bar, name in zip(points, bars, names, strict=True)])
 
 
-def _quality(score: Score, metric: Metric) -> tuple[float, float, float]:
-    """Return the value of a metric, and how far its 95 % interval reaches down and up, as shown: shares in per cent."""
-    value, low, high = (metric.scale * score.numbers[f"{metric.key}{end}"] for end in ("", "_low", "_high"))
+def _reach(measured: Measured) -> Measured:
+    """Return a value, and how far its interval reaches down and up."""
+    value, low, high = measured
     return value, value - low, high - value
 
 

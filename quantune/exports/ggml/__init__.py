@@ -1,0 +1,1 @@
+"""The parts of a GGUF file: settings, vocabulary, tensors."""
