@@ -13,11 +13,14 @@ The grids are those of SmoothQuant (Xiao et al., 2022, arXiv:2211.10438) and of 
 (Micikevicius et al., 2022, arXiv:2209.05433), as vLLM computes them: the largest magnitude becomes the largest code.
 """
 
+from pathlib import Path
+
 import torch
 
 from quantune.core import hardware
 from quantune.core.errors import QuantuneError
-from quantune.models.packed_linear import PackedLinear, keep_packed
+from quantune.models import act_order
+from quantune.models.packed_linear import PackedLinear, add_kept_channels, keep_packed
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 """Dtype of codes -> the largest code; the smallest is its negative."""
@@ -140,8 +143,15 @@ class EightBitLinear(PackedLinear):
         return out.to(dtype).view(*states.shape[:-1], self.out_features)
 
 
-def keep_compressed(model: torch.nn.Module) -> int:
+def keep_compressed(model: torch.nn.Module, folder: Path | None = None) -> int:
     """Replace the layers of a model loaded from a compressed-tensors checkpoint, so that they stay packed; return their
     number.
+
+    Args:
+        model: the model, as transformers loaded it.
+        folder: the checkpoint, whose groups out of order and kept channels transformers leaves out; None: it has none.
     """
+    if folder:
+        act_order.attach(model, folder)
+        add_kept_channels(model, folder)
     return keep_packed(model) + keep_packed(model, "weight_scale", EightBitLinear)

@@ -119,11 +119,8 @@ def _assembled(
     loaded = whole(base, place, dtype=dtype)
     if quantization_method(base) == "compressed-tensors":
         from quantune.models.eight_bit_linear import keep_compressed
-        from quantune.models.packed_linear import add_kept_channels
 
-        act_order.attach(loaded, base)
-        add_kept_channels(loaded, base)
-        keep_compressed(loaded)
+        keep_compressed(loaded, base)
     keep_cpu_kernels_exact(loaded)
     if computed not in (None, dtype):
         _compute_buffers(loaded, base, computed)
