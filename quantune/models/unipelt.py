@@ -17,6 +17,7 @@ This differs from the paper:
   the mean would tell a token of later ones.
 - A gate reads the input of the linear layer that its part is beside; in the paper LoRA and prefix share the layer's
   input, which no norm has scaled. The adapter's gate reads what the adapter reads.
+- Every gate begins at 1/2, so that its mean shows what was learned, and not how it was initialized.
 """
 
 from dataclasses import dataclass, field
@@ -74,9 +75,9 @@ class GatedLayer(torch.nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: UniPELTConfig) -> None:
         """Add an adapter that changes nothing yet."""
         first, second, width = self.matrices(config)
-        for value in second.parameters():
-            torch.nn.init.zeros_(value)
         gate = torch.nn.Linear(width, 1)
+        for value in (*second.parameters(), *gate.parameters()):
+            torch.nn.init.zeros_(value)
         self.unipelt_first[adapter_name], self.unipelt_second[adapter_name] = first, second
         self.unipelt_gate[adapter_name] = gate
         self._move_adapter_to_device_of_base_layer(adapter_name)
