@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas
 import torch
-from quantization_speed import checkpoint, tokens
+from quantization_memory import OPT_1_3B, checkpoint, tokens
 
 from quantune.evaluations.benchmark import Benchmark
 from quantune.quantizations.bitsandbytes import NormalFloat4
@@ -32,7 +32,7 @@ VARIANTS = {
 def main(out: str) -> None:
     """Benchmark every variant at batch 1 and 16, prompt 512, 128 new tokens."""
     place = Path(tempfile.mkdtemp())
-    parent, data, results = checkpoint(place / "parent", 24), tokens(place / "data"), {}
+    parent, data, results = checkpoint(place / "parent", OPT_1_3B, 24), tokens(place / "data"), {}
     for name, recipe in VARIANTS.items():
         try:
             folder = parent

@@ -99,10 +99,10 @@ def once(switch: str, parent: Path, data: Path) -> dict:
 def main(out: Path) -> None:
     """Run the processes in turns; write median seconds, their ratio, and whether the results had the same bits."""
     import torch
-    from quantization_speed import checkpoint, tokens
+    from quantization_memory import OPT_1_3B, checkpoint, tokens
 
     place = Path(tempfile.mkdtemp())
-    parent, data = checkpoint(place / "model", LAYERS), tokens(place / "data")
+    parent, data = checkpoint(place / "model", OPT_1_3B, LAYERS), tokens(place / "data")
     runs = {"on": [], "off": []}
     for _ in range(ROUNDS):
         for switch, done in runs.items():

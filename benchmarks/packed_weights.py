@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pandas
 import torch
-from quantization_speed import checkpoint, tokens
+from quantization_memory import OPT_1_3B, checkpoint, tokens
 
 from quantune.data import text
 from quantune.evaluations.benchmark import Benchmark
@@ -107,7 +107,7 @@ def measure(results: dict, out: Path, name: str, task: str, work, *arguments) ->
 def main(out: Path) -> None:
     """Make the variants; load, train and decode them."""
     place, results = Path(tempfile.mkdtemp()), about() | {"variants": {}}
-    parent, data, folders = checkpoint(place / "float16", LAYERS), tokens(place / "data"), {}
+    parent, data, folders = checkpoint(place / "float16", OPT_1_3B, LAYERS), tokens(place / "data"), {}
     for name, recipe in VARIANTS.items():
         folders[name] = place / name
         if recipe:

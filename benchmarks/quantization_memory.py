@@ -40,6 +40,7 @@ RECIPES = {
 }
 OPT = {"model_type": "opt", "vocab_size": 50272, "max_position_embeddings": 2048, "bos_token_id": 2, "eos_token_id": 2}
 OPT |= {"hidden_size": 4096, "word_embed_proj_dim": 4096, "ffn_dim": 16384, "num_attention_heads": 32}
+OPT_1_3B = OPT | {"hidden_size": 2048, "word_embed_proj_dim": 2048, "ffn_dim": 8192}
 LLAMA = {"model_type": "llama", "vocab_size": 32000, "hidden_size": 8192, "intermediate_size": 28672}
 LLAMA |= {"num_attention_heads": 64, "num_key_value_heads": 8, "eos_token_id": 2}
 SMALL = {"hidden_size": 256, "num_attention_heads": 4}
