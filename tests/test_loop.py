@@ -153,14 +153,14 @@ def test_small_gradients_do_not_vanish_in_float16():
     head = torch.nn.Linear(8, 50, bias=False).requires_grad_(False)
     head.weight.mul_(0.05)
     states, labels = 0.1 * torch.randn(64, 64, 8), torch.randint(50, (64, 64))
+    targets = torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:]
 
     def chunked(part: torch.Tensor) -> torch.Tensor:
-        return loss.causal(part, labels, head)
+        return loss.cross_entropy(part, targets, head)
 
     def as_on_a_gpu(part: torch.Tensor) -> torch.Tensor:
         """Compute in 16 bits under autocast, with the float32 output of a norm."""
-        targets = torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:].flatten()
-        return loss._CrossEntropy.apply(part.flatten(0, 1), head.weight, None, targets, 0.0)
+        return loss._CrossEntropy.apply(part.flatten(0, 1), head.weight, None, targets.flatten(), 0.0)
 
     def gradient(dtype: torch.dtype, mixed: bool, product=chunked) -> torch.Tensor:
         part = states.clone().to(dtype).requires_grad_()
