@@ -13,7 +13,7 @@ of_dvc  = @test '$(CONFIG)' = config.yaml || { echo "DVC keeps the results of co
 nothing_to_do = snakemake $(KEPT) --dry-run 2>&1 | tee -a /dev/stderr | grep -q "Nothing to be done"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan test test-slow test-kill test-real commit push push-hub pull check current verify clean-stale lint schema stages lock update-lock clean
+.PHONY: help setup setup-llama demo plan test test-slow test-kill test-real commit push push-hub pull check current verify clean-stale lint schema stages lock update-lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ $(VENV)/ready-to-test: $(VENV)/ready-for-dvc envs/pinned-test.txt
 	@touch $@
 
 setup: $(VENV)/ready-for-dvc  ## create .venv from the pinned packages, with DVC
+
+setup-llama: $(VENV)/ready-to-test  ## build the optional llama-cpp-python (a C++ compiler, minutes): tests then open GGUF exports with it
+	$(BIN)/python -m pip install --quiet --no-deps -r envs/pinned-llama.txt
 
 demo: $(VENV)/ready  ## set-up, then the report of config.yaml: thirteen variants of two tiny models, a few minutes
 	snakemake --cores $(CORES) --quiet host reason

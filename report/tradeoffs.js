@@ -4,6 +4,7 @@
   const SVG = "http://www.w3.org/2000/svg";
   const SHAPES = { model: "M-6,0A6,6 0 1 1 6,0A6,6 0 1 1 -6,0Z", quantization: "M-5.5,-5.5H5.5V5.5H-5.5Z", finetuning: "M0,-6.5L6.5,5.5H-6.5Z", merge: "M0,-7.5L7.5,0L0,7.5L-7.5,0Z" };
   const KINDS = { model: "full precision", quantization: "quantized", finetuning: "adapter", merge: "merged" };
+  const MARKS = { ship: " (the variant to ship)", near: " (nearest to the limits)" };
   const FEW = 16; // points up to which all are named, space permitting
   const at = (id) => document.getElementById(`tradeoffs-${id}`);
   const [quality, cost, filter, search, plot, detail, count] = ["quality", "cost", "filter", "search", "plot", "detail", "count"].map(at);
@@ -75,18 +76,18 @@
     const [low, high] = [scale.back(scale.low), scale.back(scale.high)];
     if (scale.log) {
       for (const parts of [[1, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]]) {
-        const found = [];
-        for (let power = Math.floor(scale.low); power <= scale.high; power++) for (const part of parts) found.push(part * 10 ** power);
-        const inside = found.filter((tick) => tick >= low && tick <= high);
+        const steps = [];
+        for (let power = Math.floor(scale.low); power <= scale.high; power++) for (const part of parts) steps.push(part * 10 ** power);
+        const inside = steps.filter((tick) => tick >= low && tick <= high);
         if (inside.length <= most && inside.length > 2) return inside;
       }
     }
     const raw = (high - low) / most;
     const power = 10 ** Math.floor(Math.log10(raw));
     const step = power * [1, 2, 2.5, 5, 10].find((factor) => factor * power >= raw);
-    const found = [];
-    for (let tick = Math.ceil(low / step) * step; tick <= high + step / 1e6; tick += step) found.push(Math.abs(tick) < step / 1e6 ? 0 : tick);
-    return found;
+    const steps = [];
+    for (let tick = Math.ceil(low / step) * step; tick <= high + step / 1e6; tick += step) steps.push(Math.abs(tick) < step / 1e6 ? 0 : tick);
+    return steps;
   }
   const plain = (number) => (Math.abs(number) >= 1e6 ? number.toExponential(0) : Number(number.toPrecision(6)).toLocaleString("en"));
 
@@ -173,11 +174,11 @@
     inside.append(...labels(order.reverse()));
     const keep = plot.contains(document.activeElement) ? chosen : null;
     plot.replaceChildren(svg);
-    const first = points.find((point) => point.index === chosen) ?? points.find((point) => point.variant.mark === "ship") ?? byCost()[0];
+    const first = points.find((point) => point.index === chosen) ?? order[0]; // the most important
     roving(first.index);
     if (keep !== null && first.index === keep) plot.querySelector(`[data-index="${keep}"]`)?.focus();
   }
-  const importance = (point) => (point.variant.mark === "ship" ? 4 : point.variant.mark ? 3 : point.best ? 2 : 1);
+  const importance = (point) => (point.variant.mark in MARKS ? 4 : point.variant.mark ? 3 : point.best ? 2 : 1);
   const byCost = () => [...points].sort((a, b) => a.left - b.left || a.top - b.top);
 
   function bars(point, x, y) {
@@ -211,7 +212,7 @@
         const free = (importance(point) > 2 ? taken.slice(points.length) : taken).every((other) => other[2] <= box[0] || other[0] >= box[2] || other[3] <= box[1] || other[1] >= box[3]);
         if (fits && free) {
           taken.push(box);
-          made.push(drawn("text", { class: `name${point.variant.mark === "ship" ? " shipped" : ""}`, x: point.left + right, y: point.top + down, "text-anchor": anchor }, name));
+          made.push(drawn("text", { class: `name${point.variant.mark in MARKS ? " shipped" : ""}`, x: point.left + right, y: point.top + down, "text-anchor": anchor }, name));
           break;
         }
       }
@@ -219,7 +220,7 @@
     return made;
   }
 
-  const text = (point) => `${point.variant.name}${point.variant.mark === "ship" ? " (the variant to ship)" : ""}: ${point.y[3]}; ${against().name} ${point.x[3]}${point.best ? "; no other is better in both" : ""}.`;
+  const text = (point) => `${point.variant.name}${MARKS[point.variant.mark] ?? ""}: ${point.y[3]}; ${against().name} ${point.x[3]}${point.best ? "; no other is better in both" : ""}.`;
   function describe(index) {
     const point = points.find((item) => item.index === index);
     chosen = point ? index : chosen;

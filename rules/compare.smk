@@ -4,14 +4,13 @@
 
 rule compare:
     input:
-        f"{WORK}/report",
+        report=f"{WORK}/report",
     log:
         f"{tempfile.gettempdir()}/quantune-compare-{os.getuid()}.log",
     conda:
         "../envs/conda.yaml"
     params:
         other=compared_with,
-        work=WORK,
     message:
         "What changed since {params.other}"
     script:

@@ -91,10 +91,10 @@ def seen(path: Path, width: int) -> tuple[dict, str]:
     arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},800"]
     command = [CHROMIUM, *arguments, "--virtual-time-budget=3000", "--dump-dom", f"file://{path}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found, done.stderr[-2000:]
+    result = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert result, done.stderr[-2000:]
     console = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
-    return json.loads(html.unescape(found[1])), console
+    return json.loads(html.unescape(result[1])), console
 
 
 @pytest.mark.parametrize("width", [1280, 500])

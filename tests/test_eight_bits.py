@@ -24,6 +24,7 @@ from quantune.models.meters import tensor_bytes
 from quantune.planning import load, memory
 from quantune.quantizations import methods
 from quantune.quantizations.arithmetic import quality, smoothing
+from tests import zoo
 
 ROOT = Path(__file__).parent.parent
 PARENT = ROOT / "assets/models/opt-2m"
@@ -289,6 +290,9 @@ def test_layers_outside_the_decoder_layers_have_dynamic_inputs_only(tmp_path, da
         (tmp_path / name).mkdir()
     recipe_of("smoothquant").quantize(tmp_path / "parent", tmp_path / "smoothquant", data, 0)
     assert recipe_of("smoothquant").check(tmp_path / "parent", tmp_path / "smoothquant")["layers_quantized"] == 8
+    shape = json.loads((tmp_path / "parent/config.json").read_text())
+    assert "'project_in', outside of the decoder layers" in recipe_of("int8-static").unsuitable(shape)
+    assert recipe_of("smoothquant").unsuitable(shape) is None
     with pytest.raises(QuantuneError, match=r"inputs of 'model\.decoder\.project_.*' are not calibrated"):
         recipe_of("int8-static").quantize(tmp_path / "parent", tmp_path / "int8-static", data, 0)
 
@@ -333,3 +337,27 @@ def test_the_weakest_gpu_is_that_of_the_lowest_compute_capability(monkeypatch):
         hardware.weakest_gpu.cache_clear()
         assert hardware.weakest_gpu() == expected
     hardware.weakest_gpu.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fp8", "smoothquant-static"])
+@pytest.mark.parametrize("family", zoo.MODELS)
+def test_every_architecture_is_quantized_or_refused(tmp_path, data, prepared, family, name):
+    parent = zoo.build(family, tmp_path / family)
+    shape = json.loads((parent / "config.json").read_text())
+    speech = loading.is_speech(parent)
+    keys = {"length": 32, "samples": 4} if "dataset" in ALL[name] else {}
+    recipe = recipe_of(name, **keys | ({"split": "train"} if keys and speech else {}))
+    (tmp_path / "out").mkdir()
+    if problem := recipe.unsuitable(shape):
+        assert "cannot be quantized" in problem or (family.startswith("opt") and "are not calibrated" in problem)
+        return
+    layers = checkpoints.linear_layers(parent)
+    facts = recipe.quantize(parent, tmp_path / "out", prepared if speech else data, 0)
+    assert recipe.check(parent, tmp_path / "out")["layers_quantized"] == len(layers)
+    errors = facts.get("output_errors") or {}
+    assert max(errors.values(), default=0) < recipe.usual_error()
+    change = probes.relative_distance(
+        *(probes.probe_logits(loading.model([folder], "float32")) for folder in (tmp_path / "out", parent))
+    )
+    assert 0 < change < 0.2

@@ -1,5 +1,6 @@
 """Two runs compared: `snakemake compare`."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -70,8 +71,8 @@ def test_only_one_run_has_a_variant(work, tmp_path):
     gathered = gather.gather(work.order())
     before = gather.gather(Work.order(work) | {"path": "old/report"})
     del before.variants["m+tune"]
-    found = history.compare(before, gathered)
-    assert found.added == ["m+tune"] and "only now: m+tune" in history_text.text(found, "old", "work")
+    changes = history.compare(before, gathered)
+    assert changes.added == ["m+tune"] and "only now: m+tune" in history_text.text(changes, "old", "work")
 
 
 @pytest.mark.parametrize(
@@ -99,13 +100,21 @@ def test_a_run_whose_report_is_older_than_its_inputs_is_refused(tmp_path):
         runs.compared(str(before), str(run(tmp_path / "b", 5.2)))
 
 
-@pytest.mark.slow
-def test_a_git_revision_is_read_from_dvc(pulled):
-    before = pulled.tell("git", "rev-parse", "HEAD").strip()
-    pulled.change(quantizations={"rtn-b": {"bits": 2}})
-    printed = pulled.run("--cores", "2", "compare", "--config", f"with={before}")
-    assert "checkpoints/opt+rtn-b: bits: 4 -> 2" in printed and "worse" in printed
-    pulled.commit("Nothing is kept here")
-    pulled.tell("git", "rm", "--quiet", "--cached", "dvc.lock")
-    pulled.tell("git", "commit", "--quiet", "--message", "No record of DVC")
-    assert "has no results in DVC below 'work'" in pulled.run("compare", "--config", "with=HEAD", check=False)
+def test_a_git_revision_is_read_from_dvc(tmp_path, monkeypatch):
+    from dvc.repo import Repo
+
+    monkeypatch.chdir(tmp_path)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message", "Nothing is kept yet"], check=True)
+    run(Path("work"), 5.2)
+    Repo.init().add("work")
+    subprocess.run([*git, "add", "--all"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--message", "A run"], check=True)
+    shutil.rmtree("work")
+    run(Path("work"), 5.1, bits=3)
+    text = runs.compared(runs.require("HEAD"), "work")
+    assert text.startswith("work, compared with HEAD") and "checkpoints/m+rough: bits: 2 -> 3" in text
+    assert "better" in text
+    with pytest.raises(QuantuneError, match="'HEAD~1' has no results in DVC below 'work'; `make commit` keeps those"):
+        runs.compared("HEAD~1", "work")

@@ -74,7 +74,7 @@ ROWS = {
     "unipelt": (
         {"method": "unipelt", "rank": 4, "virtual_tokens": 7, "size": 8},
         PAIR + LAYERS * (2 * 7 * WIDTH + 2 * 8 * WIDTH + 8 + WIDTH + 4 * (WIDTH + 1)),
-        [None, "nf4"],
+        [None, "nf4", "int8", "rtn"],
     ),
     "lora+": ({"method": "lora", "rank": 4, "learning_rate_ratio": 4}, PAIR, [None]),
 }
@@ -404,6 +404,13 @@ def test_gates_of_unipelt_are_measured_and_differ_between_layers(tmp_path, bases
     assert max(float(part.gates[1]) for part in again.modules() if "gates" in part._buffers) == 2 * max(tokens)
 
 
+@torch.no_grad()
+def _counting(model, ids):
+    """Let a model of UniPELT count its gates."""
+    model.train()(input_ids=ids)
+    return model.eval()
+
+
 @pytest.mark.parametrize("name", ["opt", "grouped"])
 def test_a_gate_of_0_removes_its_part(name):
     model = recipe_of("unipelt").prepare(built(SMALL[name]), 0).eval()
@@ -416,6 +423,7 @@ def test_a_gate_of_0_removes_its_part(name):
     with model.disable_adapter():
         plain = computed()
     assert torch.equal(computed(), plain), "the parts begin at no change"
+    assert set(recipe_of("unipelt").facts(_counting(model, ids))["gates"].values()) == {0.5}
     gates = {}  # name of the layer that has the part -> gates in all layers
     for key, part in model.named_modules():
         if key.endswith("unipelt_gate.default"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quantune.report import by_layer, findings, gather, page, table
+from quantune.report import by_layer, findings, gather, page, table, table_files
 from quantune.report.figures import tradeoffs
 from tests import records
 from tests.reports import SHA, TOKENS, WINDOWS, Work, write
@@ -196,8 +196,9 @@ def test_gates_and_ranks_are_drawn_and_listed_by_layer(work, tmp_path):
     made = by_layer.studies(gathered)
     assert [study.parts for study in made["gates"]] == [{"q_proj": {0: 0.125, 1: 0.25}, "v_proj": {0: 0.5, 1: 0.75}}]
     assert [study.parts for study in made["ranks"]] == [{"encoder fc1": {0: 3}, "decoder fc1": {1: 5}}]
-    rows = {part: re.findall("<td>(.*?)</td>", row) for part, row in re.findall(CELL, html)}
+    rows = {part: re.findall("<td[^>]*>(.*?)</td>", row) for part, row in re.findall(CELL, html)}
     assert rows["v_proj"] == ["0.5", "0.75"] and rows["encoder fc1"] == ["3", "–"] and rows["decoder fc1"] == ["–", "5"]
+    assert {"by-layer-gates", "by-layer-ranks"} <= set(table_files.write(html, tmp_path / "tables"))
     for fact, texts in (
         ("gates", ("q_proj", "v_proj", "mean gate")),
         ("ranks", ("encoder fc1", "decoder fc1", "rank")),
@@ -206,4 +207,4 @@ def test_gates_and_ranks_are_drawn_and_listed_by_layer(work, tmp_path):
         assert all(f">{text}<" in drawn for text in texts)
 
 
-CELL = r'(?s)<td class="text">([\w ]+)</td>(\s*<td>[\d.–]+</td>\s*<td>[\d.–]+</td>\s*)</tr>'
+CELL = r'(?s)<td class="text">([\w ]+)</td>((?:\s*<td[^>]*>[\d.–]+</td>){2})\s*</tr>'

@@ -9,8 +9,8 @@ from quantune.core.workload import Inference
 from quantune.exports import Export, Exported
 from quantune.models.stored import CONFIG, GENERATION, INDEX, TOKENIZER_FILES
 
-CLOSE = 1e-2
-"""Relative distance of logits up to which two loaders read the same weights, in 16 bits; 1e-5 in float32."""
+CLOSE = 5e-3
+"""Relative distance of the weights of a layer up to which two loaders read the same: a rounding to 16 bits."""
 
 
 class Safetensors(Export):
@@ -59,25 +59,33 @@ class CompressedTensors(Safetensors):
         return exported.unservable
 
     def write(self, checkpoint: Path, folder: Path, name: str) -> dict[str, Any]:
-        """Copy the files; compare the model that compressed-tensors' loader reads with the checkpoint.
+        """Copy the files; compare the weights that compressed-tensors' loader reads with those of the checkpoint.
 
         Raises:
-            QuantuneError: if their logits of the probe tokens differ by more than rounding.
+            QuantuneError: if the weights of a layer differ by more than rounding, or the model computes no numbers.
         """
+        import torch
+
         from quantune.models import loading, probes
 
-        facts = super().write(checkpoint, folder, name)
-        dtype = str(loading.stored_dtype(checkpoint)).removeprefix("torch.")
-        expected = probes.probe_logits(loading.streamed([checkpoint], dtype))
-        opened = loading.whole(folder, loading.device(), dtype=loading.stored_dtype(folder)).eval()
-        distance = probes.relative_distance(probes.probe_logits(opened), expected)
-        if not distance <= (1e-5 if dtype == "float32" else CLOSE):
-            raise QuantuneError(
-                f"compressed-tensors reads another model from '{folder.name}' than quantune: logits differ by "
-                f"{distance:.1e}; export 'safetensors', and report this with the versions in provenance.json"
-            )
-        print(f"compressed-tensors' loader reads the same model: logits differ by {distance:.1e}")
-        return facts | {"relative_distance": distance}
+        facts, dtype = super().write(checkpoint, folder, name), loading.stored_dtype(checkpoint)
+        opened = loading.whole(folder, loading.device(), dtype=dtype).eval()
+        if not probes.probe_logits(opened).isfinite().all():  # the first pass unpacks the weights
+            raise QuantuneError(f"'{name}' computes no finite logits in {dtype} with compressed-tensors' loader")
+        packed, worst = loading.streamed([checkpoint], str(dtype).removeprefix("torch.")), 0.0
+        for layer, module in packed.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                pair = opened.get_submodule(layer).weight, module.weight
+                found, expected = (weight.detach().float().cpu() for weight in pair)
+                distance = probes.relative_distance(found, expected)
+                if not distance <= CLOSE:
+                    raise QuantuneError(
+                        f"compressed-tensors reads other weights of '{layer}' than quantune (by {distance:.1e}); "
+                        "export 'safetensors', and report this with the versions in provenance.json"
+                    )
+                worst = max(worst, distance)
+        print(f"compressed-tensors' loader reads the same weights: they differ by {worst:.1e} at most")
+        return facts | {"relative_weight_distance": worst}
 
     def usage(self, name: str, speech: bool) -> str:
         """Return how vLLM serves the folder, and how transformers opens it."""

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from quantune.core.errors import QuantuneError, listed
-from quantune.models import dialects
+from quantune.models import compressed_config, dialects
 from quantune.models.architecture import FAMILIES, SPEECH
 from quantune.models.stored import GENERATION
 
@@ -110,29 +110,12 @@ def quantized(config: dict[str, Any]) -> str | None:
             f"allowed: {listed(LOADED)}; give the original model, and quantize it with a step of 'quantizations'"
         )
     dialects.read(settings)  # raises for a dialect that is not supported
-    if method == "compressed-tensors" and (problem := _unpackable(settings)):
+    if method == "compressed-tensors" and (problem := compressed_config.problem(settings)):
         raise QuantuneError(
-            f"config.json: 'quantization_config' {problem}; allowed: format pack-quantized, whole numbers of 2, 3, 4 "
-            "or 8 bits, weights only; give the original model, and quantize it with a step of 'quantizations'"
+            f"config.json: 'quantization_config' {problem}; allowed: {compressed_config.ALLOWED}; give the original "
+            "model, and quantize it with a step of 'quantizations'"
         )
     return method
-
-
-def _unpackable(settings: dict[str, Any]) -> str | None:
-    """Return what `packed_linear` does not compute in a configuration of compressed-tensors, or None."""
-    groups = settings.get("config_groups")
-    if settings.get("format") != "pack-quantized" or not isinstance(groups, dict) or not groups:
-        return f"has format {_shown(settings.get('format'))}"
-    for name, group in groups.items():
-        weights = group.get("weights") if isinstance(group, dict) else None
-        if not isinstance(weights, dict) or weights.get("num_bits") not in (2, 3, 4, 8) or weights.get("type") != "int":
-            return f"has weights of another kind in '{name}'"
-        if group.get("input_activations") or group.get("output_activations"):
-            return f"quantizes activations in '{name}'"
-        if weights.get("strategy") not in ("group", "channel") or weights.get("actorder") == "dynamic":
-            return f"has another order or strategy of groups in '{name}'"
-    extra = ("kv_cache_scheme", "transform_config")
-    return next((f"has '{key}'" for key in extra if settings.get(key)), None)
 
 
 def _unusable(config: dict[str, Any]) -> str | None:

@@ -102,14 +102,14 @@ def _require_language_model(config) -> None:
 
 def _empty(name: str, tensor: StoredTensor) -> torch.Tensor:
     """Return a tensor of the stored shape and dtype without data."""
-    if tensor.dtype not in stored.DTYPES:
+    if _dtype(tensor) is None:
         raise QuantuneError(f"{tensor.file.name}: '{name}' is stored as {tensor.dtype}; give unquantized weights")
     return torch.empty(tensor.shape, dtype=_dtype(tensor), device="meta")
 
 
 def _dtype(tensor: StoredTensor) -> torch.dtype | None:
-    """Return the dtype of a stored tensor; None for a type that only quantized models have."""
-    return getattr(torch, stored.DTYPES.get(tensor.dtype, ""), None)
+    """Return the dtype of a stored tensor; None for a type that no supported model has."""
+    return getattr(torch, (stored.DTYPES | stored.CODES).get(tensor.dtype, ""), None)
 
 
 def _inspect_tokenizer(folder: Path, model) -> None:
@@ -182,6 +182,7 @@ def _pieces(tensor: StoredTensor, dtype: torch.dtype, buffer: bytearray) -> Iter
 
 def _is_finite(values: torch.Tensor) -> bool:
     """Return whether all values are finite: one NaN makes both extremes NaN (`isfinite` takes ten times as long)."""
+    values = values.half() if values.element_size() == 1 else values  # FP8 has no `aminmax`
     return all(bool(extreme.isfinite()) for extreme in torch.aminmax(values))
 
 

@@ -157,12 +157,10 @@ def whole(folder: Path, place: torch.device, **options) -> PreTrainedModel:
     Raises:
         QuantuneError: if a tensor is missing, unexpected or of another shape. transformers would draw it at random.
     """
-    place = {"device_map": {"": place}, "local_files_only": True, "trust_remote_code": False}
-    shape = config(folder)
-    strict = {"output_loading_info": True, "ignore_mismatched_sizes": True, "config": shape}
-    kind = auto_class(folder)._model_mapping[type(shape)]
+    kind = auto_class(folder)._model_mapping[type(shape := config(folder))]
+    options |= {"config": shape, "device_map": {"": place}, "local_files_only": True, "trust_remote_code": False}
     with act_order.accepted(kind, folder):
-        loaded, info = kind.from_pretrained(folder, **place, **strict, **options)
+        loaded, info = kind.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     require_complete(info, loaded.config.model_type, f"'{folder}': ")
     return loaded
 

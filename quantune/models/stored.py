@@ -59,6 +59,8 @@ BITS |= {"BF16": 16, "I32": 32, "U32": 32, "F32": 32, "F64": 64, "I64": 64, "U64
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "BOOL": "bool"}
 DTYPES |= {"U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"}
 """Data type of safetensors -> dtype of torch; no other types are in a model that is not quantized."""
+CODES = {"F8_E4M3": "float8_e4m3fn"}
+"""The same for codes of quantized weights."""
 AGAIN = "download the file again"
 
 

@@ -17,6 +17,7 @@ This differs from the paper:
   the mean would tell a token of later ones.
 - A gate reads the input of the linear layer that its part is beside; in the paper LoRA and prefix share the layer's
   input, which no norm has scaled. The adapter's gate reads what the adapter reads.
+- Every gate begins at 1/2, so that its mean shows what was learned, and not how it was initialized.
 """
 
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from math import sqrt
 import torch
 from peft import PeftConfig, PeftType
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import einsum
 from torch.nn.functional import softmax
 
 from quantune.models import adapters
@@ -73,9 +75,9 @@ class GatedLayer(torch.nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: UniPELTConfig) -> None:
         """Add an adapter that changes nothing yet."""
         first, second, width = self.matrices(config)
-        for value in second.parameters():
-            torch.nn.init.zeros_(value)
         gate = torch.nn.Linear(width, 1)
+        for value in (*second.parameters(), *gate.parameters()):
+            torch.nn.init.zeros_(value)
         self.unipelt_first[adapter_name], self.unipelt_second[adapter_name] = first, second
         self.unipelt_gate[adapter_name] = gate
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -148,13 +150,13 @@ class GatedPrefix(GatedLayer):
         """Return the base layer's output for what the attention and the prefixes give."""
         for name in self.names:
             read, queries = (self.typed(name, value) for value in self._queries[0].kept)
-            keys, values = (
-                part[name].weight.to(queries.dtype).unflatten(-1, (self._heads, -1)).transpose(0, 1)
-                for part in (self.unipelt_first, self.unipelt_second)
-            )  # (heads, virtual tokens, width of a head)
-            queries = queries.unflatten(-1, (self._heads, -1)).transpose(-2, -3)
-            weights = softmax(queries @ keys.transpose(-1, -2) / sqrt(queries.shape[-1]), dim=-1)
-            change = (weights.to(values.dtype) @ values).transpose(-2, -3).flatten(-2)
+            keys, values, queries = (
+                value.unflatten(-1, (self._heads, -1))
+                for value in (self.unipelt_first[name].weight, self.unipelt_second[name].weight, queries)
+            )  # (virtual tokens, heads, width of a head); of queries (..., tokens, heads, width of a head)
+            scores = einsum("...hd,vhd->...hv", queries, keys.to(queries.dtype)) / sqrt(queries.shape[-1])
+            weights = softmax(scores, dim=-1).to(values.dtype)
+            change = einsum("...hv,vhd->...hd", weights, values).flatten(-2)
             states = states + (self.gate(name, read) * change).view(states.shape).to(states.dtype)
         self._queries[0].kept = None
         return self.base_layer(states, *args, **kwargs)

@@ -222,10 +222,10 @@ class Config(Entry):
     def _misfit(self, recipe: Any, model: str) -> str | None:
         """Return why a quantization does not fit the layers of a model; by widths alone, if their names are unknown."""
         if (shape := architecture.known(self.config_of(model))) is None:
-            return recipe.misfit(self._widths(model))
+            return recipe.misfit(self.widths(model))
         return recipe.mismatch(layer_names.shapes(shape, recipe.quantizes_head()), shape.head.name)
 
-    def _widths(self, model: str) -> set[int]:
+    def widths(self, model: str) -> set[int]:
         """Return the input widths of the model's linear layers that its config.json states."""
         config = self.config_of(model)
         keys = ("hidden_size", "d_model", "ffn_dim", "intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim")

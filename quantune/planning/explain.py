@@ -53,7 +53,7 @@ def _problem(item: dict[str, Any], raw: dict[str, Any], entry: type[Entry], sect
     if kind == "string_pattern_mismatch":
         return where, f"'{value}' is not a name; names are lower-case letters, digits, '.' and '-' ({NAME})"
     if kind.startswith("model_") or kind == "dict_type":
-        return where, f"keys and values expected, such as '{_example(path, sections)}', found {value!r:.40}"
+        return where, f"keys and values expected, such as '{_example(path, sections, entry)}', found {value!r:.40}"
     if kind in ("too_short", "string_too_short"):
         return where, "must not be empty"
     if kind.startswith("bool_"):
@@ -127,9 +127,11 @@ def _part(location: tuple, whole: type[Entry]) -> type[Entry] | None:
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Entry)), None)
 
 
-def _example(path: list, sections: Sections) -> str:
+def _example(path: list, sections: Sections, entry: type[Entry]) -> str:
     """Return an example of the first key and value of an entry."""
     if len(path) == 2 and path[0] in sections:
         tag, recipes = sections[path[0]]
         return f"{tag}: {get_args(recipes[0].model_fields[tag].annotation)[0]}" if tag else "path: some/folder"
-    return "name: ..."
+    field = entry.model_fields.get(str(path[0])) if len(path) == 1 else None
+    kind = next(_entries(field.annotation), None) if field and path[0] not in sections else None
+    return f"{next(iter(kind.model_fields))}: ..." if kind else "name: ..."

@@ -11,7 +11,7 @@ from quantune.core.errors import ConfigError, listed, nearest
 from quantune.core.recipe import Recipe
 from quantune.exports import Export, Exported
 from quantune.models import config_values
-from quantune.planning import chains
+from quantune.planning import chains, incoming
 
 if TYPE_CHECKING:
     from quantune.planning.config import Config
@@ -70,13 +70,15 @@ def _merge_it(config: Config, variant: chains.Variant, name: str) -> str:
 
 def _exported(config: Config, variant: chains.Variant) -> Exported:
     """Return the model of a variant as a format sees it."""
-    shape = config.config_of(variant.model)
+    shape, packed = incoming.dense(config.config_of(variant.model))
+    widths = config.widths(variant.model)
     for step in variant.effective_steps:
         if step.kind == "quantization":
-            return Exported(shape, step.name, config.quantizations[step.name].unservable())
+            return Exported(shape, step.name, config.quantizations[step.name].unservable(widths))
+    if packed:
+        return Exported(shape, "the model's own", packed[0].unservable(widths))
     if came := config_values.quantized(shape):
-        unservable = None if came == "compressed-tensors" else f"it came quantized by {came}; export 'safetensors'"
-        return Exported(shape, came, unservable)
+        return Exported(shape, came, f"it came quantized by {came}; export 'safetensors'")
     return Exported(shape)
 
 

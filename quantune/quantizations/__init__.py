@@ -142,8 +142,11 @@ class Quantization(Recipe):
         """
         return self.misfit({columns for _, columns in layers.values()})
 
-    def unservable(self) -> str | None:
-        """Return why vLLM cannot serve the checkpoints as compressed-tensors, with the remedy, or None."""
+    def unservable(self, widths: set[int]) -> str | None:
+        """Return why vLLM cannot serve the checkpoints as compressed-tensors, with the remedy, or None.
+
+        `widths` are the input widths of the model's layers.
+        """
         return "its layers are not packed by compressed-tensors; export 'safetensors', which transformers opens"
 
     def unsuitable(self, config: dict[str, Any]) -> str | None:

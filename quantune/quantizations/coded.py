@@ -24,6 +24,10 @@ class EightBits(Quantization):
         """Whether a layer's dense weights exist while it computes; codes are multiplied by codes as they are."""
         return self.inputs == "none"
 
+    def unservable(self, widths: set[int]) -> str | None:
+        """Return None: vLLM serves both formats."""
+        return None
+
     def product_bytes(self, rows: int, columns: int) -> int:
         """Return the bytes for each token that a layer's product takes: its input in float32 twice while it is rounded,
         or the codes, the sums and the scaled sums.

@@ -34,6 +34,10 @@ class MixedChannels(Calibrated):
         """Return the number of channels that are kept in a layer with so many inputs."""
         return math.ceil(self.kept * columns)
 
+    def unservable(self, widths: set[int]) -> str | None:
+        """Return that vLLM does not read kept channels."""
+        return "vLLM reads no channels in 16 bits beside the codes; export 'safetensors'"
+
     def solver_bytes(self, rows: int, columns: int) -> int:
         """Return the bytes of six matrices of the weights' shape, float32."""
         return 4 * 6 * rows * columns

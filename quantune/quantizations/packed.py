@@ -227,13 +227,20 @@ class Packed(Quantization):
         allowed = f"at least {-(-least // 8)} bytes, or {math.ceil(1000 * least / weights) / 1000:g} bits per weight"
         return f".budget: {recipe.bits} bits for every layer need more; allowed: {allowed}"
 
-    def unservable(self) -> str | None:
-        """Return why vLLM has no kernel for this grid, or None (`compressed_tensors_wNa16` and `marlin_utils`)."""
-        if self.bits not in SERVED_BITS:
-            return f"vLLM serves {listed(SERVED_BITS)} bits, not {self.bits}; export 'safetensors'"
-        if self.group_size not in SERVED_GROUPS:
-            sizes = listed(size or "null" for size in SERVED_GROUPS)
-            return f"vLLM serves groups of {sizes}, not {self.group_size}; export 'safetensors'"
+    def unservable(self, widths: set[int]) -> str | None:
+        """Return why vLLM has no kernel for these grids, or None (`compressed_tensors_wNa16` and `marlin_utils`)."""
+        given = [override.given() for override in self.overrides.values()]
+        bits = set(self.budget.choices) if self.budget else {self.bits}
+        bits |= {keys["bits"] for keys in given if keys.get("bits")}
+        sizes = {self.group_size, *(keys["group_size"] for keys in given if "group_size" in keys)}
+        sizes = {largest_group(widths) if size == "auto" else size for size in sizes}
+        if wrong := sorted(bits - set(SERVED_BITS)):
+            return f"vLLM serves {listed(SERVED_BITS)} bits, not {wrong[0]}; export 'safetensors'"
+        if wrong := sorted(sizes - set(SERVED_GROUPS), key=str):
+            allowed = listed(size or "null" for size in SERVED_GROUPS)
+            return f"vLLM serves groups of {allowed}, not {wrong[0]}; export 'safetensors'"
+        if self.output_embedding:
+            return "vLLM reads no quantized output embedding of this format; export 'safetensors'"
         return None
 
     def stored_bits(self, rows: int, columns: int) -> int:

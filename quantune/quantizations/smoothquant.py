@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from quantune.core.workload import Calibration
+from quantune.models import architecture
 from quantune.quantizations.awq import FAMILIES, Mapping, known_mappings, unknown_mappings
 from quantune.quantizations.calibration import Sampled, draw
 from quantune.quantizations.coded import EightBits
@@ -24,6 +25,16 @@ class CalibratedEightBits(Sampled, EightBits):
     def usual_error(self) -> float:
         """Return the limit of the usual error."""
         return 0.1
+
+    def unsuitable(self, config: dict[str, Any]) -> str | None:
+        """Return why the model does not fit, or None: layers outside the decoder layers are not calibrated."""
+        shape = architecture.known(config) if self.inputs == "static" else None
+        if (problem := super().unsuitable(config)) or shape is None or not shape.projections:
+            return problem
+        return (
+            f": the inputs of '{shape.projections[0].name}', outside of the decoder layers, are not calibrated, and "
+            "static scales need it; take the method smoothquant with 'activations: dynamic', or int8-dynamic"
+        )
 
     def quantize(self, parent: Path, folder: Path, data: Path | None = None, seed: int = 0) -> dict[str, Any]:
         """Quantize layer by layer; the facts hold the relative output error of each linear layer."""

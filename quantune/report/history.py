@@ -92,13 +92,13 @@ def _remade(before: Report, now: Report) -> list[Remade]:
         {_below(path, report): _located(item, report) for path, item in report.artefacts.items() if "stage" in item}
         for report in (before, now)
     )
-    found = []
+    remade = []
     for path in (path for path in new if path in old):
         changes = freshness.changes(old[path], new[path])
         own = [change for change in changes if not change.startswith("made anew: ")]
         if own:
-            found.append(Remade(path, own))
-    return found
+            remade.append(Remade(path, own))
+    return remade
 
 
 def _located(item: dict[str, Any], report: Report) -> dict[str, Any]:

@@ -48,10 +48,10 @@ def _numbers(history: History) -> list[str]:
 def _row(item: Moved) -> tuple[str, ...]:
     metric = item.now.metric
     values = (wording.scored(item.before), wording.scored(item.now))
-    return (item.variant, item.evaluation, metric.label, *values, _told(item))
+    return (item.variant, item.evaluation, metric.label, *values, _verdict(item))
 
 
-def _told(item: Moved) -> str:
+def _verdict(item: Moved) -> str:
     """Return the change with its interval, and whether it is significant."""
     if item.change is None:
         return f"not tested: the {item.now.metric.item}s are not the same"

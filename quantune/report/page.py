@@ -38,7 +38,7 @@ def render(report: Report, figures: dict[str, str], command: str) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    answers = shipping.told(report)
+    answers = shipping.in_words(report)
     environment.filters |= {"code": code, "breakable": breakable, "json": embedded, "marked": marked}
     return environment.get_template("template.html.j2").render(
         report=report,

@@ -120,7 +120,7 @@ class Answer:
 
 def answers(report: Report) -> list[Answer]:
     """Return the answer for each model with evaluated variants, in the order of the configuration."""
-    found = []
+    results = []
     for name in report.models:
         model = report.variants[name]
         evaluations = tuple(
@@ -128,8 +128,8 @@ def answers(report: Report) -> list[Answer]:
         )
         candidates = _candidates(report, model, evaluations)
         if evaluations and (len(candidates) > 1 or report.limits.given):
-            found.append(_answer(report, model, evaluations, candidates))
-    return found
+            results.append(_answer(report, model, evaluations, candidates))
+    return results
 
 
 def front(candidates: list[Candidate]) -> list[Candidate]:

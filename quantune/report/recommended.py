@@ -11,12 +11,12 @@ def recommended(report: Report) -> dict[str, dict[str, Any]]:
 
     Without limits, the variant is the balanced choice; `smallest` and `best` are named beside it.
     """
-    found = {}
+    by_model = {}
     for answer in recommendation.answers(report):
         choice = answer.balanced or answer.choice
         named = {"variant": choice.candidate.variant.name, "standing": choice.standing}
         named["runner_up"] = choice.runner_up.variant.name if choice.runner_up else None
         if answer.balanced:
             named |= {"smallest": answer.smallest.variant.name, "best": answer.choice.candidate.variant.name}
-        found[answer.model.name] = named
-    return found
+        by_model[answer.model.name] = named
+    return by_model

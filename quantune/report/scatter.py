@@ -8,18 +8,19 @@ from quantune.report import axes, wording
 from quantune.report.axes import Axis
 from quantune.report.gather import Report, VariantResult
 from quantune.report.scores import Score
-from quantune.report.shipping import Told
+from quantune.report.shipping import AnswerText
 
 
-def data(report: Report, told: list[Told]) -> dict[str, Any]:
+def data(report: Report, texts: list[AnswerText]) -> dict[str, Any]:
     """Return the variants, and for each evaluation what quality and what costs can be drawn.
 
     A point is [value, low, high, text], by the place of its variant; ends that are not known are None. Changes of a
     relative metric are ratios: 1.05 is five per cent more.
     """
     variants = list(report.variants.values())
-    marks = {answer.variant: "ship" for answer in told if answer.variant}
-    marks |= {option.variant: "option" for answer in told for option in answer.options}
+    within = ("shown", "measured")
+    marks = {item.variant: "ship" if item.standing in within else "near" for item in texts if item.variant}
+    marks |= {option.variant: "option" for answer in texts for option in answer.options}
     places = {item.name: place for place, item in enumerate(variants)}
     evaluations = report.scored()
     qualities = [view(report, name, places) for view in (_change, _level) for name in evaluations]

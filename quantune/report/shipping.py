@@ -30,7 +30,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Told:
+class AnswerText:
     """An answer in words; names stand in backticks."""
 
     model: str
@@ -46,9 +46,9 @@ class Told:
     """Without limits: smallest, balanced, best."""
 
 
-def told(report: Report) -> list[Told]:
+def in_words(report: Report) -> list[AnswerText]:
     """Return the answers, one for each model."""
-    return [_told(report, answer) for answer in recommendation.answers(report)]
+    return [_in_words(report, answer) for answer in recommendation.answers(report)]
 
 
 def limits(report: Report) -> str:
@@ -61,16 +61,18 @@ def limits(report: Report) -> str:
     return wording.listing(parts)
 
 
-def _told(report: Report, answer: Answer) -> Told:
+def _in_words(report: Report, answer: Answer) -> AnswerText:
     choice = answer.choice
     first = choice.candidate
     if not answer.limits.given:
-        return Told(answer.model.name, "", "shown", "", [_no_limits(answer)], "", [], _options(answer))
+        return AnswerText(answer.model.name, "", "shown", "", [_no_limits(answer)], "", [], _options(answer))
     changes = list(first.changes.values())
     reasons = [_takes(first, answer), *([_loses(first)] if changes else []), _rule(report, answer)]
     turns = [*_more_data(report, answer), *(_turn(turn, answer) for turn in answer.turns)]
     badge = _badge(answer, choice)
-    return Told(answer.model.name, first.variant.name, choice.standing, badge, reasons, _runner_up(answer), turns, [])
+    return AnswerText(
+        answer.model.name, first.variant.name, choice.standing, badge, reasons, _runner_up(answer), turns, []
+    )
 
 
 def _badge(answer: Answer, choice: Choice) -> str:
@@ -108,12 +110,12 @@ def _time(seconds: float) -> str:
     return f"{1000 * seconds:.3g} ms" if seconds < 1 else duration(seconds)
 
 
-def _loses(item: Candidate) -> str:
+def _loses(item: Candidate, note: str = "; in brackets 95 % intervals") -> str:
     """Return the changes against the model, each with its interval."""
     parts = [f"{wording.briefly(change)} on {name}" for name, change in item.changes.items()]
     labels = list(dict.fromkeys(change.metric.label for change in item.changes.values()))
     label = wording.listing(labels)
-    return f"{label[0].upper()}{label[1:]} {wording.listing(parts)}; in brackets 95 % intervals."
+    return f"{label[0].upper()}{label[1:]} {wording.listing(parts)}{note}."
 
 
 def _rule(report: Report, answer: Answer) -> str:
@@ -202,7 +204,7 @@ def _turn(turn: Turn, answer: Answer) -> str:
 def _no_limits(answer: Answer) -> str:
     return (
         f"No limits are given (key `ship`), so these are three of the best trade-offs of"
-        f" {plural(answer.count, 'variant')}."
+        f" {plural(answer.count, 'variant')}; in brackets 95 % intervals."
     )
 
 
@@ -224,4 +226,4 @@ def _options(answer: Answer) -> list[Option]:
 
 
 def _change(item: Candidate) -> str:
-    return _loses(item) if item.changes else "It is the model itself."
+    return _loses(item, note="") if item.changes else "It is the model itself."

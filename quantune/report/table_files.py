@@ -135,14 +135,14 @@ def tables(page: str) -> list[Table]:
 def write(page: str, folder: Path) -> list[str]:
     """Write each named table of a page as CSV, JSON and LaTeX; return the names."""
     folder.mkdir()
-    found = tables(page)
-    for table in found:
+    named = tables(page)
+    for table in named:
         with (folder / f"{table.name}.csv").open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(as_csv(table))
         content = {"name": table.name, "rows": table.records()}
         (folder / f"{table.name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         (folder / f"{table.name}.tex").write_text(as_latex(table))
-    return [table.name for table in found]
+    return [table.name for table in named]
 
 
 def as_csv(table: Table) -> list[list[Any]]:

@@ -218,7 +218,7 @@ PLANNED = {
     ),
     "fp8": (
         keys(quantization_config=CT | {"format": "float-quantized"}),
-        "has format 'float-quantized'; allowed: format pa",
+        "has codes of another kind in 'g'; allowed: format pa",
     ),
     "w8a8": (
         keys(
@@ -686,6 +686,27 @@ def packed(tmp_path_factory) -> Path:
 def test_a_model_that_comes_packed_is_copied(raw, tmp_path, model_job, packed):
     made = run_job(model_job, raw, packed, tmp_path)
     assert state(made) == state(packed)
+
+
+@pytest.mark.parametrize(
+    ("method", "recipe"),
+    [
+        ("fp8", {}),
+        ("int8-dynamic", {}),
+    ],
+)
+def test_each_format_that_is_saved_here_can_be_a_source(raw, tmp_path, model_job, method, recipe):
+    from quantune.models import loading, probes
+    from quantune.quantizations import methods
+
+    (kind,) = [item for item in methods() if item.model_fields["method"].annotation.__args__[0] == method]
+    folder = tmp_path / "quantized"
+    folder.mkdir()
+    kind(method=method, **recipe).quantize(OPT, folder)
+    made = run_job(model_job, raw, folder, tmp_path)
+    assert state(made) == state(folder)
+    tokens = probes.probe_tokens(12288)
+    assert loading.model([made], "float32")(tokens).logits.equal(loading.model([folder], "float32")(tokens).logits)
 
 
 @pytest.mark.parametrize(
