@@ -11,7 +11,8 @@ from pathlib import Path
 from quantune.artefacts import job
 from quantune.core import hardware
 from quantune.core.errors import QuantuneError
-from quantune.models import dialects, pickled, stored
+from quantune.models import stored
+from quantune.models.foreign import dialects, pickled
 from quantune.sources import download, selection
 
 
@@ -64,7 +65,7 @@ def unpickled(files, order, scratch):
 
 def packed(files, dialect, scratch):
     """Return the files of a model in GPTQ or AWQ format with its layers repacked, and facts."""
-    from quantune.models import repacking
+    from quantune.models.foreign import repacking
 
     print(f"repacking layers in {dialect.method} format")
     return repacking.repack(files, empty(scratch / "repacked"), dialect)
@@ -72,7 +73,7 @@ def packed(files, dialect, scratch):
 
 def dequantized(path, scratch):
     """Return the files of a dense model that is made of a GGUF file, and facts."""
-    from quantune.models import gguf_conversion
+    from quantune.models.foreign import gguf_conversion
 
     print(f"dequantizing {path.name}")
     return gguf_conversion.convert(path, empty(scratch / "dense"))

@@ -19,8 +19,9 @@ from quantune import exports
 from quantune.artefacts.hashes import file_sha256
 from quantune.core.errors import ConfigError, QuantuneError
 from quantune.exports.ggml import modelfile, vocabulary, weights
-from quantune.models import gguf_conversion, loading, probes
+from quantune.models import loading, probes
 from quantune.models.eight_bit_linear import EightBitLinear
+from quantune.models.foreign import gguf_conversion
 from quantune.models.packed_linear import PackedLinear
 from quantune.planning import load
 from quantune.planning.plan import Plan

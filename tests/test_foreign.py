@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from quantune.core.errors import ConfigError, QuantuneError
 from quantune.finetunings.lora import LoRA
-from quantune.models import dialects, loading, probes, repacking, stored
+from quantune.models import loading, probes, stored
+from quantune.models.foreign import dialects, repacking
 from quantune.models.packed_linear import PackedLinear
 from quantune.planning import load, resources
 from quantune.planning.plan import Plan

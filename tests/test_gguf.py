@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from quantune.core.errors import ConfigError, QuantuneError
-from quantune.models import gguf_config, gguf_files, loading, stored
+from quantune.models import loading, stored
+from quantune.models.foreign import gguf_config, gguf_files
 from quantune.planning import load
 from quantune.planning.plan import Plan
 from quantune.sources import lock
@@ -157,7 +158,7 @@ def test_a_tokenizer_of_sentence_piece_is_the_original(tmp_path):
     """Llama's: blanks become letters, and characters without a token become bytes."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
-    from quantune.models import gguf_tokenizer
+    from quantune.models.foreign import gguf_tokenizer
 
     bytes_ = [f"<0x{number:02X}>" for number in range(256)]
     pieces = ["▁t", "▁ti", "de", "▁tide", "ri", "ris", "es", "▁rises", "s."]

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from quantune.core.errors import ConfigError, QuantuneError
-from quantune.models import loading, pickled, stored
+from quantune.models import loading, stored
+from quantune.models.foreign import pickled
 from quantune.planning import load
 from tests.attack.test_model_folders import model_job, run_job  # noqa: F401 (fixture)
 from tests.hub import OPT, opt_repository
@@ -210,7 +211,7 @@ def test_the_reader_has_no_network_no_programs_and_no_credentials(tmp_path, monk
         address = server.getsockname()
         tries = f"""
 import os, socket, subprocess, sys
-from quantune.models import pickled
+from quantune.models.foreign import pickled
 plain = socket.socket()
 plain.settimeout(5)
 pickled._leave_network()

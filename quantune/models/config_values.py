@@ -8,8 +8,8 @@ import re
 from typing import Any
 
 from quantune.core.errors import QuantuneError, listed
-from quantune.models import compressed_config, dialects
 from quantune.models.architecture import FAMILIES, SPEECH
+from quantune.models.foreign import compressed_config, dialects
 from quantune.models.stored import GENERATION
 
 MANY, WIDE, LONG = 10_000, 1_000_000, 1_000_000_000

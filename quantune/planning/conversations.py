@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from quantune.core.errors import QuantuneError, listed
-from quantune.models import gguf_files, stored
+from quantune.models import stored
+from quantune.models.foreign import gguf_files
 from quantune.planning.chains import Variant
 from quantune.sources import model_sources
 from quantune.sources.chat_templates import TEMPLATES

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from quantune.models import dialects
+from quantune.models.foreign import dialects
 from quantune.quantizations.rtn import RoundToNearest
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from quantune.core.errors import ConfigError, QuantuneError, nearest
-from quantune.models import config_values, gguf_config, gguf_files, stored
+from quantune.models import config_values, stored
+from quantune.models.foreign import gguf_config, gguf_files
 from quantune.sources import download, hub, selection
 
 LockEntry = dict[str, Any]

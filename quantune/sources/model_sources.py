@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from quantune.core.errors import ConfigError, QuantuneError, nearest
 from quantune.core.units import BYTES
-from quantune.models import config_values, gguf_config, gguf_files, stored
+from quantune.models import config_values, stored
+from quantune.models.foreign import gguf_config, gguf_files
 from quantune.sources import selection
 from quantune.sources.lock import Lock
 

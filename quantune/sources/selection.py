@@ -10,8 +10,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from quantune.core.errors import ConfigError, QuantuneError, listed, nearest
-from quantune.models import config_values, dialects, stored
+from quantune.models import config_values, stored
 from quantune.models.architecture import SPEECH
+from quantune.models.foreign import dialects
 from quantune.sources import text_files
 from quantune.sources.text_files import COMPRESSED
 
@@ -32,8 +33,8 @@ CARDS = ("README.md", "dataset_infos.json")  # files of a repository that descri
 def model_names(names: list[str], where: str, folder: Path | None = None) -> list[str]:
     """Return the names of the files that belong to a model, with the weights that transformers loads and no others.
 
-    Pickled weights are among them only where there are no safetensors; `quantune.models.pickled` reads them. Code is
-    never among them.
+    Pickled weights are among them only where there are no safetensors; `quantune.models.foreign.pickled` reads them.
+    Code is never among them.
 
     Args:
         names: the names of all files in one folder or repository.

@@ -359,7 +359,7 @@ def test_unknown_targets_of_an_unknown_architecture_are_refused_by_the_job():
 
 def test_a_lock_file_that_cannot_be_written(tmp_path):
     with pytest.raises(ConfigError, match=r"lock: '.*' cannot be written \(No such file or directory\); name another"):
-        Lock(tmp_path / "missing/lock.json")._add("models", "a/b", "main", {})
+        Lock(tmp_path / "missing/lock.json")._add("models", "a/b@main", {})
 
 
 def test_snakemake_refuses_a_key_that_is_given_twice(tmp_path, raw):

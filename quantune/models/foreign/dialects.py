@@ -8,7 +8,8 @@ A layer (inputs I, outputs O, groups G, b bits) is stored transposed, packed int
 - AWQ, version GEMM, 4 bits: qweight (I, O/8) and qzeros (G, O/8), both packed along O. A word holds outputs 0, 2, 4, 6,
   1, 3, 5, 7 of its eight.
 
-The weight of a layer is (code - zero) * scale in both. `quantune.models.repacking` writes it in the packed format.
+The weight of a layer is (code - zero) * scale in both. `quantune.models.foreign.repacking` writes it in the packed
+format.
 """
 
 import re

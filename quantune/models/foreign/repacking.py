@@ -19,8 +19,9 @@ from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32,
 from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
 
 from quantune.core.errors import QuantuneError
-from quantune.models import act_order, dialects, stored, tensor_files
-from quantune.models.dialects import Dialect, Layer
+from quantune.models import act_order, stored, tensor_files
+from quantune.models.foreign import dialects
+from quantune.models.foreign.dialects import Dialect, Layer
 from quantune.models.inspection import build
 from quantune.models.stored import StoredTensor
 

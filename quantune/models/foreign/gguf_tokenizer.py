@@ -13,7 +13,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from quantune.core.errors import QuantuneError, listed
-from quantune.models.gguf_files import Header
+from quantune.models.foreign.gguf_files import Header
 
 SPACE = "▁"  # stands for a blank in SentencePiece
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"

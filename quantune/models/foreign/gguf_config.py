@@ -8,7 +8,7 @@ import struct
 from typing import Any
 
 from quantune.core.errors import QuantuneError, listed
-from quantune.models.gguf_files import PLAIN, Header
+from quantune.models.foreign.gguf_files import PLAIN, Header
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 """`general.architecture` -> class of transformers. llama.cpp calls Mistral models llama, too."""

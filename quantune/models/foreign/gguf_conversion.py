@@ -18,8 +18,9 @@ from gguf.quants import dequantize
 
 from quantune.core import hardware
 from quantune.core.errors import QuantuneError, listed
-from quantune.models import gguf_config, gguf_files, gguf_tokenizer, stored, tensor_files
-from quantune.models.gguf_files import Header, Tensor
+from quantune.models import stored, tensor_files
+from quantune.models.foreign import gguf_config, gguf_files, gguf_tokenizer
+from quantune.models.foreign.gguf_files import Header, Tensor
 
 OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 INSIDE = {

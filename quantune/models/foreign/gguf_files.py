@@ -2,7 +2,7 @@
 
 A file is: magic, version, counts, metadata (key -> typed value), a table of tensors, and their data, aligned
 (ggml's docs/gguf.md). Everything comes from outside, so every count and length is bounded by the bytes of the file.
-`quantune.models.gguf_config` makes a config.json of the metadata.
+`quantune.models.foreign.gguf_config` makes a config.json of the metadata.
 """
 
 import mmap
