@@ -113,11 +113,7 @@ def _words(content: Any, where: str) -> str:
     if not isinstance(content, str):
         found = f"{type(content).__name__} ({content!a:.40})"
         raise QuantuneError(f"{where}: text is expected, found {found}; calls of tools and pictures are not read")
-    try:
-        content.encode()
-    except UnicodeEncodeError as error:
-        half = ascii(content[error.start])
-        raise QuantuneError(f"{where}: {half} is half of a surrogate pair; write the whole character") from None
+    tables.require_characters(content, where)
     return content
 
 

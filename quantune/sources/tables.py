@@ -61,13 +61,18 @@ def text(value: Any, path: Path, place: str, column: str) -> str:
     if not isinstance(value, str):
         remedy = "write it in quotes, or set the dataset's keys to columns of text"
         raise QuantuneError(f"{where}: text expected, found {type(value).__name__} ({value!a:.40}); {remedy}")
+    require_characters(value, where)
+    return value
+
+
+def require_characters(value: str, where: str) -> None:
+    """Raise QuantuneError if a text holds half of a surrogate pair, which is no character."""
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError as error:
             half = ascii(value[error.start])
             raise QuantuneError(f"{where}: {half} is half of a surrogate pair; write the whole character") from None
-    return value
 
 
 def no_column(path: Path, column: str, columns: Iterable[str], keys: str = "'column'") -> QuantuneError:
