@@ -89,8 +89,8 @@ def weakest_gpu() -> tuple[str, tuple[int, int]] | None:
     """
     used = {gpu["uuid"]: gpu["name"] for gpu in gpus()}
     answers = _listed({"uuid": "uuid", "compute_cap": "capability"}) if used else []
-    found = [(re.fullmatch(r"(\d+)\.(\d+)", gpu["capability"]), gpu["uuid"]) for gpu in answers]
-    known = [((int(match[1]), int(match[2])), used[uuid]) for match, uuid in found if match and uuid in used]
+    capabilities = [(re.fullmatch(r"(\d+)\.(\d+)", gpu["capability"]), gpu["uuid"]) for gpu in answers]
+    known = [((int(match[1]), int(match[2])), used[uuid]) for match, uuid in capabilities if match and uuid in used]
     return min(known)[::-1] if known else None
 
 

@@ -76,8 +76,8 @@ class CompressedTensors(Safetensors):
         for layer, module in packed.named_modules():
             if isinstance(module, torch.nn.Linear):
                 pair = opened.get_submodule(layer).weight, module.weight
-                found, expected = (weight.detach().float().cpu() for weight in pair)
-                distance = probes.relative_distance(found, expected)
+                read, expected = (weight.detach().float().cpu() for weight in pair)
+                distance = probes.relative_distance(read, expected)
                 if not distance <= CLOSE:
                     raise QuantuneError(
                         f"compressed-tensors reads other weights of '{layer}' than quantune (by {distance:.1e}); "

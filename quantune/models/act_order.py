@@ -43,12 +43,12 @@ def accepted(kind: type, folder: Path) -> Iterator[None]:
 def _ordered(settings: Any) -> list[dict[str, Any]]:
     """Return the settings of the weights of those layers whose groups are out of order."""
     groups = settings.get("config_groups") if isinstance(settings, dict) else None
-    found = (
+    schemes = (
         [group.get("weights") for group in groups.values() if isinstance(group, dict)]
         if isinstance(groups, dict)
         else []
     )
-    return [weights for weights in found if isinstance(weights, dict) and weights.get("actorder") in ORDERED]
+    return [weights for weights in schemes if isinstance(weights, dict) and weights.get("actorder") in ORDERED]
 
 
 def attach(model: torch.nn.Module, folder: Path) -> None:

@@ -65,10 +65,10 @@ class Quantization(Recipe):
         """
         from quantune.models.checkpoints import Tensors, finite, linear_layers, require
 
-        tensors, found, stored = Tensors(folder), linear_layers(parent, self.quantizes_head()), 0
-        recipe = self.resolved(found, facts)
-        layers = {name: (*shape, own) for name, shape in found.items() if (own := recipe.of_layer(name))}
-        for name in found.keys() - layers:
+        tensors, shapes, stored = Tensors(folder), linear_layers(parent, self.quantizes_head()), 0
+        recipe = self.resolved(shapes, facts)
+        layers = {name: (*shape, own) for name, shape in shapes.items() if (own := recipe.of_layer(name))}
+        for name in shapes.keys() - layers:
             require(f"{name}.weight" in tensors, name, "'weight' is missing: the recipe leaves this layer dense")
         for name, (rows, columns, own) in layers.items():
             parts = own.layer_tensors(rows, columns)
@@ -83,7 +83,7 @@ class Quantization(Recipe):
             for bad in finite(tensors, [f"{name}.{part}" for part in parts]):
                 require(False, name, f"'{bad}' holds NaN or infinity")
         weights = sum(rows * columns for rows, columns, _ in layers.values())
-        dense = {"layers_left_dense": sorted(found.keys() - layers)} if len(layers) < len(found) else {}
+        dense = {"layers_left_dense": sorted(shapes.keys() - layers)} if len(layers) < len(shapes) else {}
         return {"layers_quantized": len(layers), "bits_per_weight": round(stored / weights, 4)} | dense
 
     def stored_bits(self, rows: int, columns: int) -> int:

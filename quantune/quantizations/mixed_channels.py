@@ -71,10 +71,10 @@ class MixedChannels(Calibrated):
 
         from quantune.quantizations.arithmetic.grids import fit
 
-        found, weight = fit(weight, self.grid), weight.float()
+        fitted, weight = fit(weight, self.grid), weight.float()
         importance = weight.square().sum(0) if self.by == "weight" or gram is None else gram.diagonal()
         if self.by == "random":
             importance = torch.rand(weight.shape[1]).to(weight.device)
-        found.kept = importance.argsort(descending=True, stable=True)[: self.count(weight.shape[1])].sort().values
-        found.weight[:, found.kept] = weight[:, found.kept]
-        return found
+        fitted.kept = importance.argsort(descending=True, stable=True)[: self.count(weight.shape[1])].sort().values
+        fitted.weight[:, fitted.kept] = weight[:, fitted.kept]
+        return fitted

@@ -134,15 +134,15 @@ class Packed(Quantization):
         recipe = self._with(budget=None).resolved(layers)
         free = units([name for name in layers if self._is_free(name)])
         source, inputs = self.probe(parent, data, seed)
-        found = recipe._damages(free, sorted(self.budget.choices), parent, inputs, data, seed)
+        damages = recipe._damages(free, sorted(self.budget.choices), parent, inputs, data, seed)
         sizes = [{bits: self._size(recipe, layers, names, bits) for bits in self.budget.choices} for names in free]
         fixed = self._size(recipe, layers, [name for name in layers if not self._is_free(name)])
         weights = sum(rows * columns for name, (rows, columns) in layers.items() if recipe.of_layer(name))
-        widths = choose(found, sizes, self.budget.limit(weights) - fixed)
+        widths = choose(damages, sizes, self.budget.limit(weights) - fixed)
         bits = {name: width for names, width in zip(free, widths, strict=True) for name in names}
         return facts | {
             "bits_of_layers": bits,
-            "damage_of_layers": {", ".join(names): damage for names, damage in zip(free, found, strict=True)},
+            "damage_of_layers": {", ".join(names): damage for names, damage in zip(free, damages, strict=True)},
             "damage_measured_on": source,
         }
 
@@ -212,8 +212,8 @@ class Packed(Quantization):
             widths.setdefault(own and own.group_size, set()).add(columns)
         if not {name for name in layers if self.of_layer(name)}:
             return ".ignore: it leaves every layer dense"
-        found = (self._with(group_size=size).misfit(widths[size]) for size in widths)
-        return next((problem for problem in found if problem), None) or self._too_small(layers)
+        problems = (self._with(group_size=size).misfit(widths[size]) for size in widths)
+        return next((problem for problem in problems if problem), None) or self._too_small(layers)
 
     def _too_small(self, layers: Mapping[str, tuple[int, int]]) -> str | None:
         """Return why the budget is below the size at the fewest bits, or None."""

@@ -30,12 +30,12 @@ def studies(report: Report) -> dict[str, list[Study]]:
 
 
 def _study(variant: str, path: str, numbers: dict[str, float] | None) -> Study | None:
-    found = [(match.groups(), value) for name, value in (numbers or {}).items() if (match := LAYER.fullmatch(name))]
-    if not found:
+    matches = [(match.groups(), value) for name, value in (numbers or {}).items() if (match := LAYER.fullmatch(name))]
+    if not matches:
         return None
-    sides = {side for (side, *_), _ in found}
+    sides = {side for (side, *_), _ in matches}
     parts: dict[str, dict[int, float]] = {}
-    for (side, _, layer, name), value in found:
+    for (side, _, layer, name), value in matches:
         short = name.split(".")[-1] if len(sides) == 1 else f"{side.split('.')[-1]} {name}"
         parts.setdefault(short, {})[int(layer)] = value
     return Study(variant, path, parts)

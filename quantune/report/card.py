@@ -47,12 +47,12 @@ def render(order: dict[str, Any], form: Export) -> str:
 def _scores(order: dict[str, Any], facts: dict[str, Any]) -> dict[tuple[str, str], Score]:
     """Return (variant, evaluation) -> score of the evaluations that the export was made from."""
     (model,) = order["reads"]["model"]
-    found = {}
+    numbers = {}
     for item in order["parents"].get("evaluations", []):
         key = layout.names(item["path"], "evaluations")
         if score := scores.read(item["path"], facts["evaluations"][key[1]], model):
-            found[key] = score
-    return found
+            numbers[key] = score
+    return numbers
 
 
 def _header(variant: str, order: dict, facts: dict, numbers: dict, form: Export) -> str:

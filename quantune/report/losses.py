@@ -71,6 +71,6 @@ def _smallest(evaluations: tuple[str, ...], smaller: list[VariantResult]) -> Sma
     shown = next((item for item in smaller if bounded(item, evaluations)), None)
     before = smaller[: smaller.index(shown)] if shown else smaller
     open_ones = [(item, needed(item, evaluations)) for item in before if unclear(item, evaluations)]
-    settled = [found for found in open_ones if found[1]]  # more data would help
+    settled = [item for item in open_ones if item[1]]  # more data would help
     limit = smaller[0].scores[evaluations[0]].from_root if smaller else None
     return Smallest(evaluations, shown, *next(iter(settled or open_ones), (None, None)), limit)

@@ -78,12 +78,12 @@ def sizes(entry: Model, key: str, lock: Lock) -> dict[str, int]:
     """Return name -> bytes of a model's files; of a GGUF file those of the dense weights that are made of it."""
     if entry.hub:
         locked = lock.model(entry.hub, entry.revision, f"{key}.hub", entry.gguf_file)
-        found = {name: file["size"] for name, file in locked["files"].items()}
+        bytes_of = {name: file["size"] for name, file in locked["files"].items()}
         values, made = locked.get("values"), locked["config"]
     else:
         files = local_files(entry, key)
-        found = {name: path.stat().st_size for name, path in files.items()}
+        bytes_of = {name: path.stat().st_size for name, path in files.items()}
         path = next(iter(files.values()))
         values = None if stored.CONFIG in files else gguf_files.read(path).values()
         made = None if values is None else gguf(path)
-    return found if values is None else {stored.SINGLE: values * BYTES[made["dtype"]]}
+    return bytes_of if values is None else {stored.SINGLE: values * BYTES[made["dtype"]]}

@@ -14,15 +14,15 @@ def parts(template: str) -> list[tuple[str, str | None]]:
         ValueError: naming the problem, if a brace is not closed, or more than a column's name is in braces.
     """
     try:
-        found = list(string.Formatter().parse(template))
+        parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise ValueError(f"'{template}': {error}; write {{column}} for a column, {{{{ and }}}} for braces") from None
-    if not any(column is not None for _, column, _, _ in found):
+    if not any(column is not None for _, column, _, _ in parts):
         raise ValueError(f"'{template}' names no column; write one in braces, such as '{{quote}} — {{author}}'")
-    for _, column, spec, conversion in found:
+    for _, column, spec, conversion in parts:
         if column == "" or spec or conversion:
             raise ValueError(f"'{template}': braces hold the name of a column and nothing else, such as '{{quote}}'")
-    return [(text, column) for text, column, _, _ in found]
+    return [(text, column) for text, column, _, _ in parts]
 
 
 def read(path: Path, kind: str, template: str) -> Iterator[str]:

@@ -100,8 +100,8 @@ def _around(text: str, *roles: str) -> list[str]:
     """Return the texts before, between and after the contents of messages."""
     parts = []
     for role in roles:
-        before, found, text = text.partition(CONTENTS[role])
-        if not found:
+        before, divider, text = text.partition(CONTENTS[role])
+        if not divider:
             raise ValueError(f"the template leaves out the content of '{role}'")
         parts.append(before)
     return [*parts, text]

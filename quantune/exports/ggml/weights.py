@@ -138,7 +138,7 @@ def squares(stored: gguf.ReaderTensor, expected: numpy.ndarray) -> tuple[float, 
     error, norm = 0.0, 0.0
     for begin in range(0, len(expected), ROWS):
         rows = expected[begin : begin + ROWS]
-        found = gguf.quants.dequantize(stored.data[begin : begin + ROWS], stored.tensor_type)
-        error += float(numpy.square(found - rows, dtype=numpy.float64).sum())
+        read = gguf.quants.dequantize(stored.data[begin : begin + ROWS], stored.tensor_type)
+        error += float(numpy.square(read - rows, dtype=numpy.float64).sum())
         norm += float(numpy.square(rows, dtype=numpy.float64).sum())
     return error, norm

@@ -140,12 +140,12 @@ def _llama3(header: Header, head: int, base: float, factors: bytes | None) -> di
     }
     if factors is None:
         return settings
-    found = struct.unpack(f"<{head // 2}f", factors)
-    if not 1 <= max(found) <= 1e6:
-        raise _wrong(header, FACTORS, f"{max(found):g}", "factors from 1 on")
-    settings["factor"] = stretch = _shortest(max(found))
+    values = struct.unpack(f"<{head // 2}f", factors)
+    if not 1 <= max(values) <= 1e6:
+        raise _wrong(header, FACTORS, f"{max(values):g}", "factors from 1 on")
+    settings["factor"] = stretch = _shortest(max(values))
     low, high = settings["low_freq_factor"], settings["high_freq_factor"]
-    for number, value in enumerate(found):
+    for number, value in enumerate(values):
         turns = ORIGINAL_POSITIONS / (2 * math.pi * base ** (2 * number / head))
         share = min(max((turns - low) / (high - low), 0), 1)
         expected = 1 / ((1 - share) / stretch + share)

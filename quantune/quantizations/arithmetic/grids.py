@@ -94,12 +94,12 @@ def best_shrink(groups: torch.Tensor, grid: Grid, loss: Callable[[torch.Tensor],
     """
     best, best_loss = torch.ones_like(groups[..., :1]), None
     for shrink in SHRINKS:
-        found = loss(snap(groups, *span(groups, grid, shrink), grid) - groups)
+        error = loss(snap(groups, *span(groups, grid, shrink), grid) - groups)
         if best_loss is None:
-            best_loss = found
+            best_loss = error
         else:
-            best = torch.where(found < best_loss, shrink, best)
-            best_loss = torch.minimum(found, best_loss)
+            best = torch.where(error < best_loss, shrink, best)
+            best_loss = torch.minimum(error, best_loss)
     return best
 
 

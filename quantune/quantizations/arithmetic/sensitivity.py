@@ -25,25 +25,25 @@ class Meter:
         self.model, self.units, self.widths = model, units, widths
         self.batches = joined(inputs, model.config.get_text_config().vocab_size)
         self.before = [_predictions(model, batch) for batch in self.batches]
-        self.found: dict[int, dict[int, float]] = {}
+        self._measured: dict[int, dict[int, float]] = {}
 
     def measure(self, unit: int, rounded: dict[int, dict[str, torch.Tensor]]) -> None:
         """Measure a unit at each width; `rounded` is bits -> full name -> weights."""
         layers = {name: self.model.get_submodule(name) for name in self.units[unit]}
         originals = {name: layer.weight.data for name, layer in layers.items()}
-        self.found[unit] = {}
+        self._measured[unit] = {}
         for bits, weights in rounded.items():
             for name, layer in layers.items():
                 layer.weight.data = weights[name].to(originals[name].device)
             pairs = zip(self.batches, self.before, strict=True)
             sums = [divergence(known, _predictions(self.model, batch)) for batch, known in pairs]
-            self.found[unit][bits] = max(0.0, sum(sums) / sum(map(len, self.before)))
+            self._measured[unit][bits] = max(0.0, sum(sums) / sum(map(len, self.before)))
         for name, layer in layers.items():
             layer.weight.data = originals[name]
 
     def measure_alone(self, fits: Fits) -> None:
         """Measure the units that are not measured yet, rounded without calibration."""
-        for unit in tqdm([unit for unit in range(len(self.units)) if unit not in self.found], desc="sensitivity"):
+        for unit in tqdm([unit for unit in range(len(self.units)) if unit not in self._measured], desc="sensitivity"):
             layers = {name: self.model.get_submodule(name) for name in self.units[unit]}
             self.measure(unit, {bits: fits(layers, None, bits) for bits in self.widths})
 
@@ -51,7 +51,7 @@ class Meter:
         """Return, for each unit, bits -> Kullback-Leibler divergence in nats a token, from the model's predictions to
         those with only this unit rounded.
         """
-        return [self.found[unit] for unit in range(len(self.units))]
+        return [self._measured[unit] for unit in range(len(self.units))]
 
 
 @torch.no_grad()
