@@ -436,7 +436,8 @@ def test_the_peak_of_calibrating_is_predicted(on_disk, method, samples, term):
             grids.clear()
             offloading.move(layer.modules(), "meta", torch.float16)
 
-        layerwise.stream(model, batches, recipe.visitor(model, grids, {}), recipe.requantized, leave)
+        transform, visit = recipe.visitors(model, grids, {})
+        layerwise.stream(model, batches, visit, recipe.requantized, leave, transform=transform)
 
     estimate = memory.calibration(SMALL["opt"], recipe.workload(), "float32")
     assert term in estimate.terms

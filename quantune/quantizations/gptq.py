@@ -35,9 +35,9 @@ class SecondOrder(Calibrated):
         """Return the larger number of bytes: of four matrices of the Hessian's shape (while it is inverted)
         with two copies of the weights; or of one factor, with nine matrices of the weights' shape.
         """
-        fitted_before = 2 if self.static_grids or self.activation_order is True or not self.group_size else 0
+        static = 2 if self.static_grids or self.activation_order is True or not self.group_size else 0
         square, weight = columns * columns, rows * columns
-        return 4 * max(4 * square + (2 + fitted_before) * weight, square + (9 + fitted_before) * weight)
+        return 4 * max(4 * square + 2 * weight, square + (9 + static) * weight)
 
     def fit(self, layers: dict[str, Any], gram) -> dict[str, Any]:
         """Round the matrices as one matrix, stacked by rows."""
