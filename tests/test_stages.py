@@ -28,26 +28,29 @@ def test_a_changed_stage_is_recorded(stage):
     )
 
 
+ROUNDED_BY_GPTQ = {"quantize/gptq", "quantize/awq-gptq"}
+CALIBRATED = {*ROUNDED_BY_GPTQ, "quantize/awq", "quantize/mixed-channels", "quantize/int8-static", "quantize/smoothquant"}
+
 CHANGES = {
-    "columns rounded at once": ("arithmetic/gptq.py", "BLOCK = 128", "BLOCK = 64", {"quantize/gptq"}),
-    "growth of the damping": ("arithmetic/gptq.py", "damping *= 10", "damping *= 2", {"quantize/gptq"}),
+    "columns rounded at once": ("arithmetic/gptq.py", "BLOCK = 128", "BLOCK = 64", ROUNDED_BY_GPTQ),
+    "growth of the damping": ("arithmetic/gptq.py", "damping *= 10", "damping *= 2", ROUNDED_BY_GPTQ),
     "span of the grid": (
         "arithmetic/grids.py",
         "steps = 2**grid.bits - 1",
         "steps = 2**grid.bits - 2",
-        {"quantize/rtn", "quantize/gptq", "quantize/awq"},
+        {*ROUNDED_BY_GPTQ, "quantize/rtn", "quantize/awq", "quantize/mixed-channels"},
     ),
     "draw of the calibration samples": (
         "quantizations/calibration.py",
         "[: recipe.samples]",
         "[-recipe.samples :]",
-        {"quantize/gptq", "quantize/awq"},
+        CALIBRATED,
     ),
     "separator of the training blocks": (
         "data/text.py",
         '"ids", most), [end], []',
         '"ids", most), [end, end], []',
-        {"quantize/gptq", "quantize/awq"} | {name for name in STAGES if name.startswith("train/")},
+        CALIBRATED | {name for name in STAGES if name.startswith("train/")},
     ),
     "length of the probe text": (
         "core/workload.py",
@@ -68,7 +71,7 @@ CHANGES = {
         "loaded.eval()",
         "loaded.train()",
         {name for name in STAGES if name.startswith(("quantize", "train", "evaluate"))}
-        | {"merge", "transcribe", "benchmark"},
+        | {"merge", "transcribe", "benchmark", "export/compressed-tensors"},
     ),
 }
 
