@@ -52,7 +52,7 @@ plan: $(VENV)/ready  ## print the artefacts to make for config.yaml, with their 
 test: $(VENV)/ready-to-test  ## set-up, then the tests
 	python -m pytest --numprocesses 2 --dist worksteal
 
-test-slow: $(VENV)/ready-to-test  ## the tests of whole workflows that `make test` leaves out: ten minutes
+test-slow: $(VENV)/ready-to-test  ## the tests of whole workflows that `make test` leaves out: half an hour
 	python -m pytest --numprocesses 2 --dist worksteal -m slow
 
 test-kill: $(VENV)/ready-to-test  ## kill a small run KILLS=20 times at random moments; its files must be those of an undisturbed run

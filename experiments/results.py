@@ -66,9 +66,12 @@ class Results:
     def __init__(self, work: Path, evaluations: set[str]):
         """Take a work folder, and the evaluations that a variant must have."""
         self.work = work
-        made = [path.name for path in sorted((work / "evaluations").iterdir())]
+        made = [path.name for path in sorted((work / "evaluations").glob("*"))]
         made = [name for name in made if all((self._items(name, item)).exists() for item in evaluations)]
-        (self.model,) = (name for name in made if "+" not in name)
+        models = [name for name in made if "+" not in name]
+        if len(models) != 1:
+            sys.exit(f"{work}: the model is not evaluated yet; go on with snakemake")
+        (self.model,) = models
         grouped: dict[str, list[str]] = {}
         for name in made:
             if name != self.model:

@@ -86,7 +86,7 @@
     const power = 10 ** Math.floor(Math.log10(raw));
     const step = power * [1, 2, 2.5, 5, 10].find((factor) => factor * power >= raw);
     const steps = [];
-    for (let tick = Math.ceil(low / step) * step; tick <= high + step / 1e6; tick += step) steps.push(Math.abs(tick) < step / 1e6 ? 0 : tick);
+    for (let tick = Math.ceil(low / step) * step; tick <= high + step / 1e6 && steps.length < 100; tick += step) steps.push(Math.abs(tick) < step / 1e6 ? 0 : tick);
     return steps;
   }
   const plain = (number) => (Math.abs(number) >= 1e6 ? number.toExponential(0) : Number(number.toPrecision(6)).toLocaleString("en"));

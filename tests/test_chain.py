@@ -81,6 +81,7 @@ def test_fine_tuning_improves_its_domain_and_merging_keeps_it(finished):
     assert merged == pytest.approx(after["token_perplexity"], rel=2e-3)
 
 
+@pytest.mark.slow
 def test_fewer_bits_cost_more(project):
     base, found = result(project, "opt")["token_perplexity"], {}
     for bits in (2, 3, 4):
@@ -102,6 +103,7 @@ def test_summaries_follow_from_the_raw_items(finished):
     assert {key: json.loads((folder / "result.json").read_text())[key] for key in summary} == summary
 
 
+@pytest.mark.slow
 def test_two_folders_one_machine_the_same_bytes(finished, tmp_path):
     twin = Folder(tmp_path / "elsewhere", finished.config)
     targets = ["checkpoints/opt+lora+merge+rtn-b", "checkpoints/opt+nf4+lora", "evaluations/opt+rtn-a/log"]

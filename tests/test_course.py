@@ -137,6 +137,7 @@ def test_exercises_share_what_they_make_alike(root, stand_ins, monkeypatch):  # 
     assert [path for path, found in digests.items() if len(found) > 1] == []
 
 
+@pytest.mark.slow
 def test_the_quotes_exercise_in_small(stand_ins, root, tmp_path):  # noqa: F811
     """A tiny model in the place of OPT-6.7B, pickled in two shards; few steps and quotes, all else as it is."""
     stand_ins.repositories["models/facebook/opt-6.7b"] = opt_repository(tmp_path / "opt", shards=2, prefix="")

@@ -115,6 +115,7 @@ def test_the_speech_experiment_is_planned_whole(stand_ins, root, tmp_path, monke
     assert wanted <= folder.planned()
 
 
+@pytest.mark.slow
 def test_the_paper_tables_in_small(stand_ins, root, tmp_path, tokenizer):
     """The tiny model of the demo in place of OPT-125M, pickled; short windows, few samples, all else as it is."""
     repository = stand_ins.repositories["models/facebook/opt-125m"] = opt_repository(tmp_path / "opt-125m")

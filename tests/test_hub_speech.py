@@ -52,6 +52,7 @@ def talks(hub, tmp_path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_recordings_from_the_hub(hub, talks, tmp_path, monkeypatch):
     """They are downloaded, decoded and resampled; then the server is gone, and nothing is left to do."""
     monkeypatch.setenv("HF_ENDPOINT", hub.url)

@@ -161,6 +161,7 @@ def test_dvc_repro_makes_a_clean_clone(origin, tmp_path):
     assert curves[""]["data"]["work/report/metrics.json"]["data"] == clone.metrics()
 
 
+@pytest.mark.slow
 def test_an_experiment_is_told_by_its_table_and_its_curves(pulled):
     pulled.config["variants"] = ["opt+lora"]
     pulled.write(pulled.config)
@@ -185,6 +186,7 @@ def test_an_experiment_is_told_by_its_table_and_its_curves(pulled):
         assert highest / 2 < max(float(point["learning_rate"]) for point in own) <= highest
 
 
+@pytest.mark.slow
 def test_a_configuration_that_changes_meanwhile_is_not_recorded(pulled):
     """Else DVC would tell of the new number beside what was made with the old one."""
     before = (pulled.path / "dvc.lock").read_text()

@@ -22,6 +22,8 @@ class Exported:
     """Name of the quantization in effect; None at full precision."""
     unservable: str | None = None
     """Why vLLM cannot load its quantized layers (`Quantization.unservable`); None if it can, or at full precision."""
+    only_here: str | None = None
+    """Why other programs read another model from its files (`Quantization.only_here`); None: they read the same."""
 
 
 class Export(Recipe):

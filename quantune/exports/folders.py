@@ -21,6 +21,10 @@ class Safetensors(Export):
     format: Literal["safetensors"]
     """config.json, tokenizer and safetensors files, as the checkpoint has them."""
 
+    def unsuitable(self, exported: Exported) -> str | None:
+        """Return why transformers would read another model, or None."""
+        return exported.only_here
+
     def write(self, checkpoint: Path, folder: Path, name: str) -> dict[str, Any]:
         """Copy the files of the model, and no others: no kept checkpoints of a training, no curves."""
         files = [checkpoint / file for file in (CONFIG, GENERATION, INDEX, *TOKENIZER_FILES)]

@@ -47,6 +47,7 @@ class Gguf(Export):
                     f"{problem}, which llama.cpp does not compute in a model of type '{family}'; export 'safetensors'"
                 )
         widths = [config[key] for key in ("hidden_size", "intermediate_size") if isinstance(config.get(key), int)]
+        widths += [config["num_attention_heads"] * config["head_dim"]] if config.get("head_dim") else []
         if bad := [width for width in widths if width % self.block]:
             return f"its rows of {bad[0]} weights are no whole blocks of {self.block}; export 'gguf-f16'"
         return None

@@ -1,4 +1,4 @@
-"""Packed layers whose groups are no ranges of inputs (`actorder: group`), as GPTQ with `desc_act` makes them.
+"""Packed layers whose groups are not consecutive inputs (`actorder: group`), as GPTQ with `desc_act` makes them.
 
 `weight_g_idx` holds the group of each input. compressed-tensors 0.19 no longer has this expression, which its older
 versions and vLLM read: its configuration would be refused. So transformers loads such a checkpoint as if it had none,

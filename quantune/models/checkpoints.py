@@ -158,3 +158,11 @@ def save_trained(model, parent: Path, folder: Path) -> None:
     save_model(model, parent, folder, {name: cast[value.data_ptr()] for name, value in state.items()})
     model.config.dtype, model.config.architectures = kept
     shutil.copyfile(Path(parent) / "config.json", Path(folder) / "config.json")
+
+
+def untie(model) -> None:
+    """Give the output embedding weights of its own, where it has those of the input embedding."""
+    head = model.get_output_embeddings()
+    if head.weight is model.get_input_embeddings().weight:
+        head.weight = torch.nn.Parameter(head.weight.data, requires_grad=False)
+        model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False

@@ -6,7 +6,7 @@ The names are those of transformers 5.17 (`models/{opt,llama,mistral,qwen2,qwen3
 from quantune.models.architecture import Architecture, Layers, Linear
 
 KEPT_CHANNELS = (".weight_kept", ".weight_kept_columns")
-"""Ends of the names of tensors that stand beside the codes of a layer, and that transformers does not know."""
+"""Ends of the names of tensors that are stored beside the codes of a layer, and that transformers does not know."""
 
 
 def linears(model: Architecture, head: bool = False) -> dict[str, Linear]:

@@ -51,14 +51,14 @@ def required(config: Config, variant: str, name: str) -> Export:
     parsed = config.parse(variant)
     if parsed.is_adapter:
         raise ConfigError(
-            f"'{variant}' is an adapter, and whole models are exported; {_merge_it(config, parsed, name)}"
+            f"'{variant}' is an adapter, and whole models are exported; {_merge_advice(config, parsed, name)}"
         )
     if problem := formats[name].unsuitable(_exported(config, parsed)):
         raise ConfigError(f"'{variant}' cannot be exported as '{name}': {problem}")
     return formats[name]
 
 
-def _merge_it(config: Config, variant: chains.Variant, name: str) -> str:
+def _merge_advice(config: Config, variant: chains.Variant, name: str) -> str:
     """Return what to export in the place of an adapter."""
     merged = f"{variant}+{chains.MERGE}"
     try:
@@ -74,7 +74,8 @@ def _exported(config: Config, variant: chains.Variant) -> Exported:
     widths = config.widths(variant.model)
     for step in variant.effective_steps:
         if step.kind == "quantization":
-            return Exported(shape, step.name, config.quantizations[step.name].unservable(widths))
+            recipe = config.quantizations[step.name]
+            return Exported(shape, step.name, recipe.unservable(widths), recipe.only_here)
     if packed:
         return Exported(shape, "the model's own", packed[0].unservable(widths))
     if came := config_values.quantized(shape):
@@ -86,8 +87,15 @@ def licences(config: Config, variant: str) -> dict[str, str | None]:
     """Return "section.name" -> licence of the model and the datasets that a variant was made from; None: not known."""
     model = config.parse(variant).model
     entry = config.models[model]
-    known = config.locked.model(entry.hub, entry.revision, f"models.{model}.hub") if entry.hub else {}
-    return {f"models.{model}": entry.licence or known.get("licence")}
+    return {f"models.{model}": entry.licence or _locked(config, model).get("licence")}
+
+
+def _locked(config: Config, model: str) -> dict[str, Any]:
+    """Return the entry of a model in the lock file; empty for a local one."""
+    entry = config.models[model]
+    if not entry.hub:
+        return {}
+    return config.locked.model(entry.hub, entry.revision, f"models.{model}.hub", entry.gguf_file)
 
 
 def card(config: Config, variant: str) -> dict[str, Any]:
@@ -100,7 +108,7 @@ def card(config: Config, variant: str) -> dict[str, Any]:
     """
     parsed = config.parse(variant)
     entry = config.models[parsed.model]
-    commit = config.locked.model(entry.hub, entry.revision)["commit"] if entry.hub else None
+    commit = _locked(config, parsed.model).get("commit")
     names = config.evaluations_of(parsed.model)
     used: dict[str, dict[str, Recipe]] = {"models": {parsed.model: entry}, "datasets": {}}
     for step in parsed.steps:
@@ -109,13 +117,19 @@ def card(config: Config, variant: str) -> dict[str, Any]:
             used.setdefault(section, {})[step.name] = getattr(config, section)[step.name]
     used["evaluations"] = {name: config.evaluations[name] for name in names}
     for item in [recipe for recipes in list(used.values()) for recipe in recipes.values()]:
-        for name in filter(None, (getattr(item, "dataset", None), *getattr(item, "mix", ()))):
+        others = (name for splits in getattr(item, "other_data", {}).values() for name in splits)
+        for name in filter(None, (getattr(item, "dataset", None), *others)):
             used["datasets"][name] = config.datasets[name]
     sections = {
         section: {name: _written(item) for name, item in items.items()} for section, items in used.items() if items
     }
     return {
-        "configuration": {"seed": config.seed, **sections, "variants": [variant]},
+        "configuration": {
+            "seed": config.seed,
+            "deterministic": config.deterministic,
+            **sections,
+            "variants": [variant],
+        },
         "evaluations": {name: config.evaluations[name].model_dump(mode="json") for name in names},
         "model": {"name": parsed.model, "hub": entry.hub, "commit": commit},
         "steps": [{"name": str(step), "kind": step.kind} for step in parsed.steps],

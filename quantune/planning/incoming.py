@@ -17,7 +17,8 @@ def dense(config: dict[str, Any]) -> tuple[dict[str, Any], list[RoundToNearest]]
     if dialect := dialects.read(settings):
         grid = {"bits": dialect.bits, "group_size": dialect.group_size, "symmetric": dialect.symmetric}
     elif settings.get("quant_method") == "compressed-tensors":
-        weights = next(iter(settings["config_groups"].values()))["weights"]
+        groups = list(settings["config_groups"].values())
+        weights = next((group for group in groups if group.get("targets") == ["Linear"]), groups[0])["weights"]
         size = weights.get("group_size") if weights.get("strategy") == "group" else None
         grid = {"bits": weights["num_bits"], "group_size": size, "symmetric": weights.get("symmetric", True)}
     else:

@@ -130,7 +130,8 @@ def training(config: dict[str, Any], steps: Sequence[Recipe], finetuning: Finetu
     length = work.length + finetuning.taken_positions
     step = Pass(model, work.batch, length, dtype, quantization, finetuning, work.mixed)
     parameters = finetuning.trained(model)
-    loss = 3 * step.logits("float32") if finetuning.trains_head else step.loss()
+    whole = finetuning.trains_head or (quantization and quantization.quantizes_head())
+    loss = 3 * step.logits("float32") if whole else step.loss()
     if work.kept != "activations":
         # offloaded: the input of one layer, and the gradient of its output
         inputs = (layers.count if work.kept == "inputs" else 2 for layers in model.layers)

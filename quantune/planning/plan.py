@@ -140,15 +140,16 @@ class Plan:
     def export(self, variant: str, name: str) -> Artefact:
         """A variant in a format that other programs open, with a model card: its numbers beside those of its model."""
         recipe, model = exports.required(self.config, variant, name), self.config.parse(variant).model
+        card = exports.card(self.config, variant)
         numbered = [item for item in self._evaluations(variant) if self.config.evaluations[item].numbers]
         measured = tuple(self.evaluation(of, item) for of in dict.fromkeys((model, variant)) for item in numbered)
         return self._artefact(
             ("exports", variant, name),
             f"export/{name}",
             recipe.version,
-            recipe.identity() | {"licences": exports.licences(self.config, variant)},
+            recipe.identity() | {"licences": exports.licences(self.config, variant), "model": card["model"]},
             parents={"checkpoint": self.checkpoint(variant), **({"evaluations": measured} if measured else {})},
-            options={"card": exports.card(self.config, variant)},
+            options={"card": card},
             reads={"model": (self.checkpoint(model),)},
         )
 

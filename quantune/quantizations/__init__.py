@@ -30,6 +30,8 @@ class Quantization(Recipe):
     """Whether a layer's dense weights exist while it computes."""
     rescales: ClassVar[bool] = False
     """Whether the method rescales inputs and outputs of layers, so that they differ from the parent's."""
+    only_here: ClassVar[str | None] = None
+    """Why other programs read another model from its checkpoints, with the remedy; None: they read the same."""
     settings: ClassVar[frozenset[str]] = frozenset({"if_destroyed"})
     numbers: ClassVar[tuple[str, ...]] = ("layers_quantized", "bits_per_weight")
     version: ClassVar[int] = 3
@@ -126,7 +128,7 @@ class Quantization(Recipe):
         raise NotImplementedError
 
     def product_bytes(self, rows: int, columns: int) -> int:
-        """Return the bytes for each token that the product of a layer (outputs, inputs) takes besides the two."""
+        """Return the bytes for each token that the product of a layer takes besides its input and output."""
         return 0
 
     def misfit(self, widths: set[int]) -> str | None:

@@ -18,7 +18,8 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers that servers such as vLLM join into one, which has one kind of grid."""
 
 STEPS = 200_000
-"""Most steps of size that `choose` counts in; where sizes have no common divisor that large, they are rounded up."""
+"""The largest number of steps in which `choose` divides the budget; sizes without so large a common divisor are rounded
+up."""
 
 
 class Budget(Entry):

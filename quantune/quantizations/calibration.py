@@ -128,7 +128,8 @@ class Calibrated(Sampled, Packed):
         from quantune.quantizations.arithmetic import sensitivity
 
         batches, _ = draw(self, data, seed, parent)
-        rescale = self.rescale if self.rescales else None
+        fewest = min(widths)  # the scales are chosen for the layers that lose most
+        rescale = self._with(bits=fewest, overrides=self._same_bits(fewest)).rescale if self.rescales else None
         return sensitivity.calibrated(parent, inputs, free, widths, self._fits, batches, rescale)
 
     def _fits(self, layers: dict[str, Any], gram, bits: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class MixedChannels(Calibrated):
 
     seeded: ClassVar[bool] = True
     requantized: ClassVar[bool] = False
+    only_here: ClassVar[str] = "other programs leave out its channels in 16 bits; export an 'rtn' variant of this grid"
 
     method: Literal["mixed-channels"]
     """Some input channels in 16 bits, the others rounded to nearest."""
@@ -32,11 +33,11 @@ class MixedChannels(Calibrated):
 
     def count(self, columns: int) -> int:
         """Return the number of channels that are kept in a layer with so many inputs."""
-        return math.ceil(self.kept * columns)
+        return math.ceil(round(self.kept * columns, 6))
 
     def unservable(self, widths: set[int]) -> str | None:
         """Return that vLLM does not read kept channels."""
-        return "vLLM reads no channels in 16 bits beside the codes; export 'safetensors'"
+        return self.only_here
 
     def solver_bytes(self, rows: int, columns: int) -> int:
         """Return the bytes of six matrices of the weights' shape, float32."""

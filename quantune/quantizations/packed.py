@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from pydantic import field_serializer, field_validator
+
 from quantune.core.errors import listed
 from quantune.quantizations import Quantization
 from quantune.quantizations.budget import Budget, choose, units
@@ -41,7 +43,8 @@ class Packed(Quantization):
     """Grid symmetric around zero (no zero points stored); false: fitted to the group's minimum and maximum."""
     overrides: dict[Pattern, Override] = {}
     """Pattern of layer names -> `bits`, `group_size` or `symmetric` of these layers, such as `fc2: {bits: 8}`. A
-    pattern (`*`, `?`) is a full name or its end after a dot; of several that match, the later win, key by key."""
+    pattern (`*`, `?`) is a full name or its end after a dot; where several match, later ones override earlier ones, key
+    by key."""
     ignore: list[Pattern] = []
     """Patterns of the layers that stay dense."""
     output_embedding: bool = False
@@ -50,6 +53,18 @@ class Packed(Quantization):
     budget: Budget | None = None
     """Measure the damage of each layer at each of several widths, and choose the widths of least damage within a number
     of bytes. `bits` is not used then; layers that an override gives `bits` keep them."""
+
+    @field_validator("overrides", mode="before")
+    @classmethod
+    def _in_order(cls, raw: Any) -> Any:
+        """Read overrides that were written as pairs."""
+        pairs = isinstance(raw, list) and all(isinstance(item, list) and len(item) == 2 for item in raw)
+        return {str(pattern): keys for pattern, keys in raw} if pairs else raw
+
+    @field_serializer("overrides")
+    def _as_pairs(self, overrides: dict[str, Override]) -> list[list[Any]]:
+        """Return pairs, because the order counts, and JSON with sorted keys would lose it."""
+        return [[pattern, override.model_dump()] for pattern, override in overrides.items()]
 
     @property
     def grid(self):
@@ -109,7 +124,7 @@ class Packed(Quantization):
         chosen = {name: self.of_layer(name) for name in layers}
         automatic = {layers[name][1] for name, own in chosen.items() if own and own.group_size == "auto"}
         if not automatic:
-            return self
+            return self._with(group_size=None) if self.group_size == "auto" else self  # no layer uses it
         size, overrides = largest_group(automatic), {}
         for pattern, override in self.overrides.items():
             keys = override.given()
@@ -175,7 +190,10 @@ class Packed(Quantization):
     def _within_budget(self, layers: Mapping, facts: Mapping[str, Any] | None) -> Self:
         recipe = self._with(budget=None).resolved(layers)
         if facts:
-            chosen = {name: Override(bits=bits) for name, bits in facts["bits_of_layers"].items()}
+            given = {name: item.given() for name, item in recipe.overrides.items()}
+            chosen = {
+                name: Override(**given.get(name, {}) | {"bits": bits}) for name, bits in facts["bits_of_layers"].items()
+            }
             return recipe._with(overrides=recipe.overrides | chosen)
         weights = sum(rows * columns for name, (rows, columns) in layers.items() if recipe.of_layer(name))
         sizes = {bits: self._size(recipe._with(bits=bits), layers, layers) for bits in sorted(self.budget.choices)}
@@ -238,7 +256,7 @@ class Packed(Quantization):
             return f"vLLM serves {listed(SERVED_BITS)} bits, not {wrong[0]}; export 'safetensors'"
         if wrong := sorted(sizes - set(SERVED_GROUPS), key=str):
             allowed = listed(size or "null" for size in SERVED_GROUPS)
-            return f"vLLM serves groups of {allowed}, not {wrong[0]}; export 'safetensors'"
+            return f"vLLM serves groups of {allowed}, not {wrong[0] or 'null'}; export 'safetensors'"
         if self.output_embedding:
             return "vLLM reads no quantized output embedding of this format; export 'safetensors'"
         return None

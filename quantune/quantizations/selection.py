@@ -3,7 +3,7 @@
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_serializer
+from pydantic import Field, model_serializer, model_validator
 
 from quantune.core.errors import listed, nearest
 from quantune.core.recipe import Entry, NonEmpty
@@ -24,6 +24,13 @@ class Override(Entry):
     """Neighbouring inputs of a row that share one scale; null: one scale for each whole row."""
     symmetric: bool | None = None
     """Whether the grid is symmetric around zero."""
+
+    @model_validator(mode="after")
+    def _numbers(self):
+        for name in ("bits", "symmetric"):
+            if name in self.model_fields_set and getattr(self, name) is None:
+                raise ValueError(f"'{name}' has no null; leave it out")
+        return self
 
     def given(self) -> dict[str, Any]:
         """Return the keys that are given: null is a value of `group_size`."""

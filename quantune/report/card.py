@@ -140,7 +140,8 @@ def _data(facts: dict[str, Any]) -> str:
     configuration, lines = facts["configuration"], []
     for section, use in (("quantizations", "calibration"), ("finetunings", "training"), ("evaluations", "evaluation")):
         for name, entry in configuration.get(section, {}).items():
-            for dataset in filter(None, (entry.get("dataset"), *entry.get("mix", ()))):
+            uses = dict.fromkeys(filter(None, (entry.get("dataset"), *entry.get("mix", ()))), use)
+            for dataset, use in (dict.fromkeys(entry.get("also_validate", ()), "validation") | uses).items():
                 source = configuration["datasets"][dataset]
                 origin = (
                     f" ([{source['hub']}](https://huggingface.co/datasets/{source['hub']}))"

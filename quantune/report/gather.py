@@ -70,7 +70,7 @@ class VariantResult:
 
     @property
     def parameters(self) -> int | None:
-        """How many parameters it has, if its provenance tells."""
+        """How many parameters it has, if its provenance has it."""
         return self.facts.get("parameters", self.facts.get("total_parameters"))
 
 

@@ -55,6 +55,8 @@ def _verdict(item: Moved) -> str:
     """Return the change with its interval, and whether it is significant."""
     if item.change is None:
         return f"not tested: the {item.now.metric.item}s are not the same"
+    if why := item.now.broken or item.before.broken:
+        return f"not tested: the number {'now' if item.now.broken else 'before'} is not finite ({why})"
     verdict = {"worse": "worse", "better": "better", "unclear": "not significant"}[item.change.verdict]
     return f"{wording.briefly(item.change)}, {wording.probability(item.change)}: {verdict}".replace("\u00a0", " ")
 

@@ -25,7 +25,7 @@ def render(report: Report, figures: dict[str, str], command: str) -> str:
     """Return the page.
 
     Args:
-        report: what it tells.
+        report: its content.
         figures: name -> SVG, in the order to be shown.
         command: the Snakemake command line that the report is made with; names the configuration in the commands shown.
     """

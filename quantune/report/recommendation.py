@@ -119,13 +119,18 @@ class Answer:
 
 
 def answers(report: Report) -> list[Answer]:
-    """Return the answer for each model with evaluated variants, in the order of the configuration."""
+    """Return the answer for each model with evaluated variants, in the order of the configuration.
+
+    A model that is broken itself has none: losses against it mean nothing.
+    """
     results = []
     for name in report.models:
         model = report.variants[name]
         evaluations = tuple(
             item for item in report.scored(model) if item in (report.limits.evaluations or report.evaluations)
         )
+        if any(model.scores[item].broken for item in evaluations):
+            continue
         candidates = _candidates(report, model, evaluations)
         if evaluations and (len(candidates) > 1 or report.limits.given):
             results.append(_answer(report, model, evaluations, candidates))
@@ -166,7 +171,7 @@ def _answer(report: Report, model: VariantResult, evaluations: tuple[str, ...], 
         return answer
     smallest = next(iter(front(all_)), choice.candidate)
     whole = next(item.memory for item in all_ if item.variant is model)
-    smaller = [item for item in all_ if item.memory < whole] or all_
+    smaller = [item for item in all_ if item.memory < whole and math.isfinite(item.worst)] or all_
     balanced = choose(smaller, replace(limits, loss=limits.tolerance), shown)
     return replace(answer, smallest=smallest, balanced=balanced)
 

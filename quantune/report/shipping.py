@@ -170,6 +170,9 @@ def _runner_up(answer: Answer) -> str:
     text = f"`{other.variant.name}`{note}: {wording.listing([size(other.taken.memory), *losses])}."
     if answer.apart:
         return f"{text} The data tell the two apart on {wording.listing(list(answer.apart))}."
+    pair = (answer.choice.candidate, other)
+    if not all(item.variant.scores[name].letters for item in pair for name in answer.evaluations):
+        return text  # they were not compared
     return f"{text} The data do not tell the two apart."
 
 
@@ -209,12 +212,12 @@ def _no_limits(answer: Answer) -> str:
 
 
 def _options(answer: Answer) -> list[Option]:
-    """Return the three choices on the front."""
+    """Return the three choices."""
     balanced, limit = answer.balanced, _limit(answer)
     how = {
         "shown": f"smallest that is shown to lose less than {limit}",
-        "measured": f"loses least of those that measured less than {limit}; not shown",
-        "beyond": f"none measured a loss below {limit}; it comes nearest",
+        "measured": f"of the smaller variants that measured less than {limit}, it loses least; not shown",
+        "beyond": f"no smaller variant measured a loss below {limit}; it comes nearest",
     }[balanced.standing]
     best = f"loses least on {wording.listing(list(answer.choice.candidate.aims))}"
     named = (

@@ -53,7 +53,7 @@ class Speed:
     peak_bytes: int
     """Most memory in use during the phase; on a CPU resident memory, libraries that the model brought in included."""
     joules: float | None
-    """For a token, or a second of audio; None where no driver tells."""
+    """For a token, or a second of audio; None where no driver measures it."""
     quantity: Quantity = RATE
 
     @property

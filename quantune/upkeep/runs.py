@@ -15,7 +15,7 @@ from quantune.core.errors import ConfigError, QuantuneError
 if TYPE_CHECKING:
     from quantune.report.gather import Report
 
-READ = (record.PROVENANCE, record.RUN, "result.json", "items.parquet", "items.jsonl", "curves.csv")
+READ = (record.PROVENANCE, record.RUN, "result.json", "items.parquet", "items.jsonl", "curves.csv", "normalizer.json")
 """The files that a comparison reads of an artefact; weights are not among them."""
 HOW = "snakemake compare --config 'with=<git revision or folder>'"
 
@@ -47,7 +47,7 @@ def compared(given: str, work: str) -> str:
 
 
 def _folder(given: str) -> Path | None:
-    """Return the work folder that is meant: it holds a report, or its subfolder `work` does."""
+    """Return the work folder that the user gave: it holds a report, or its subfolder `work` does."""
     for path in (Path(given), Path(given, "work")):
         if (path / "report" / record.PROVENANCE).is_file():
             return path.resolve()
@@ -73,6 +73,10 @@ def _linked(folder: Path) -> Iterator[tuple[Path, str]]:
     """Give a root in which the paths that a run recorded lead to its work folder, wherever it is now."""
     prefix = _prefix(folder)
     if Path(prefix).is_absolute():
+        if Path(prefix).resolve() != folder:
+            raise QuantuneError(
+                f"'{folder}' was moved from '{prefix}', and its files name that path; put it back there"
+            )
         yield Path("/"), prefix
         return
     with tempfile.TemporaryDirectory(prefix="quantune-compare-") as scratch:
@@ -95,7 +99,7 @@ def _fetched(revision: str, work: str) -> Iterator[tuple[Path, str]]:
             there = kept.exists(f"{work}/report/{record.PROVENANCE}")
             for path in kept.find(work) if there else ():
                 if Path(path).name in READ:
-                    place = Path(scratch, path)
+                    place = Path(scratch, path.lstrip("/"))
                     place.parent.mkdir(parents=True, exist_ok=True)
                     kept.get_file(path, str(place))
         except (DvcException, OSError) as error:
@@ -103,7 +107,7 @@ def _fetched(revision: str, work: str) -> Iterator[tuple[Path, str]]:
         if not there:
             keep = "`make commit` keeps those of a run"
             raise QuantuneError(f"with: '{revision}' has no results in DVC below '{work}'; {keep}")
-        yield Path(scratch), work
+        yield Path(scratch), work.lstrip("/")
 
 
 def _prefix(work: Path) -> str:

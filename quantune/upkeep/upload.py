@@ -51,6 +51,13 @@ def files_of(export: Path, public: bool) -> list[str]:
         path = export / file["path"]
         if not path.is_file() or hashes.file_sha256(path) != file["sha256"]:
             raise QuantuneError(f"{path} is not the file that was made; run the same snakemake command again")
+    if absolute := [
+        item["path"] for group in provenance["parents"].values() for item in group if item["path"][:1] == "/"
+    ]:
+        raise ConfigError(
+            f"provenance.json names the folder '{Path(absolute[0]).parents[1]}' of this machine; give 'work' as a "
+            "relative path, then export again"
+        )
     unknown = [key for key, licence in provenance["recipe"]["licences"].items() if licence is None]
     if public and unknown:
         raise ConfigError(f"the licence of the model is not known; write '{unknown[0]}.licence', then export again")
@@ -75,6 +82,8 @@ def _commit(export: Path, files: list[str], repository: str, revision: str, priv
         if branch != MAIN:
             api.create_branch(repository, branch=branch, exist_ok=True)
         head = api.model_info(repository, revision=branch)
+        if not head.private:
+            files_of(export, public=True)
         there = {item.rfilename for item in head.siblings} - set(OF_THE_HUB)
         if there and not revision:
             raise ConfigError(

@@ -51,7 +51,7 @@ def modelfile(file: str, checkpoint: Path) -> str:
     else:
         lines += ["# The chat template is in the GGUF file; Ollama takes its own translation if it knows the template."]
     ends = tokenizer.convert_ids_to_tokens(ending_tokens(checkpoint, tokenizer))
-    lines += [f'PARAMETER stop "{end}"' for end in dict.fromkeys(ends) if '"' not in end]
+    lines += [f'PARAMETER stop "{end}"' for end in dict.fromkeys(filter(None, ends)) if '"' not in end]
     return "\n".join([*lines, ""])
 
 

@@ -23,7 +23,8 @@ SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_m
 def fused(model: torch.nn.Module, smoothing: float = 0.0) -> Iterator[None]:
     """Let a model compute its loss in chunks; inside, its `logits` are the hidden states.
 
-    Models keep their own loss if they change the logits after the product, or if the output embedding is trained.
+    Models keep their own loss if they change the logits after the product, or if the output embedding is trained or
+    quantized.
     `smoothing` is the probability that the loss spreads over all tokens, while the model is in training mode.
     """
     model = model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -32,7 +32,7 @@ def config(header: Header, factors: bytes | None = None) -> dict[str, Any]:
         problem = f"is one of {parts!r:.20} parts; allowed: a whole file"
         raise QuantuneError(f"{header.name}: {problem}; join the parts with llama.cpp's `llama-gguf-split --merge`")
     family = header.metadata.get("general.architecture")
-    if family not in ARCHITECTURES:
+    if not isinstance(family, str) or family not in ARCHITECTURES:
         raise _wrong(header, "general.architecture", family, listed(ARCHITECTURES))
     shape = _shape(header, family)
     rope = _rope(header, family, shape["head_dim"], factors)
@@ -106,8 +106,13 @@ def _rope(header: Header, family: str, head: int, factors: bytes | None) -> dict
     if turned != head:
         raise _wrong(header, f"{family}.rope.dimension_count", turned, f"{head}, all values of a head")
     keys = {"rope_theta": base}
-    kind = header.metadata.get(f"{family}.rope.scaling.type", "none")
     factor = f"{family}.rope.scaling.factor"
+    if factor not in header.metadata:  # the key of files of 2023
+        factor = f"{family}.rope.scale_linear"
+    stretched = header.metadata.get(factor, 1.0) not in (0.0, 1.0)
+    kind = header.metadata.get(
+        f"{family}.rope.scaling.type", "linear" if stretched else "none"
+    )  # as llama.cpp reads it
     if FACTORS in header.tensors:
         if kind != "none":
             raise _wrong(header, f"{family}.rope.scaling.type", kind, f"none, beside the tensor '{FACTORS}'")

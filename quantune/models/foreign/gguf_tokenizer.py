@@ -49,7 +49,8 @@ def write(header: Header, folder: Path) -> None:
     if len(set(tokens)) != len(tokens):
         raise QuantuneError(f"{header.name}: 'tokenizer.ggml.tokens' names a token twice; {REMEDY}")
     tokenizer = _byte_level(header, tokens) if kind == "gpt2" else _sentence_piece(header, tokens)
-    kinds = header.metadata.get("tokenizer.ggml.token_type", [])
+    kinds = header.metadata.get("tokenizer.ggml.token_type")
+    kinds = kinds if isinstance(kinds, list) else []
     added = [
         AddedToken(token, special=number == CONTROL, normalized=False)
         for token, number in zip(tokens, kinds, strict=False)
@@ -108,8 +109,9 @@ def _escaped(items: list[str]) -> list[str]:
 
 
 def _splitting(header: Header) -> str:
-    name = header.metadata.get("tokenizer.ggml.pre", "gpt-2")
-    return ALIASES.get(name, name)
+    """Return the name of the rule; a file without it does not say how its texts are split."""
+    name = header.metadata.get("tokenizer.ggml.pre")
+    return ALIASES.get(name, name) if isinstance(name, str) else "not given"
 
 
 def _byte_level(header: Header, tokens: list[str]) -> Tokenizer:

@@ -20,7 +20,7 @@ from typing import Any
 from quantune.core.errors import QuantuneError
 from quantune.models import stored, tensor_files
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
 """Environment variables of the process that reads; credentials are not among them."""
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000  # of Linux's `unshare`

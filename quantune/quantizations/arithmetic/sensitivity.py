@@ -2,6 +2,7 @@
 when only this part is rounded.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import torch
 from tqdm import tqdm
 
 from quantune.models import loading
+from quantune.models.checkpoints import untie
 from quantune.models.offloading import move
 from quantune.quantizations.arithmetic import layerwise
 from quantune.quantizations.arithmetic.quality import joined
 
+DESTROYED = 1e9
+"""Damage of a model whose predictions are not finite, in nats."""
 Fits = Callable[[dict[str, torch.nn.Linear], torch.Tensor | None, int], dict[str, torch.Tensor]]
 """Linear layers that read the same input, its Gram matrix or None, bits -> full name -> rounded weights."""
 
@@ -23,6 +27,9 @@ class Meter:
     def __init__(self, model, inputs: list[dict[str, torch.Tensor]], units: list[list[str]], widths: list[int]):
         """Compute the predictions at full precision, for batches of one sample."""
         self.model, self.units, self.widths = model, units, widths
+        head = model.get_output_embeddings()
+        if head is not None and any(model.get_submodule(name) is head for names in units for name in names):
+            untie(model)
         self.batches = joined(inputs, model.config.get_text_config().vocab_size)
         self.before = [_predictions(model, batch) for batch in self.batches]
         self._measured: dict[int, dict[int, float]] = {}
@@ -34,10 +41,11 @@ class Meter:
         self._measured[unit] = {}
         for bits, weights in rounded.items():
             for name, layer in layers.items():
-                layer.weight.data = weights[name].to(originals[name].device)
+                layer.weight.data = weights[name].to(originals[name].device, originals[name].dtype)
             pairs = zip(self.batches, self.before, strict=True)
             sums = [divergence(known, _predictions(self.model, batch)) for batch, known in pairs]
-            self._measured[unit][bits] = max(0.0, sum(sums) / sum(map(len, self.before)))
+            mean = sum(sums) / sum(map(len, self.before))
+            self._measured[unit][bits] = max(0.0, mean) if math.isfinite(mean) else DESTROYED
         for name, layer in layers.items():
             layer.weight.data = originals[name]
 

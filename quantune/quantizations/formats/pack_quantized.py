@@ -13,7 +13,7 @@ from compressed_tensors.quantization import (
 from tqdm import tqdm
 
 from quantune.models import loading
-from quantune.models.checkpoints import quantizable, save_model
+from quantune.models.checkpoints import quantizable, save_model, untie
 from quantune.models.eight_bit_linear import keep_compressed
 from quantune.models.offloading import move, stream
 from quantune.models.probes import probe_logits, require_identical_reload
@@ -56,7 +56,7 @@ def save(model, recipe: Packed, parent: Path, folder: Path) -> None:
     grids = {name: own.grid for name in quantizable(model, head) if (own := recipe.of_layer(name))}
     layers = {name: model.get_submodule(name) for name in grids}
     if head:
-        _untie(model)
+        untie(model)
     left = {name: layer for name, layer in layers.items() if not hasattr(layer, "weight_packed")}
     for name, layer in tqdm(left.items(), desc="rounding", unit="layer", disable=len(left) < 2):
         move([layer], loading.device(), torch.float32)
@@ -88,24 +88,16 @@ def write(model, parent: Path, folder: Path) -> None:
     require_identical_reload(logits, folder, "float32")
 
 
-def _untie(model) -> None:
-    """Give the output embedding weights of its own, where it has those of the input embedding."""
-    head = model.get_output_embeddings()
-    if head.weight is model.get_input_embeddings().weight:
-        head.weight = torch.nn.Parameter(head.weight.data, requires_grad=False)
-        model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
-
-
 def _share_schemes(layers: dict[str, torch.nn.Module], grids: dict[str, Grid]) -> None:
-    """Give layers on one kind of grid one scheme. The most frequent one is for all linear layers, the others are for
-    layers by name, which counts before the class.
+    """Give layers on one kind of grid one scheme: for all linear layers, or, with several kinds, for layers by name.
+
+    vLLM joins query, key and value into one layer, and looks for its class before the names of its parts.
     """
     names: dict[Grid, list[str]] = {}
     for name, grid in grids.items():
         names.setdefault(grid, []).append(name)
-    usual = max(names, key=lambda grid: len(names[grid]))
     for grid, own in names.items():
-        shared = scheme(grid, None if grid == usual else own)
+        shared = scheme(grid, own if len(names) > 1 else None)
         for name in own:
             layers[name].quantization_scheme = shared
 
