@@ -380,7 +380,8 @@ def test_compressed_tensors_loader_reads_the_same_weights(tmp_path, method, monk
         ("opt+auto/compressed-tensors", None),
         ("opt+fp8/compressed-tensors", None),
         ("opt+some5/compressed-tensors", "vLLM serves 4, 8 bits, not 5; export 'safetensors'"),
-        ("opt+kept/compressed-tensors", "vLLM reads no channels in 16 bits beside the codes; export 'safetensors'"),
+        ("opt+kept/compressed-tensors", "other programs leave out its channels in 16 bits; export an 'rtn' variant"),
+        ("opt+kept/safetensors", "other programs leave out its channels in 16 bits; export an 'rtn' variant"),
         ("opt/gguf-q4", "'gguf-q4' is not a format of exports; allowed: compressed-tensors, gguf-bf16, gguf-f16"),
         ("opt", "exports: 'opt' is not a variant and a format; write 'opt/safetensors'"),
         ("op/safetensors", "'op' is not a model"),
@@ -519,6 +520,9 @@ def test_an_upload_overwrites_only_the_branch_that_is_named(hub, export, capsys)
     assert hub.repositories["me/tiny"]["main"] == before | {"old.bin": b"old"}
     upload.push(str(export), "me/tiny", "main")
     assert hub.repositories["me/tiny"]["main"] == before
+    hub.private["me/tiny"] = False
+    with pytest.raises(SystemExit, match="the licence of the model is not known"):  # now anyone would see it
+        upload.push(str(export), "me/tiny", "v2")
 
 
 @pytest.mark.parametrize(

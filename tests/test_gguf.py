@@ -226,6 +226,10 @@ def test_the_rotary_embeddings_of_llama_3_are_those_of_the_file():
         QuantuneError, match=r"'rope_freqs.weight' is '2 at 0'; allowed: 1, as in Llama 3.1; give the or"
     ):
         gguf_config.config(header, struct.pack("<32f", *[2.0] * 31, 32.0))
+    tensors.pop("rope_freqs.weight")
+    for key in ("rope.scale_linear", "rope.scaling.factor"):  # files of 2023 have the first
+        stretched = gguf_files.Header("m.gguf", metadata | {f"llama.{key}": 4.0}, tensors)
+        assert gguf_config.config(stretched, None)["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}, key
 
 
 def metadata(change):

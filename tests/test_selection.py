@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from compressed_tensors.quantization import QuantizationConfig
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from quantune.core.errors import QuantuneError
@@ -178,3 +179,22 @@ def test_the_estimate_knows_the_grids_of_all_layers(mixed):
     assert memory.weights(model, "float16", recipe) == pytest.approx(written, rel=0.01)
     auto = RoundToNearest(method="rtn", group_size="auto")
     assert memory.weights(model, "float16", auto) == memory.weights(model, "float16", RoundToNearest(method="rtn"))
+
+
+def test_the_order_of_overrides_is_part_of_the_identity():
+    """Later patterns win, so another order is another recipe; it survives the provenance, whose keys are sorted."""
+    patterns = {"*_proj": {"bits": 3}, "q_proj": {"bits": 8}}
+    first, second = (
+        RoundToNearest(method="rtn", overrides=dict(items)) for items in (patterns.items(), [*patterns.items()][::-1])
+    )
+    assert first.of_layer("layers.0.q_proj").bits == 8 and second.of_layer("layers.0.q_proj").bits == 3
+    stored = [json.dumps(recipe.identity(), sort_keys=True) for recipe in (first, second)]
+    assert stored[0] != stored[1]
+    assert [RoundToNearest(**json.loads(text)) for text in stored] == [first, second]
+    assert "overrides" not in RoundToNearest(method="rtn").identity()
+
+
+@pytest.mark.parametrize("keys", [{"bits": None}, {"symmetric": None}])
+def test_an_override_without_a_value_is_refused(keys):
+    with pytest.raises(ValidationError, match=f"'{next(iter(keys))}' has no null; leave it out"):
+        RoundToNearest(method="rtn", overrides={"q_proj": keys})

@@ -69,6 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(404, {})
         files = self.hub.repositories[match[1]][match[2]]
         found = {"id": match[1], "sha": self.hub.head(match[1], match[2]), "tags": []}
+        found |= {"private": self.hub.private[match[1]]}
         return self._answer(200, found | {"siblings": [{"rfilename": name} for name in files]})
 
     def do_PUT(self) -> None:

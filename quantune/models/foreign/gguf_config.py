@@ -107,8 +107,8 @@ def _rope(header: Header, family: str, head: int, factors: bytes | None) -> dict
         raise _wrong(header, f"{family}.rope.dimension_count", turned, f"{head}, all values of a head")
     keys = {"rope_theta": base}
     factor = f"{family}.rope.scaling.factor"
-    if factor not in header.metadata:  # the key of files of 2023
-        factor = f"{family}.rope.scale_linear"
+    old = f"{family}.rope.scale_linear"  # of files of 2023
+    factor = old if old in header.metadata and factor not in header.metadata else factor
     stretched = header.metadata.get(factor, 1.0) not in (0.0, 1.0)
     kind = header.metadata.get(
         f"{family}.rope.scaling.type", "linear" if stretched else "none"
