@@ -259,15 +259,19 @@ def test_a_norm_that_scales_cannot_be_moved_into_is_refused():
         awq._offset("layers.0.norm", Squared(16))
 
 
-def test_layers_outside_the_decoder_layers_are_rounded(tmp_path, data):
-    """As the projections of OPT-350M, whose embeddings are narrower than its layers."""
+def narrow_embeddings(folder):
+    """Write an OPT with projections around its decoder layers, as OPT-350M, whose embeddings are narrower."""
     from transformers import OPTConfig, OPTForCausalLM
 
     torch.manual_seed(0)
     shape = {"hidden_size": 64, "word_embed_proj_dim": 32, "ffn_dim": 128, "num_hidden_layers": 1}
     more = {"num_attention_heads": 4, "vocab_size": 12288, "do_layer_norm_before": False, "eos_token_id": 2}
-    OPTForCausalLM(OPTConfig(**shape, **more)).save_pretrained(tmp_path / "parent")
-    checkpoints.copy_tokenizer(PARENT, tmp_path / "parent")
+    OPTForCausalLM(OPTConfig(**shape, **more)).save_pretrained(folder)
+    checkpoints.copy_tokenizer(PARENT, folder)
+
+
+def test_layers_outside_the_decoder_layers_are_rounded(tmp_path, data):
+    narrow_embeddings(tmp_path / "parent")
     (tmp_path / "out").mkdir()
     recipe = calibrated(GPTQ, samples=8)
     recipe.quantize(tmp_path / "parent", tmp_path / "out", data, 0)

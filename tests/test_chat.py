@@ -1,6 +1,7 @@
 """Conversations: the forms of their rows, the tokens of their responses, and what is left out of the loss."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy
@@ -17,7 +18,7 @@ from quantune.sources import documents, leaks, texts
 from quantune.sources.chat import Contents
 from tests.conftest import OPT
 
-REAL = Path("/work/real/smollm2-135m-instruct")
+REAL = Path(os.environ.get("REAL", ""), "smollm2-135m-instruct")
 SYSTEM, FIRST, SECOND = ("system", "Be brief."), ("user", "Which way?"), ("assistant", "North.")
 TWO = [FIRST, SECOND, ("user", "How far?"), ("assistant", "Two miles,\nor “three”.")]
 OWN = """\
@@ -213,7 +214,7 @@ def test_tokens_of_responses_under_a_template_of_this_test(own):
     assert columns["bytes"].sum() == len("North.") and columns["words"].sum() == 1
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="SmolLM2-135M-Instruct is not on this machine")
+@pytest.mark.skipif(not REAL.exists(), reason="needs smollm2-135m-instruct: set REAL to its folder")
 def test_tokens_of_responses_under_the_template_of_smollm2():
     tokenizer = loading.tokenizer(REAL)
     assert responses(tokenizer, TWO) == ["North.<|im_end|>", "Two miles,\nor “three”.<|im_end|>"]

@@ -25,6 +25,8 @@ from quantune.planning import load, memory
 from quantune.quantizations import methods
 from quantune.quantizations.arithmetic import quality, smoothing
 from tests import zoo
+from tests.test_calibrated import narrow_embeddings
+from tests.test_packed_linear import require_one_graph
 
 ROOT = Path(__file__).parent.parent
 PARENT = ROOT / "assets/models/opt-2m"
@@ -233,11 +235,7 @@ def test_the_structural_check_names_the_broken_layer(made, tmp_path, name, part,
 @pytest.mark.parametrize(("name", "rows"), [("fp8", 1), ("int8-static", 3)])
 def test_a_compiled_layer_is_one_graph_with_the_same_result(made, name, rows):
     layer = loading.model([made[0] / name], "float32").model.decoder.layers[0].fc1
-    states = torch.randn(rows, 1, layer.in_features, generator=torch.Generator().manual_seed(0))
-    torch.compiler.reset()
-    with torch.no_grad():
-        found = torch.compile(lambda states: layer(states), fullgraph=True, dynamic=False, backend="aot_eager")(states)
-        assert torch.allclose(found, layer(states), rtol=1e-4, atol=1e-5)
+    require_one_graph(layer, rows)
 
 
 def test_gradients_pass_the_rounding_of_inputs(made):
@@ -278,14 +276,7 @@ def test_whisper_is_quantized_in_encoder_and_decoder(tmp_path, prepared, name):
 
 
 def test_layers_outside_the_decoder_layers_have_dynamic_inputs_only(tmp_path, data):
-    """As the projections of OPT-350M, whose embeddings are narrower than its layers."""
-    from transformers import OPTConfig, OPTForCausalLM
-
-    torch.manual_seed(0)
-    shape = {"hidden_size": 64, "word_embed_proj_dim": 32, "ffn_dim": 128, "num_hidden_layers": 1}
-    more = {"num_attention_heads": 4, "vocab_size": 12288, "do_layer_norm_before": False, "eos_token_id": 2}
-    OPTForCausalLM(OPTConfig(**shape, **more)).save_pretrained(tmp_path / "parent")
-    checkpoints.copy_tokenizer(PARENT, tmp_path / "parent")
+    narrow_embeddings(tmp_path / "parent")
     for name in ("smoothquant", "int8-static"):
         (tmp_path / name).mkdir()
     recipe_of("smoothquant").quantize(tmp_path / "parent", tmp_path / "smoothquant", data, 0)

@@ -55,14 +55,21 @@ def test_what_is_in_memory_after_a_forward_pass_is_what_is_on_disk(quantized):
     assert tensor_bytes(model) == before == pytest.approx(written, rel=0.02)
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_a_compiled_layer_is_one_graph_with_the_same_result(quantized, rows):
-    layer = loading.model([quantized], "float32").model.decoder.layers[0].fc1
+def require_one_graph(layer, rows: int):
+    """Compile a layer as one graph, and compare its results."""
     states = torch.randn(rows, 1, layer.in_features, generator=torch.Generator().manual_seed(0))
     torch.compiler.reset()
     with torch.no_grad():
-        found = torch.compile(lambda states: layer(states), fullgraph=True, dynamic=False, backend="aot_eager")(states)
-        assert torch.allclose(found, layer(states), rtol=1e-4, atol=1e-5)
+        compiled = torch.compile(lambda states: layer(states), fullgraph=True, dynamic=False, backend="aot_eager")(
+            states
+        )
+        assert torch.allclose(compiled, layer(states), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_compiled_layer_is_one_graph_with_the_same_result(quantized, rows):
+    layer = loading.model([quantized], "float32").model.decoder.layers[0].fc1
+    require_one_graph(layer, rows)
 
 
 def test_an_adapter_gets_the_same_gradients(quantized):

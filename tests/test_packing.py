@@ -84,7 +84,7 @@ def test_the_loss_counts_the_responses(prepared, tokenizer, loss_on, text, packe
     assert data.labels([number]) == int((data.batch([number])["labels"] != IGNORED).sum())
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="SmolLM2-135M-Instruct is not on this machine")
+@pytest.mark.skipif(not REAL.exists(), reason="needs smollm2-135m-instruct: set REAL to its folder")
 @pytest.mark.parametrize(
     ("loss_on", "text"), [("responses", f"North.<|im_end|>{LAST}<|im_end|>"), ("last-response", f"{LAST}<|im_end|>")]
 )
@@ -144,7 +144,7 @@ def test_the_loss_of_packed_documents_is_that_of_each_alone(tmp_path, tokenizer,
     assert packed.labels(list(range(len(packed)))) == sum(counts)
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="SmolLM2-135M-Instruct is not on this machine")
+@pytest.mark.skipif(not REAL.exists(), reason="needs smollm2-135m-instruct: set REAL to its folder")
 def test_packed_conversations_of_smollm2(tmp_path):
     tokenizer, model = loading.tokenizer(REAL), loading.model([REAL], "float32")
     model.config.use_cache = False

@@ -50,7 +50,8 @@ def add_vocabulary(writer: gguf.GGUFWriter, checkpoint: Path, size: int) -> None
     state = json.loads(backend.to_str()) if backend else {}
     model = state.get("model", {})
     if model.get("type") != "BPE":
-        raise QuantuneError(f"the tokenizer is of type {model.get('type', 'SentencePiece')}; GGUF holds BPE alone")
+        kind = model.get("type", "SentencePiece")
+        raise QuantuneError(f"the tokenizer is of type {kind}; GGUF holds BPE alone; export 'safetensors'")
     rule = split_rule(state)
     writer.add_tokenizer_model("llama" if rule == "default" else "gpt2")
     writer.add_tokenizer_pre(rule)
@@ -133,7 +134,9 @@ def tokens_and_types(state: dict[str, Any], size: int, in_pieces: bool) -> tuple
     if in_pieces and unknown in state["model"]["vocab"]:
         texts[state["model"]["vocab"][unknown]] = unknown, kinds.UNKNOWN
     if (largest := max(texts)) >= size:
-        raise QuantuneError(f"the tokenizer has the token {largest}, and the model only {size} rows of embeddings")
+        raise QuantuneError(
+            f"the tokenizer has the token {largest}, and the model only {size} rows of embeddings; export 'safetensors'"
+        )
     filled = [texts.get(number, (f"[PAD{number}]", kinds.UNUSED)) for number in range(size)]
     return [text for text, _ in filled], [int(kind) for _, kind in filled]
 
@@ -172,7 +175,10 @@ def add_special(writer: gguf.GGUFWriter, tokenizer, checkpoint: Path) -> None:
     bos = before[0] if before else tokenizer.bos_token_id
     if len(before) > 1 or len(after) > 1 or (after and after[0] != ends[0]):
         around = listed(map(repr, tokenizer.convert_ids_to_tokens([*before, *after])))
-        raise QuantuneError(f"the tokenizer puts {around} around a text; llama.cpp puts one BOS and one EOS at most")
+        raise QuantuneError(
+            f"the tokenizer puts {around} around a text; llama.cpp puts one BOS and one EOS at "
+            "most; export 'safetensors'"
+        )
     if bos is not None:
         writer.add_bos_token_id(bos)
     for role, number in zip(END_ROLES, ends, strict=False):

@@ -122,7 +122,9 @@ def relative_error(path: Path, weights: Weights) -> float:
     stored = {item.name: item for item in gguf.GGUFReader(path).tensors}
     planned = {item.name: item for item in weights.planned()}
     if different := sorted(stored.keys() ^ planned.keys()):
-        raise QuantuneError(f"the written file has not the tensor '{different[0]}'; run the same command again")
+        raise QuantuneError(
+            f"the written file lacks '{different[0]}', or should not hold it; run the same command again"
+        )
     errors, norms = 0.0, 0.0
     for name, item in planned.items():
         error, norm = squares(stored[name], weights.values(item))
